@@ -1,0 +1,117 @@
+# Everything here needs only CPython >= 3.11, GNU make and a package index; the rest is set up under .tools/ and .venv/.
+# Another interpreter: `make run PYTHON=python3.13`.
+
+.DEFAULT_GOAL := help
+# Two recipes of one run share one environment, and pytest's summary has to stay last.
+.NOTPARALLEL:
+# Only what POSIX promises: a slim machine has no bash.
+SHELL := /bin/sh
+.SHELLFLAGS := -eu -c
+
+BIN := .venv/bin
+POETRY := .tools/poetry/bin/python tools/poetry.py
+IMAGE := usersvc
+# Expanded only by the targets that need it.
+ENGINE = $(or $(shell command -v docker || command -v podman),$(error needs docker or podman on PATH))
+
+# Whatever environment the caller has activated, the project's own is the one that is meant.
+export VIRTUAL_ENV := $(CURDIR)/.venv
+unexport CONDA_PREFIX PYTHONHOME PYTHONPATH
+# `pip install --user`, when it is somebody's default, is refused inside an environment.
+export PIP_USER := 0
+
+# --- what people type ---------------------------------------------------------------------------------------------
+
+.PHONY: help
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1#\2/p' Makefile | while IFS='#' read -r target words; do \
+		printf '  make %-12s %s\n' "$$target" "$$words"; done
+
+.PHONY: run
+run: .venv/run-time.stamp ## start the service (settings: environment or .env)
+	@exec $(BIN)/usersvc serve
+
+.PHONY: test
+test: .venv/everything.stamp ## all tests: features at both levels, then pytest with coverage
+	$(BIN)/behave --format progress
+	$(BIN)/behave --format progress --stage http
+	$(BIN)/pytest --cov=usersvc --cov-branch --cov-report=term-missing:skip-covered --cov-fail-under=95
+
+.PHONY: bdd
+bdd: .venv/everything.stamp ## the features alone, on the use cases with fakes: seconds
+	$(BIN)/behave
+
+.PHONY: check
+check: static test ## all that has to pass before a change goes in: static, then test
+
+.PHONY: static
+static: .venv/everything.stamp ## format, lint, types, architecture, lock file
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+	$(POETRY) check --lock
+
+.PHONY: fix
+fix: .venv/everything.stamp ## format, and repair what the linter can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+.PHONY: bench
+bench: .venv/everything.stamp ## measure the service
+	$(BIN)/python -m benchmarks
+
+.PHONY: bench-asgi
+bench-asgi: .venv/everything.stamp ## measure the ASGI adapter beside its peers
+	$(BIN)/python -m benchmarks.asgi
+
+.PHONY: lock
+lock: .tools/poetry/made.stamp .venv/made.stamp ## resolve the dependencies anew after a change in pyproject.toml
+	$(POETRY) lock
+
+.PHONY: docker
+docker: ## build the container image
+# podman's own image format has no HEALTHCHECK
+	BUILDAH_FORMAT=docker $(ENGINE) build $(if $(PIP_INDEX_URL),--build-arg PIP_INDEX_URL) -t $(IMAGE) .
+
+.PHONY: docker-run
+docker-run: docker ## run the image: read-only, on 127.0.0.1:8000, data in the volume usersvc-data
+	$(ENGINE) run --rm --read-only --tmpfs /tmp --cap-drop ALL --security-opt no-new-privileges \
+		--publish 127.0.0.1:8000:8000 --volume usersvc-data:/data $(DOCKER_RUN_FLAGS) $(IMAGE)
+
+.PHONY: clean
+clean: ## remove everything that make made; data stays
+	rm -rf .venv .tools .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist htmlcov .coverage*
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# --- the environments ---------------------------------------------------------------------------------------------
+# A stamp is touched last, so that a run that was interrupted is taken up again. All of them lie inside what they
+# vouch for, and go with it.
+
+# Runs every time, but changes its file only when the answer changes.
+.tools/python: FORCE
+	@PYTHON='$(PYTHON)' tools/choose-python $@
+.PHONY: FORCE
+FORCE:
+
+.tools/poetry/made.stamp: .tools/python tools/poetry.txt
+	@echo 'Setting up Poetry in .tools/poetry ...'
+	@rm -rf .tools/poetry
+	@read -r python <.tools/python && "$$python" -m venv .tools/poetry
+	@.tools/poetry/bin/python -m pip install -qq --disable-pip-version-check --requirement tools/poetry.txt
+	@touch $@
+
+# Without pip: Poetry installs with its own.
+.venv/made.stamp: .tools/python
+	@read -r python <.tools/python && "$$python" -m venv --clear --without-pip .venv
+	@touch $@
+
+# `install` where the other one says `sync`: it leaves the tools alone when they are there already.
+.venv/run-time.stamp: .venv/made.stamp .tools/poetry/made.stamp pyproject.toml poetry.lock
+	$(POETRY) install --only main --no-interaction
+	@touch $@
+
+.venv/everything.stamp: .venv/made.stamp .tools/poetry/made.stamp pyproject.toml poetry.lock
+	$(POETRY) sync --no-interaction
+	@touch .venv/run-time.stamp $@

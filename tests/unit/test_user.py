@@ -1,0 +1,265 @@
+import unicodedata
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from usersvc.domain.errors import RulesBroken
+from usersvc.domain.events import UserRegistered
+from usersvc.domain.user import Age, EmailAddress, Password, PasswordHash, User
+
+GOOD: dict[str, Any] = {"email": "alice@example.com", "password": "correct horse battery", "age": 30}
+NOW = datetime(2026, 1, 31, 9, 30, tzinfo=UTC)
+
+
+def broken_rules(**changed: object) -> set[tuple[str, str]]:
+    return {(violation.field, violation.code) for violation in User.violations(**{**GOOD, **changed})}
+
+
+def mailbox(address: str) -> str:
+    return EmailAddress.parse(address).mailbox
+
+
+class TestRegistering:
+    def test_gives_a_user_with_everything_that_was_handed_in_but_the_password(self) -> None:
+        registration = User.register(**GOOD)
+        user = registration.complete(PasswordHash("$hash"), at=NOW)
+
+        assert (user.email.typed, user.age.years, user.password_hash) == ("alice@example.com", 30, "$hash")
+        assert user.registered_at == NOW
+        assert user.id.version == 7
+
+    def test_tells_that_it_has_happened(self) -> None:
+        user = User.register(**GOOD).complete(PasswordHash("$hash"), at=NOW)
+
+        assert user.events == (UserRegistered(user_id=user.id, email="alice@example.com", occurred_at=NOW),)
+
+    def test_reports_every_broken_rule_at_once(self) -> None:
+        with pytest.raises(RulesBroken) as refused:
+            User.register(email="nobody", password="nobody", age=17)
+
+        assert [(violation.field, violation.code) for violation in refused.value.violations] == [
+            ("email", "invalid-email"),
+            ("password", "too-short"),
+            ("password", "same-as-email"),
+            ("age", "out-of-range"),
+        ]
+
+    def test_judges_only_what_is_given(self) -> None:
+        assert [violation.field for violation in User.violations(age=1)] == ["age"]
+        assert User.violations() == ()
+
+    def test_never_shows_a_password_or_its_hash(self) -> None:
+        registration = User.register(**GOOD)
+        user = registration.complete(PasswordHash("$secret-hash"), at=NOW)
+
+        shown = f"{registration!r} {registration.password!r} {registration.password} {user!r} {user.events!r}"
+
+        assert GOOD["password"] not in shown
+        assert "$secret-hash" not in shown
+
+    @given(st.text(), st.text(), st.integers())
+    def test_either_gives_a_user_or_says_why_without_repeating_the_password(
+        self, email: str, password: str, age: int
+    ) -> None:
+        try:
+            registration = User.register(email=email, password=password, age=age)
+        except RulesBroken as refused:
+            assert refused.violations
+            if len(password) > 30:
+                assert password not in f"{refused}{refused.violations}"
+        else:
+            assert registration.email.typed == email
+            assert registration.password.clear == unicodedata.normalize("NFC", password)
+            assert registration.age == Age(age)
+
+
+class TestAge:
+    @pytest.mark.parametrize("years", [18, 130])
+    def test_admits_the_bounds(self, years: int) -> None:
+        assert Age(years).years == years
+
+    @pytest.mark.parametrize("years", [17, 131, 0, -18, 10**30])
+    def test_refuses_what_is_outside(self, years: int) -> None:
+        assert broken_rules(age=years) == {("age", "out-of-range")}
+
+
+class TestEmailAddress:
+    @pytest.mark.parametrize(
+        "address",
+        [
+            "a@b.co",
+            "alice+tag@example.com",
+            "o'brien@example.com",
+            "!#$%&'*+-/=?^_`{|}~@example.com",
+            '"quoted local"@example.com',
+            "alice@[192.0.2.1]",
+            "alice@[IPv6:2001:db8::1]",
+            "用户@例子.广告",
+            "θσερ@εχαμπλε.ψομ",
+            "alice@xn--mnchen-3ya.de",
+            "alice@example.test",
+            f"{'a' * 64}@example.com",
+        ],
+    )
+    def test_admits_what_the_rfcs_admit(self, address: str) -> None:
+        assert EmailAddress.parse(address).typed == address
+
+    @pytest.mark.parametrize(
+        "address",
+        [
+            "",
+            "@",
+            "alice",
+            "alice@",
+            "@example.com",
+            "alice@@example.com",
+            "alice@example@example.com",
+            "alice example@example.com",
+            "alice@exam ple.com",
+            " alice@example.com",
+            "alice@example.com\n",
+            ".alice@example.com",
+            "alice.@example.com",
+            "al..ice@example.com",
+            "alice@example..com",
+            "alice@-example.com",
+            "alice@example.com.",
+            "alice@localhost",
+            "alice@exa_mple.com",
+            "Alice <alice@example.com>",
+            "alice@example.com, bob@example.com",
+            "alice@[192.0.2.256]",
+            "alice\x00@example.com",
+            "alice\ud800@example.com",
+            "alice@example.com\r\nBcc: bob@example.com",
+            f"{'a' * 65}@example.com",
+            f"alice@{'b' * 64}.com",
+        ],
+    )
+    def test_refuses_what_they_do_not(self, address: str) -> None:
+        assert broken_rules(email=address) == {("email", "invalid-email")}
+
+    def test_has_at_most_254_octets(self) -> None:
+        def of_octets(count: int) -> str:
+            labels = f"{'b' * 63}.{'c' * 63}.{'d' * (count - 64 - 1 - 128 - 3)}.eu"
+            return f"{'a' * 64}@{labels}"
+
+        assert len(of_octets(254)) == 254
+        assert broken_rules(email=of_octets(254)) == set()
+        assert broken_rules(email=of_octets(255)) == {("email", "too-long")}
+
+    def test_counts_octets_and_not_characters(self) -> None:
+        assert broken_rules(email=f"{'ü' * 128}@example.com") == {("email", "too-long")}
+
+    @pytest.mark.parametrize(
+        ("one", "other"),
+        [
+            ("alice@example.com", "ALICE@EXAMPLE.COM"),
+            ("alice@example.com", '"alice"@example.com'),
+            ("jos\u00e9@example.com", "jose\u0301@example.com"),
+            ("JOSE\u0301@example.com", "jos\u00e9@example.com"),
+            ("alice@münchen.de", "alice@XN--MNCHEN-3YA.DE"),
+            ("straße@example.com", "STRASSE@example.com"),
+            ("alice@日本。jp", "alice@日本.jp"),
+        ],
+    )
+    def test_is_equal_to_another_spelling_of_the_mailbox(self, one: str, other: str) -> None:
+        assert EmailAddress.parse(one) == EmailAddress.parse(other)
+        assert mailbox(one) == mailbox(other)
+
+    @pytest.mark.parametrize(
+        ("one", "other"),
+        [
+            ("alice@example.com", "alice@example.org"),
+            ("alice@example.com", "al.ice@example.com"),
+            ("alice@example.com", "alice+tag@example.com"),
+        ],
+    )
+    def test_differs_from_another_mailbox(self, one: str, other: str) -> None:
+        assert EmailAddress.parse(one) != EmailAddress.parse(other)
+
+    @given(st.emails())
+    def test_of_any_case_is_one_mailbox_when_it_is_ascii(self, address: str) -> None:
+        if not broken_rules(email=address):
+            assert mailbox(address.upper()) == mailbox(address.lower()) == mailbox(mailbox(address))
+
+    @given(st.emails(), st.text(max_size=3), st.integers(0, 60))
+    def test_never_fails_but_by_refusing(self, address: str, noise: str, at: int) -> None:
+        User.violations(email=address[:at] + noise + address[at:])
+
+
+class TestPassword:
+    @pytest.mark.parametrize(
+        "password",
+        [
+            "8 chars!",
+            "x" * 73,
+            "🔑" * 8,
+            "🔑" * 256,
+            "пароль-длинный",
+            "密码密码密码密码",
+            "كلمة السر الطويلة",
+            "\x00\x01\x02\x03\x04\x05\x06\x07",
+            "        ",
+            "password password",
+        ],
+    )
+    def test_may_hold_any_character(self, password: str) -> None:
+        assert broken_rules(password=password) == set()
+
+    @pytest.mark.parametrize(
+        ("password", "rule"),
+        [
+            ("", "too-short"),
+            ("7chars!", "too-short"),
+            ("🔑" * 7, "too-short"),
+            ("e\u0301" * 7, "too-short"),
+            ("x" * 257, "too-long"),
+            ("half a pair \ud83d", "invalid-character"),
+            ("password", "common-password"),
+            ("PassWord1", "common-password"),
+            ("12345678", "common-password"),
+            ("00000000", "common-password"),
+            ("alice@example.com", "same-as-email"),
+            ("ALICE@EXAMPLE.COM", "same-as-email"),
+        ],
+    )
+    def test_is_refused(self, password: str, rule: str) -> None:
+        assert broken_rules(password=password) == {("password", rule)}
+
+    def test_counts_composed_and_decomposed_characters_alike(self) -> None:
+        assert broken_rules(password="e\u0301" * 256) == set()
+        assert Password.choose("e\u0301" * 8) == Password.choose("é" * 8)
+
+    @pytest.mark.parametrize("password", ["alice.liddell", "ALICE.LIDDELL"])
+    @pytest.mark.parametrize(
+        "email", ["alice.liddell@example.com", "Alice.Liddell@example.com", '"alice.liddell"@example.com']
+    )
+    def test_is_not_the_local_part(self, email: str, password: str) -> None:
+        assert broken_rules(email=email, password=password) == {("password", "same-as-email")}
+
+    def test_is_not_the_address_in_another_spelling(self) -> None:
+        assert broken_rules(email="alice@münchen.de", password="alice@xn--mnchen-3ya.de") == {
+            ("password", "same-as-email")
+        }
+
+    def test_may_hold_the_local_part(self) -> None:
+        assert broken_rules(password="alice in wonderland") == set()
+
+    def test_may_have_to_be_longer(self) -> None:
+        assert [violation.code for violation in User.violations(password="x" * 14, password_min_length=15)] == [
+            "too-short"
+        ]
+        assert User.violations(password="x" * 15, password_min_length=15) == ()
+
+    @given(st.text(min_size=8, max_size=256))
+    @example("ÅÅÅÅÅÅÅÅ")
+    def test_of_good_length_is_refused_only_for_a_reason(self, password: str) -> None:
+        length = len(unicodedata.normalize("NFC", password))
+        codes = {code for _, code in broken_rules(password=password)}
+        assert ("too-short" in codes) == (length < Password.MIN_LENGTH)
+        assert ("too-long" in codes) == (length > Password.MAX_LENGTH)
+        assert codes <= {"too-short", "too-long", "common-password"}

@@ -1,0 +1,241 @@
+"""The user, and every business rule about users.
+
+``User.register`` is the only way a new user comes to be. The rules are the constants and methods of the value
+objects below; the OpenAPI document reads the constants from here.
+"""
+
+import unicodedata
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import cache
+from importlib.resources import files
+from typing import ClassVar, NewType, Self
+from uuid import UUID
+
+import email_validator
+from uuid_utils.compat import uuid7
+
+from usersvc.domain.errors import RulesBroken, Violation
+from usersvc.domain.events import UserRegistered
+
+PasswordHash = NewType("PasswordHash", str)
+"""A password after hashing, with the name of its scheme; the only form of it that is ever stored."""
+
+# The rule is syntax alone (RFC 5321, 5322, 6531). The library also refuses names that RFC 6761 reserves, which says
+# something about delivery; emptying this list is the way its documentation gives to switch that off.
+email_validator.SPECIAL_USE_DOMAIN_NAMES.clear()
+
+
+@dataclass(frozen=True, slots=True)
+class EmailAddress:
+    """An email address as typed, and the mailbox it names.
+
+    Two addresses are equal when they name one mailbox, however they are spelt.
+    """
+
+    MAX_OCTETS: ClassVar[int] = 254
+    """RFC 5321 section 4.5.3.1.3 (a path of 256 octets, less its two angle brackets), counted in UTF-8."""
+
+    typed: str = field(compare=False)
+    mailbox: str
+    """What decides uniqueness: NFC, case-folded, the domain in its IDNA (ASCII) form."""
+
+    @classmethod
+    def parse(cls, typed: str) -> Self:
+        """Read an address by the syntax of RFC 5321, 5322 and 6531, without looking anything up.
+
+        Raises:
+            RulesBroken: it is no address, or is longer than ``MAX_OCTETS``.
+        """
+        # A password-sized string is refused by its length first: the grammar is not run over megabytes.
+        if len(typed.encode("utf-8", "surrogatepass")) > cls.MAX_OCTETS:
+            raise RulesBroken([Violation("email", "too-long", f"Must have at most {cls.MAX_OCTETS} octets in UTF-8.")])
+        try:
+            address = email_validator.validate_email(
+                typed,
+                check_deliverability=False,
+                allow_quoted_local=True,
+                allow_domain_literal=True,
+                strict=True,
+            )
+        except email_validator.EmailNotValidError:
+            raise RulesBroken([Violation("email", "invalid-email", "Must be an email address.")]) from None
+        return cls(typed=typed, mailbox=f"{_caseless(address.local_part)}@{address.ascii_domain.lower()}")
+
+
+def _caseless(text: str) -> str:
+    """Fold case so that canonically equal spellings stay equal (Unicode Standard, section 3.13, D145)."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFD", text).casefold())
+
+
+@dataclass(frozen=True, slots=True)
+class Age:
+    """An age in whole years at which a person may register."""
+
+    MIN: ClassVar[int] = 18
+    MAX: ClassVar[int] = 130
+
+    years: int
+
+    def __post_init__(self) -> None:
+        """Raises:
+        RulesBroken: the age is outside ``MIN`` to ``MAX``.
+        """
+        if not self.MIN <= self.years <= self.MAX:
+            raise RulesBroken([Violation("age", "out-of-range", f"Must be from {self.MIN} to {self.MAX}.")])
+
+
+@dataclass(frozen=True, slots=True)
+class Password:
+    """A password fit for use, in the clear. It never shows itself: not in a repr, not in an error."""
+
+    MIN_LENGTH: ClassVar[int] = 8
+    """Code points; OWASP ASVS 5.0, 6.2.1. The service may be set to ask for more, never for fewer."""
+    MAX_LENGTH: ClassVar[int] = 256
+    """Code points; NIST SP 800-63B-4 asks verifiers to permit at least 64."""
+
+    clear: str = field(repr=False)
+    """In NFC, so that one password typed on two keyboards is one password (NIST SP 800-63B-4, section 3.1.1.2)."""
+
+    @classmethod
+    def choose(cls, typed: str, *, email: str | None = None, min_length: int = MIN_LENGTH) -> Self:
+        """Check a password that a person has chosen; any character is allowed and no mixture is asked for.
+
+        Args:
+            typed: the password as it came; it is brought into NFC and each code point counts as one.
+            email: the address that it may not repeat, as typed, whether or not that is a good one.
+            min_length: in code points.
+
+        Raises:
+            RulesBroken: with every rule that it breaks.
+        """
+        broken: list[Violation] = []
+
+        def refuse(code: str, message: str) -> None:
+            broken.append(Violation("password", code, message))
+
+        clear = unicodedata.normalize("NFC", typed)
+        if len(clear) < min_length:
+            refuse("too-short", f"Must have at least {min_length} characters.")
+        if len(clear) > cls.MAX_LENGTH:
+            refuse("too-long", f"Must have at most {cls.MAX_LENGTH} characters.")
+        if any(unicodedata.category(character) == "Cs" for character in clear):
+            refuse("invalid-character", "Must not contain half of a surrogate pair, which is no character.")
+        if _caseless(clear) in _common_passwords():
+            refuse("common-password", "Must not be one of the commonly used passwords.")
+        if email is not None and _caseless(clear) in _spellings(email):
+            refuse("same-as-email", "Must not be the email address or the part of it before the @.")
+        if broken:
+            raise RulesBroken(broken)
+        return cls(clear)
+
+
+@cache
+def _common_passwords() -> frozenset[str]:
+    """More than the 3000 that OWASP ASVS 5.0, 6.2.4 asks for; sources and licences lie beside the file."""
+    return frozenset(files("usersvc.domain").joinpath("common_passwords.txt").read_text("utf-8").splitlines())
+
+
+def _spellings(email: str) -> set[str]:
+    """The forms of an address that its owner's password may not take, caseless."""
+    whole = [email]
+    # A bad address is refused for itself; the password must not repeat it all the same.
+    with suppress(RulesBroken):
+        whole.append(EmailAddress.parse(email).mailbox)
+    return {_caseless(form) for address in whole for form in (address, address.rpartition("@")[0]) if form}
+
+
+@dataclass(frozen=True, slots=True)
+class User:
+    """A registered person."""
+
+    id: UUID
+    """A UUIDv7 (RFC 9562)."""
+    email: EmailAddress
+    age: Age
+    password_hash: PasswordHash = field(repr=False)
+    registered_at: datetime
+    """In UTC."""
+    events: tuple[UserRegistered, ...] = field(default=(), compare=False)
+    """What has happened to this user and nobody has been told yet."""
+
+    @staticmethod
+    def register(
+        *, email: str, password: str, age: int, password_min_length: int = Password.MIN_LENGTH
+    ) -> "Registration":
+        """Check everything that a person hands in.
+
+        The answer is what a ``User`` is made from once the password is hashed; hashing is slow and belongs to a
+        port, so it happens between the two.
+
+        Args:
+            email: as typed.
+            password: as typed, in the clear.
+            age: in whole years.
+            password_min_length: in code points; at least ``Password.MIN_LENGTH``.
+
+        Raises:
+            RulesBroken: with all violations of all three at once.
+        """
+        broken = User.violations(email=email, password=password, age=age, password_min_length=password_min_length)
+        if broken:
+            raise RulesBroken(broken)
+        return Registration(
+            email=EmailAddress.parse(email),
+            password=Password.choose(password, email=email, min_length=password_min_length),
+            age=Age(age),
+        )
+
+    @staticmethod
+    def violations(
+        *,
+        email: str | None = None,
+        password: str | None = None,
+        age: int | None = None,
+        password_min_length: int = Password.MIN_LENGTH,
+    ) -> tuple[Violation, ...]:
+        """Every rule that the given values break; what is ``None`` is not judged."""
+        broken: list[Violation] = []
+        if email is not None:
+            broken += _broken_by(lambda: EmailAddress.parse(email))
+        if password is not None:
+            broken += _broken_by(lambda: Password.choose(password, email=email, min_length=password_min_length))
+        if age is not None:
+            broken += _broken_by(lambda: Age(age))
+        return tuple(broken)
+
+
+def _broken_by(make: Callable[[], object]) -> tuple[Violation, ...]:
+    try:
+        make()
+    except RulesBroken as refused:
+        return refused.violations
+    return ()
+
+
+@dataclass(frozen=True, slots=True)
+class Registration:
+    """What a person handed in, every rule passed: a user but for the hash of the password."""
+
+    email: EmailAddress
+    password: Password
+    age: Age
+
+    def complete(self, password_hash: PasswordHash, *, at: datetime) -> User:
+        """Make the user, with a new id.
+
+        Args:
+            password_hash: of ``password``.
+            at: the time of registration, in UTC.
+        """
+        user_id = uuid7()
+        return User(
+            id=user_id,
+            email=self.email,
+            age=self.age,
+            password_hash=password_hash,
+            registered_at=at,
+            events=(UserRegistered(user_id=user_id, email=self.email.typed, occurred_at=at),),
+        )
