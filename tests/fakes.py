@@ -1,0 +1,38 @@
+"""Working stand-ins for the ports, for tests that need no real technology."""
+
+import hashlib
+
+from usersvc.adapters.memory import InMemoryUsers
+from usersvc.application.ports import Users
+from usersvc.application.registration import UserRegistrationService
+from usersvc.domain.events import UserRegistered
+from usersvc.domain.user import Password, PasswordHash
+
+
+class QuickHasher:
+    """A ``PasswordHasher`` without bcrypt's cost."""
+
+    async def hash(self, password: Password) -> PasswordHash:
+        return PasswordHash(f"$quick${hashlib.sha256(password.clear.encode()).hexdigest()}")
+
+
+class Mailbag:
+    """A ``Notifier`` that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.welcomes: list[UserRegistered] = []
+
+    async def welcome(self, event: UserRegistered) -> None:
+        self.welcomes.append(event)
+
+
+class BrokenNotifier:
+    """A ``Notifier`` that always fails, with an address in its error."""
+
+    async def welcome(self, event: UserRegistered) -> None:
+        raise ConnectionError(f"no way to {event.email}")
+
+
+def quick_service(users: Users | None = None) -> UserRegistrationService:
+    """A service on fakes alone."""
+    return UserRegistrationService(users or InMemoryUsers(), QuickHasher(), Mailbag())

@@ -1,0 +1,163 @@
+import asyncio
+import sqlite3
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from usersvc.adapters import sqlite
+from usersvc.adapters.sqlite import SqliteUsers
+from usersvc.application.ports import Order, StorageUnavailable
+from usersvc.domain.user import PasswordHash, User
+
+
+def person(email: str) -> User:
+    registration = User.register(email=email, password="correct horse battery", age=30)
+    return registration.complete(PasswordHash("$hash"), at=datetime.now(UTC))
+
+
+async def test_users_outlive_the_process(tmp_path: Path) -> None:
+    alice = person("alice@example.com")
+    async with SqliteUsers(tmp_path / "users.db") as users:
+        await users.add(alice)
+    async with SqliteUsers(tmp_path / "users.db") as users:
+        assert await users.find(alice.id)
+
+
+async def test_what_is_acknowledged_is_synced_to_a_strict_table_in_wal(tmp_path: Path) -> None:
+    async with SqliteUsers(tmp_path / "users.db") as users:
+        [[synchronous]] = await users._writer.execute_fetchall("PRAGMA synchronous")
+        [[journal]] = await users._writer.execute_fetchall("PRAGMA journal_mode")
+    assert (synchronous, journal) == (2, "wal")
+    with sqlite3.connect(tmp_path / "users.db") as file:
+        assert file.execute("PRAGMA user_version").fetchone() == (len(sqlite.MIGRATIONS),)
+        assert [row[5] for row in file.execute("PRAGMA table_list") if row[1] == "users"] == [1]
+    file.close()
+
+
+async def test_another_process_sees_a_user_at_once_and_can_write(tmp_path: Path) -> None:
+    async with SqliteUsers(tmp_path / "users.db") as one, SqliteUsers(tmp_path / "users.db") as other:
+        alice, bob = person("alice@example.com"), person("bob@example.com")
+        await one.add(alice)
+        assert await other.find(alice.id)
+        await other.add(bob)
+        assert await one.find(bob.id)
+
+
+async def test_many_can_open_a_new_file_at_once(tmp_path: Path) -> None:
+    everybody = [SqliteUsers(tmp_path / "users.db") for _ in range(8)]
+    await asyncio.gather(*(users.__aenter__() for users in everybody))
+    try:
+        await asyncio.gather(*(users.add(person(f"user{n}@example.com")) for n, users in enumerate(everybody)))
+        shown = await everybody[0].page(limit=10, order=Order.ASC, after=None, mailbox=None)
+        assert len(shown.users) == 8
+    finally:
+        for users in everybody:
+            await users.__aexit__(None, None, None)
+
+
+async def test_who_disappears_while_somebody_pages_moves_nobody(tmp_path: Path) -> None:
+    async with SqliteUsers(tmp_path / "users.db") as users:
+        for name in "abcdef":
+            await users.add(person(f"{name}@example.com"))
+        first = await users.page(limit=2, order=Order.ASC, after=None, mailbox=None)
+        with sqlite3.connect(tmp_path / "users.db") as file:
+            file.execute("DELETE FROM users WHERE mailbox IN ('a@example.com', 'b@example.com', 'd@example.com')")
+        file.close()
+        second = await users.page(limit=2, order=Order.ASC, after=first.next_after, mailbox=None)
+
+    assert [user["email"][0] for user in first.users + second.users] == ["a", "b", "c", "e"]
+
+
+async def test_a_position_is_not_given_out_again(tmp_path: Path) -> None:
+    async with SqliteUsers(tmp_path / "users.db") as users:
+        for name in "ab":
+            await users.add(person(f"{name}@example.com"))
+        page = await users.page(limit=1, order=Order.ASC, after=1, mailbox=None)
+        with sqlite3.connect(tmp_path / "users.db") as file:
+            file.execute("DELETE FROM users WHERE mailbox = 'b@example.com'")
+        file.close()
+        await users.add(person("c@example.com"))
+        after_b = await users.page(limit=1, order=Order.ASC, after=2, mailbox=None)
+
+    assert page.users[0]["email"] == "b@example.com"
+    assert [user["email"] for user in after_b.users] == ["c@example.com"]
+
+
+async def test_a_missing_folder_is_told(tmp_path: Path) -> None:
+    with pytest.raises(StorageUnavailable, match=r"cannot open .*users\.db: unable to open database file"):
+        await SqliteUsers(tmp_path / "missing" / "users.db").__aenter__()
+
+
+async def test_a_file_that_is_no_database_is_told_and_left_alone(tmp_path: Path) -> None:
+    file = tmp_path / "users.db"
+    file.write_bytes(b"this is no database" * 100)
+    with pytest.raises(StorageUnavailable, match=r"cannot open .*: file is not a database"):
+        await SqliteUsers(file).__aenter__()
+    assert file.read_bytes() == b"this is no database" * 100
+
+
+async def test_a_newer_schema_is_refused_and_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "users.db"
+    with sqlite3.connect(path) as file:
+        file.execute("PRAGMA user_version = 99")
+    file.close()
+    with pytest.raises(StorageUnavailable, match="schema 99, made by a newer usersvc"):
+        await SqliteUsers(path).__aenter__()
+    with sqlite3.connect(path) as file:
+        assert file.execute("SELECT count(*) FROM sqlite_schema").fetchone() == (0,)
+    file.close()
+
+
+async def test_a_schema_is_upgraded_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "users.db"
+    monkeypatch.setattr(sqlite, "MIGRATIONS", (*sqlite.MIGRATIONS, "CREATE TABLE broken ("))
+    with pytest.raises(StorageUnavailable):
+        await SqliteUsers(path).__aenter__()
+    with sqlite3.connect(path) as file:
+        assert file.execute("SELECT count(*) FROM sqlite_schema").fetchone() == (0,)
+        assert file.execute("PRAGMA user_version").fetchone() == (0,)
+    file.close()
+
+
+async def test_a_lost_table_is_told_as_unavailable(tmp_path: Path) -> None:
+    async with SqliteUsers(tmp_path / "users.db") as users:
+        with sqlite3.connect(tmp_path / "users.db") as file:
+            file.execute("DROP TABLE users")
+        file.close()
+        with pytest.raises(StorageUnavailable):
+            await users.check()
+        with pytest.raises(StorageUnavailable):
+            await users.add(person("alice@example.com"))
+
+
+async def test_a_lock_held_for_too_long_is_told_as_unavailable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "users.db"
+    monkeypatch.setattr(sqlite, "BUSY_TIMEOUT", 0.05)
+    async with SqliteUsers(path) as users:
+        file = sqlite3.connect(path, isolation_level=None)
+        file.execute("BEGIN IMMEDIATE")
+        with pytest.raises(StorageUnavailable, match="locked"):
+            await users.add(person("alice@example.com"))
+        await users.check()
+        file.execute("ROLLBACK")
+        file.close()
+        await users.add(person("alice@example.com"))
+
+
+async def test_a_new_file_locked_for_too_long_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "users.db"
+    monkeypatch.setattr(sqlite, "BUSY_TIMEOUT", 0.1)
+    file = sqlite3.connect(path, isolation_level=None)
+    file.execute("BEGIN EXCLUSIVE")
+    with pytest.raises(StorageUnavailable, match="locked"):
+        await SqliteUsers(path).__aenter__()
+    file.close()
+
+
+async def test_an_id_that_exists_is_no_taken_mailbox(tmp_path: Path) -> None:
+    alice, bob = person("alice@example.com"), person("bob@example.com")
+    async with SqliteUsers(tmp_path / "users.db") as users:
+        await users.add(alice)
+        with pytest.raises(StorageUnavailable, match=r"users\.id"):
+            await users.add(User(alice.id, bob.email, bob.age, bob.password_hash, bob.registered_at))

@@ -1,0 +1,1 @@
+"""Driven adapters: one technology a module, each behind a port of the application."""

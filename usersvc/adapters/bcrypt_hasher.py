@@ -1,0 +1,85 @@
+"""Passwords through HMAC-SHA-384 and bcrypt, in threads of their own."""
+
+import asyncio
+import base64
+import hashlib
+import hmac
+from concurrent.futures import ThreadPoolExecutor
+from types import TracebackType
+from typing import Self
+
+import bcrypt
+
+from usersvc.domain.user import Password, PasswordHash
+
+MIN_COST, MAX_COST = 4, 16
+"""bcrypt accepts 4 to 31; at 17 a hash takes about nine seconds, which is no service any more."""
+
+# Without a pepper the key is public. It still keeps these inputs apart from the plain SHA-384 of a password in
+# somebody else's leak, which could otherwise be tried against our hashes without knowing the password.
+_NO_PEPPER = b"usersvc"
+
+
+class BcryptPasswordHasher:
+    """A ``PasswordHasher``; an asynchronous context manager whose end waits for the hashes in hand.
+
+    bcrypt reads at most 72 bytes and stops at a NUL. Its input is therefore the HMAC-SHA-384 of the password in
+    base64: always 64 bytes, of which all of the password decides each one (OWASP Password Storage Cheat Sheet,
+    "Pre-Hashing Passwords with bcrypt").
+
+    A hash reads ``$hmac-sha384-bcrypt$<pepper>$<bcrypt's own string>``, where <pepper> is a fingerprint of the
+    pepper or empty. So a hash names its scheme, and cost and pepper can change without breaking those made before.
+    """
+
+    def __init__(self, *, cost: int, workers: int, pepper: bytes | None = None) -> None:
+        """Make a hasher.
+
+        Args:
+            cost: bcrypt's, from ``MIN_COST`` to ``MAX_COST``; one more doubles the time.
+            workers: how many threads hash at once; more than there are cores only adds waiting.
+            pepper: a secret key that is kept apart from the hashes.
+        """
+        self._cost = cost
+        self._key = pepper or _NO_PEPPER
+        self._pepper_id = _fingerprint(pepper) if pepper else ""
+        self._threads = ThreadPoolExecutor(workers, thread_name_prefix="bcrypt")
+
+    async def __aenter__(self) -> Self:
+        """Nothing to open: the threads start when they are needed."""
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """End the threads, after what they have in hand."""
+        await asyncio.to_thread(self._threads.shutdown)
+
+    async def hash(self, password: Password) -> PasswordHash:
+        """See ``PasswordHasher.hash``."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, self._hash, password)
+
+    async def verify(self, password: Password, password_hash: PasswordHash) -> bool:
+        """Tell whether this password gave that hash, whatever its cost was.
+
+        Raises:
+            ValueError: the hash is of another scheme, or was made with another pepper.
+        """
+        return await asyncio.get_running_loop().run_in_executor(self._threads, self._verify, password, password_hash)
+
+    def _hash(self, password: Password) -> PasswordHash:
+        hashed = bcrypt.hashpw(self._prepared(password), bcrypt.gensalt(self._cost)).decode("ascii")
+        return PasswordHash(f"$hmac-sha384-bcrypt${self._pepper_id}{hashed}")
+
+    def _verify(self, password: Password, password_hash: PasswordHash) -> bool:
+        scheme = f"$hmac-sha384-bcrypt${self._pepper_id}$"
+        if not password_hash.startswith(scheme):
+            raise ValueError("a hash of another scheme or pepper")
+        return bcrypt.checkpw(self._prepared(password), password_hash[len(scheme) - 1 :].encode("ascii"))
+
+    def _prepared(self, password: Password) -> bytes:
+        return base64.b64encode(hmac.digest(self._key, password.clear.encode("utf-8"), "sha384"))
+
+
+def _fingerprint(pepper: bytes) -> str:
+    """Which pepper it was, in 32 bits: enough to tell two apart, and nothing about either."""
+    return hmac.digest(pepper, b"usersvc pepper fingerprint", hashlib.sha256).hex()[:8]

@@ -1,0 +1,1 @@
+"""The use cases and the ports they need. Imports the domain and nothing else of the package."""

@@ -1,0 +1,101 @@
+"""The use cases around registration."""
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from uuid import UUID
+
+from usersvc.application.notifications import Notifications
+from usersvc.application.ports import Notifier, Order, Page, PasswordHasher, Users, UserView, view_of
+from usersvc.domain.errors import Violation
+from usersvc.domain.user import EmailAddress, Password, User
+
+
+def utc_now() -> datetime:
+    """The time, in UTC."""
+    return datetime.now(UTC)
+
+
+class UserRegistrationService:
+    """Registers people and shows who is registered."""
+
+    def __init__(
+        self,
+        users: Users,
+        hasher: PasswordHasher,
+        notifier: Notifier,
+        *,
+        password_min_length: int = Password.MIN_LENGTH,
+        clock: Callable[[], datetime] = utc_now,
+    ) -> None:
+        self._users = users
+        self._hasher = hasher
+        self._notifications = Notifications(notifier)
+        self._clock = clock
+        self.password_min_length = password_min_length
+
+    async def register(self, *, email: str, password: str, age: int) -> UserView:
+        """Make a person a user; when this returns the user is stored, and is being told so.
+
+        Raises:
+            RulesBroken: with every rule that the data break.
+            EmailAlreadyRegistered: the mailbox belongs to somebody already.
+            StorageUnavailable: it is not known whether the user was stored.
+        """
+        registration = User.register(
+            email=email, password=password, age=age, password_min_length=self.password_min_length
+        )
+        password_hash = await self._hasher.hash(registration.password)
+        # The time is read after the slow step, right before the user is stored, so that times follow positions.
+        user = registration.complete(password_hash, at=self._clock())
+        await self._users.add(user)
+        self._notifications.publish(*user.events)
+        return view_of(user)
+
+    def violations(
+        self, *, email: str | None = None, password: str | None = None, age: int | None = None
+    ) -> tuple[Violation, ...]:
+        """The rules that these data alone break, for an answer that names every broken field at once."""
+        return User.violations(email=email, password=password, age=age, password_min_length=self.password_min_length)
+
+    async def find(self, user_id: UUID) -> UserView | None:
+        """The user with this id, if there is one.
+
+        Raises:
+            StorageUnavailable: the store cannot answer.
+        """
+        return await self._users.find(user_id)
+
+    async def page(
+        self,
+        *,
+        limit: int,
+        order: Order = Order.ASC,
+        after: int | None = None,
+        email: EmailAddress | None = None,
+    ) -> Page:
+        """At most ``limit`` users, in order of registration, beginning behind position ``after``.
+
+        Args:
+            limit: at least 1.
+            order: the oldest or the newest first.
+            after: ``next_after`` of the page before.
+            email: only the user whose mailbox this is.
+
+        Raises:
+            StorageUnavailable: the store cannot answer.
+        """
+        return await self._users.page(
+            limit=limit, order=order, after=after, mailbox=None if email is None else email.mailbox
+        )
+
+    async def check(self) -> None:
+        """Return if registrations can be stored and read.
+
+        Raises:
+            StorageUnavailable: they cannot.
+        """
+        await self._users.check()
+
+    async def drain(self) -> None:
+        """Wait until everybody registered so far has been told, or could not be."""
+        await self._notifications.drain()
