@@ -1,0 +1,453 @@
+"""The web side over aiohttp's own server, on fakes: what needs no process of its own."""
+
+import asyncio
+import logging
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+from uuid import UUID
+
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestClient, TestServer
+
+from tests.fakes import quick_service
+from usersvc.adapters.memory import InMemoryUsers
+from usersvc.application.ports import Order, Page, StorageUnavailable, UserView
+from usersvc.domain.user import User
+from usersvc.web.app import create_app
+from usersvc.web.problems import PROBLEMS
+
+Client = TestClient[web.Request, web.Application]
+Connect = Callable[[web.Application], Awaitable[Client]]
+
+ALICE: dict[str, Any] = {"email": "Alice@example.com", "password": "correct horse battery", "age": 30}
+
+
+@pytest.fixture
+async def connect() -> AsyncIterator[Connect]:
+    clients: list[Client] = []
+
+    async def connect_to(app: web.Application) -> Client:
+        client = TestClient(TestServer(app))
+        await client.start_server()
+        clients.append(client)
+        return client
+
+    yield connect_to
+    for client in clients:
+        await client.close()
+
+
+@pytest.fixture
+async def client(connect: Connect) -> Client:
+    return await connect(create_app(quick_service()))
+
+
+async def problem(response: Any, status: int, code: str) -> dict[str, Any]:
+    """Check that a response is this problem, and give its document."""
+    assert response.status == status
+    assert response.headers["Content-Type"] == "application/problem+json"
+    assert response.headers["X-Content-Type-Options"] == "nosniff"
+    assert response.headers["Cache-Control"] == "no-store"
+    document: dict[str, Any] = await response.json()
+    assert document["code"] == code
+    assert document["type"] == f"/problems/{code}"
+    assert document["status"] == status
+    assert document["title"] == PROBLEMS[code].title
+    assert document["detail"]
+    assert response.headers["X-Request-ID"] in document["instance"]
+    return document
+
+
+def flaws(document: dict[str, Any]) -> set[tuple[str, str]]:
+    assert all(flaw["message"] for flaw in document["errors"])
+    return {(flaw["field"], flaw["code"]) for flaw in document["errors"]}
+
+
+class TestRegister:
+    async def test_answers_with_the_user_and_where_it_is(self, client: Client) -> None:
+        response = await client.post("/register", json=ALICE)
+        document = await response.json()
+
+        assert response.status == 201
+        assert response.headers["Content-Type"] == "application/json"
+        assert response.headers["Cache-Control"] == "no-store"
+        assert response.headers["Location"] == f"/users/{document['data']['id']}"
+        assert list(document) == ["data"]
+        assert list(document["data"]) == ["id", "email", "age", "registered_at"]
+        assert document["data"]["email"] == "Alice@example.com"
+        assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", document["data"]["registered_at"])
+        assert UUID(document["data"]["id"]).version == 7
+        shown = await client.get(response.headers["Location"])
+        assert (shown.status, await shown.json()) == (200, document)
+
+    async def test_refuses_a_taken_mailbox(self, client: Client) -> None:
+        await client.post("/register", json=ALICE)
+        await problem(await client.post("/register", json={**ALICE, "email": "alice@EXAMPLE.com"}), 409, "email-taken")
+
+    @pytest.mark.parametrize(
+        ("body", "expected"),
+        [
+            ({}, {("email", "required"), ("password", "required"), ("age", "required")}),
+            (
+                {"email": None, "password": None, "age": None},
+                {("email", "wrong-type"), ("password", "wrong-type"), ("age", "wrong-type")},
+            ),
+            (
+                {"email": 5, "password": "password", "age": 17, "admin": True},
+                {
+                    ("email", "wrong-type"),
+                    ("password", "common-password"),
+                    ("age", "out-of-range"),
+                    ("admin", "unknown-field"),
+                },
+            ),
+            (
+                {"email": "nobody", "password": "nobody", "age": "30"},
+                {
+                    ("email", "invalid-email"),
+                    ("password", "too-short"),
+                    ("password", "same-as-email"),
+                    ("age", "wrong-type"),
+                },
+            ),
+            ({**ALICE, "age": True}, {("age", "wrong-type")}),
+            ({**ALICE, "age": 30.0}, {("age", "wrong-type")}),
+            ({**ALICE, "age": 30.5}, {("age", "wrong-type")}),
+            ({**ALICE, "age": [30]}, {("age", "wrong-type")}),
+            ({**ALICE, "age": 131}, {("age", "out-of-range")}),
+            ({**ALICE, "age": -(10**30)}, {("age", "out-of-range")}),
+            ({**ALICE, "email": ["alice@example.com"]}, {("email", "wrong-type")}),
+            ({**ALICE, "password": {"clear": "hunter2"}}, {("password", "wrong-type")}),
+            ({**ALICE, "email": "\ud800@example.com"}, {("email", "invalid-email")}),
+            ({**ALICE, "password": "half a pair \ud800"}, {("password", "invalid-character")}),
+            ({**ALICE, "\ud800": 1}, {("\\ud800", "unknown-field")}),
+            ({**ALICE, "x" * 1000: 1}, {("x" * 64, "unknown-field")}),
+            ([ALICE], {("body", "wrong-type")}),
+            ("alice", {("body", "wrong-type")}),
+            (17, {("body", "wrong-type")}),
+        ],
+    )
+    async def test_names_every_broken_field(self, client: Client, body: object, expected: set[tuple[str, str]]) -> None:
+        response = await client.post("/register", json=body)
+        assert flaws(await problem(response, 422, "validation-failed")) == expected
+
+    @pytest.mark.parametrize("age", ["1e400", "-1e400", "3e1", "30.0", "9" * 5000])
+    async def test_refuses_numbers_that_are_no_age(self, client: Client, age: str) -> None:
+        body = f'{{"email": "alice@example.com", "password": "correct horse battery", "age": {age}}}'
+        response = await client.post("/register", data=body, headers={"Content-Type": "application/json"})
+        assert flaws(await problem(response, 422, "validation-failed")) == {("age", "wrong-type")}
+
+    @pytest.mark.parametrize("body", [b"", b"{", b'{"age": NaN}', b'{"age": 1, "age": 1}', b"\xff", b"[" * 5000])
+    async def test_refuses_what_is_no_json(self, client: Client, body: bytes) -> None:
+        response = await client.post("/register", data=body, headers={"Content-Type": "application/json"})
+        await problem(response, 400, "malformed-json")
+
+    @pytest.mark.parametrize(
+        "content_type",
+        ["text/plain", "application/x-www-form-urlencoded", "application/jsonp", "application/json; charset=latin-1"],
+    )
+    async def test_refuses_other_media_types(self, client: Client, content_type: str) -> None:
+        response = await client.post("/register", data=b"{}", headers={"Content-Type": content_type})
+        await problem(response, 415, "unsupported-media-type")
+        assert response.headers["Accept"] == "application/json"
+
+    async def test_refuses_a_body_of_no_media_type(self, client: Client) -> None:
+        response = await client.post("/register", data=b"{}", skip_auto_headers=["Content-Type"])
+        await problem(response, 415, "unsupported-media-type")
+
+    @pytest.mark.parametrize("content_type", ["Application/JSON", "application/json; charset=UTF-8"])
+    async def test_takes_json_however_it_is_announced(self, client: Client, content_type: str) -> None:
+        body = b'{"email": "alice@example.com", "password": "correct horse battery", "age": 30}'
+        response = await client.post("/register", data=body, headers={"Content-Type": content_type})
+        assert response.status == 201
+
+    @pytest.mark.parametrize("chunked", [False, True])
+    async def test_takes_a_body_of_just_the_limit_and_no_byte_more(self, connect: Connect, chunked: bool) -> None:
+        client = await connect(create_app(quick_service(), max_body_bytes=1000))
+        small = b'{"email": "alice@example.com", "password": "correct horse battery", "age": 30}'
+
+        async def pieces(body: bytes) -> AsyncIterator[bytes]:
+            yield body[:500]
+            yield body[500:]
+
+        for length, status in ((1000, 201), (1001, 413)):
+            body = small.ljust(length)
+            response = await client.post(
+                "/register",
+                data=pieces(body) if chunked else body,
+                headers={"Content-Type": "application/json"},
+            )
+            assert response.status == status
+        await problem(response, 413, "body-too-large")
+
+    async def test_gives_up_on_a_body_that_does_not_come(self, connect: Connect) -> None:
+        client = await connect(create_app(quick_service(), body_timeout=0.05))
+        never = asyncio.Event()
+
+        async def stalled() -> AsyncIterator[bytes]:
+            yield b"{"
+            await never.wait()
+
+        async with client.post("/register", data=stalled(), headers={"Content-Type": "application/json"}) as response:
+            await problem(response, 408, "request-timeout")
+
+
+class TestList:
+    async def test_of_nobody_is_empty(self, client: Client) -> None:
+        response = await client.get("/users")
+        assert await response.json() == {"data": [], "links": {"self": "/users?limit=50&order=asc", "next": None}}
+        assert "Link" not in response.headers
+
+    @pytest.mark.parametrize("order", ["asc", "desc"])
+    async def test_pages_are_linked(self, client: Client, order: str) -> None:
+        registered = []
+        for n in range(5):
+            response = await client.post("/register", json={**ALICE, "email": f"user{n}@example.com"})
+            registered.append((await response.json())["data"])
+
+        seen: list[Any] = []
+        link: str | None = f"/users?limit=2&order={order}"
+        while link:
+            response = await client.get(link)
+            document = await response.json()
+            assert response.status == 200
+            assert response.headers["Cache-Control"] == "no-store"
+            assert document["links"]["self"] == link
+            seen += document["data"]
+            link = document["links"]["next"]
+            assert response.headers.get("Link") == (f'<{link}>; rel="next"' if link else None)
+
+        assert seen == (registered if order == "asc" else registered[::-1])
+
+    async def test_can_be_asked_for_one_mailbox(self, client: Client) -> None:
+        await client.post("/register", json={**ALICE, "email": "josé+x@example.com"})
+        await client.post("/register", json={**ALICE, "email": "bob@example.com"})
+
+        response = await client.get("/users", params={"email": "JOSE\u0301+x@example.com"})
+        document = await response.json()
+
+        assert [user["email"] for user in document["data"]] == ["josé+x@example.com"]
+        assert document["links"] == {
+            "self": "/users?limit=50&order=asc&email=JOSE%CC%81%2Bx%40example.com",
+            "next": None,
+        }
+        again = await client.get(document["links"]["self"])
+        assert await again.json() == document
+        nobody = await client.get("/users", params={"email": "carol@example.com"})
+        assert (await nobody.json())["data"] == []
+
+    @pytest.mark.parametrize(
+        ("query", "expected"),
+        [
+            ("limit=0", {("limit", "out-of-range")}),
+            ("limit=201", {("limit", "out-of-range")}),
+            ("limit=-1", {("limit", "out-of-range")}),
+            ("limit=1_0", {("limit", "out-of-range")}),
+            ("limit=%201", {("limit", "out-of-range")}),
+            ("limit=%D9%A1", {("limit", "out-of-range")}),
+            ("limit=", {("limit", "out-of-range")}),
+            ("limit=9999999999999999999999", {("limit", "out-of-range")}),
+            ("limit=1&limit=1", {("limit", "repeated")}),
+            ("order=up", {("order", "not-a-choice")}),
+            ("order=ASC", {("order", "not-a-choice")}),
+            ("cursor=x", {("cursor", "invalid-cursor")}),
+            ("cursor=", {("cursor", "invalid-cursor")}),
+            ("cursor=ZGVzYy4x", {("cursor", "invalid-cursor")}),
+            ("email=nobody", {("email", "invalid-email")}),
+            ("email=%FF", {("email", "invalid-email")}),
+            ("offset=1", {("offset", "unknown-field")}),
+            ("offset=1&offset=2", {("offset", "unknown-field")}),
+            (
+                "limit=x&order=x&cursor=x&email=x&x=x&limit=1",
+                {
+                    ("limit", "repeated"),
+                    ("order", "not-a-choice"),
+                    ("cursor", "invalid-cursor"),
+                    ("email", "invalid-email"),
+                    ("x", "unknown-field"),
+                },
+            ),
+        ],
+    )
+    async def test_names_every_bad_parameter(self, client: Client, query: str, expected: set[tuple[str, str]]) -> None:
+        response = await client.get(f"/users?{query}")
+        assert flaws(await problem(response, 422, "validation-failed")) == expected
+
+
+class TestShow:
+    @pytest.mark.parametrize("user_id", ["01936f3c-5e1a-7b3c-9d2e-4f5a6b7c8d9e", "nobody", "1", "%00", "%FF", "a%2Fb"])
+    async def test_of_somebody_unknown(self, client: Client, user_id: str) -> None:
+        await problem(await client.get(f"/users/{user_id}"), 404, "user-not-found")
+
+
+class TestEveryAnswer:
+    @pytest.mark.parametrize("path", ["/nope", "/", "/users/", "/docs/static/index.html", "/docs/static/../app.py"])
+    async def test_to_an_unknown_path_is_a_problem(self, client: Client, path: str) -> None:
+        await problem(await client.get(path), 404, "not-found")
+
+    @pytest.mark.parametrize(
+        ("method", "path", "allowed"),
+        [
+            ("PUT", "/register", "POST"),
+            ("GET", "/register", "POST"),
+            ("DELETE", "/users", "GET,HEAD"),
+            ("OPTIONS", "/users", "GET,HEAD"),
+            ("POST", "/docs", "GET,HEAD"),
+            ("PATCH", "/livez", "GET,HEAD"),
+        ],
+    )
+    async def test_to_a_wrong_method_names_the_right_ones(
+        self, client: Client, method: str, path: str, allowed: str
+    ) -> None:
+        response = await client.request(method, path)
+        await problem(response, 405, "method-not-allowed")
+        assert response.headers["Allow"] == allowed
+
+    @pytest.mark.parametrize("path", ["/users", "/livez", "/openapi.json"])
+    async def test_is_refused_to_those_who_do_not_take_json(self, client: Client, path: str) -> None:
+        await problem(await client.get(path, headers={"Accept": "text/html"}), 406, "not-acceptable")
+
+    async def test_that_would_not_be_taken_registers_nobody(self, client: Client) -> None:
+        refused = await client.post("/register", json=ALICE, headers={"Accept": "application/xml"})
+        await problem(refused, 406, "not-acceptable")
+        assert (await (await client.get("/users")).json())["data"] == []
+
+    async def test_of_the_docs_page_is_html(self, client: Client) -> None:
+        assert (await client.get("/docs", headers={"Accept": "text/html"})).status == 200
+        await problem(await client.get("/docs", headers={"Accept": "application/json"}), 406, "not-acceptable")
+
+    @pytest.mark.parametrize("request_id", ["abc", "a-b_c.d~1", "Root=1-67891233-abcdef012345678912345678", "x" * 128])
+    async def test_carries_the_callers_request_id(self, client: Client, request_id: str) -> None:
+        response = await client.get("/livez", headers={"X-Request-ID": request_id})
+        assert response.headers["X-Request-ID"] == request_id
+
+    @pytest.mark.parametrize("request_id", ["", "with space", "<script>", "x" * 129, "ümlaut", '"'])
+    async def test_replaces_an_odd_request_id(self, client: Client, request_id: str) -> None:
+        response = await client.get("/nope", headers={"X-Request-ID": request_id})
+        assert UUID(response.headers["X-Request-ID"])
+        await problem(response, 404, "not-found")
+
+    @pytest.mark.parametrize(
+        "path",
+        ["/users", "/livez", "/readyz", "/openapi.json", "/docs", "/problems/email-taken", "/nope", "/users?x=1"],
+    )
+    async def test_to_head_is_that_to_get_without_the_body(self, client: Client, path: str) -> None:
+        got, head = await client.get(path), await client.head(path)
+
+        assert head.status == got.status
+        assert await head.read() == b""
+        for name in ("Content-Type", "Cache-Control"):
+            assert head.headers[name] == got.headers[name]
+
+    @pytest.mark.parametrize("code", sorted(PROBLEMS))
+    async def test_names_a_problem_that_is_explained(self, client: Client, code: str) -> None:
+        response = await client.get(f"/problems/{code}")
+        document = await response.json()
+
+        assert response.status == 200
+        assert list(document["data"]) == ["code", "status", "title", "description"]
+        assert document["data"]["code"] == code
+
+    async def test_to_a_code_that_is_none_is_a_problem(self, client: Client) -> None:
+        await problem(await client.get("/problems/nope"), 404, "not-found")
+
+
+class BrokenUsers(InMemoryUsers):
+    """A store that answers nothing."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self._error = error
+
+    async def add(self, user: User) -> None:
+        raise self._error
+
+    async def find(self, user_id: UUID) -> UserView | None:
+        raise self._error
+
+    async def page(self, *, limit: int, order: Order, after: int | None, mailbox: str | None) -> Page:
+        raise self._error
+
+    async def check(self) -> None:
+        raise self._error
+
+
+class TestTrouble:
+    async def test_with_the_storage_is_told(self, connect: Connect) -> None:
+        client = await connect(create_app(quick_service(BrokenUsers(StorageUnavailable("disk on fire")))))
+
+        for response in (
+            await client.get("/readyz"),
+            await client.get("/users"),
+            await client.get("/users/01936f3c-5e1a-7b3c-9d2e-4f5a6b7c8d9e"),
+            await client.post("/register", json=ALICE),
+        ):
+            document = await problem(response, 503, "storage-unavailable")
+            assert int(response.headers["Retry-After"]) > 0
+            assert "fire" not in str(document)
+        assert (await client.get("/livez")).status == 200
+
+    async def test_that_nobody_foresaw_is_logged_and_not_told(
+        self, connect: Connect, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        client = await connect(create_app(quick_service(BrokenUsers(ZeroDivisionError("secret detail")))))
+
+        with caplog.at_level(logging.ERROR):
+            response = await client.post("/register", json=ALICE, headers={"X-Request-ID": "the-request"})
+
+        document = await problem(response, 500, "internal-error")
+        assert "secret detail" not in str(document)
+        assert "the-request" in caplog.text
+        assert "ZeroDivisionError: secret detail" in caplog.text
+        assert ALICE["password"] not in caplog.text
+
+    async def test_in_the_body_coding_is_told(self, client: Client) -> None:
+        response = await client.post(
+            "/register", data=b"no gzip", headers={"Content-Type": "application/json", "Content-Encoding": "gzip"}
+        )
+        await problem(response, 400, "malformed-json")
+
+
+class TestLifeCycle:
+    async def test_resources_are_open_while_it_serves_and_until_everybody_is_told(self, connect: Connect) -> None:
+        steps: list[str] = []
+
+        @asynccontextmanager
+        async def resources() -> AsyncIterator[None]:
+            steps.append("open")
+            yield
+            steps.append("close")
+
+        service = quick_service()
+        drain = service.drain
+
+        async def noted_drain() -> None:
+            await drain()
+            steps.append("drained")
+
+        service.drain = noted_drain  # type: ignore[method-assign]  # to see when it is called
+        client = await connect(create_app(service, resources=resources))
+        assert (await client.get("/livez")).status == 200
+        assert steps == ["open"]
+        await client.close()
+        assert steps == ["open", "drained", "close"]
+
+
+class TestAccessLog:
+    async def test_has_the_route_and_neither_path_nor_query(
+        self, client: Client, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        with caplog.at_level(logging.INFO, "usersvc.access"):
+            await client.get("/users?email=alice@example.com", headers={"X-Request-ID": "one"})
+            await client.get("/users/hunter2hunter2", headers={"X-Request-ID": "two"})
+            await client.get("/hunter2hunter2", headers={"X-Request-ID": "three"})
+
+        lines = [record.getMessage() for record in caplog.records if record.name == "usersvc.access"]
+        assert [re.sub(r"\d+\.\d ms", "T", line) for line in lines] == [
+            "GET /users 200 T, request one",
+            "GET /users/{user_id} 404 T, request two",
+            "GET (no route) 404 T, request three",
+        ]

@@ -1,0 +1,86 @@
+import contextlib
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from usersvc.web import strict_json
+from usersvc.web.problems import MalformedJson
+
+SECRET = "hunter2hunter2"
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=20,
+)
+
+
+@given(json_values)
+def test_reads_whatever_is_json(value: Any) -> None:
+    assert strict_json.loads(json.dumps(value).encode()) == value
+
+
+@given(st.binary(max_size=200))
+def test_reads_or_refuses_and_never_fails_otherwise(body: bytes) -> None:
+    with contextlib.suppress(MalformedJson):
+        strict_json.loads(body)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b" ",
+        b"{",
+        b"{}{}",
+        b"{'a': 1}",
+        b'{"a": 1,}',
+        b'{"a": 01}',
+        b'{"a": "\n"}',
+        b'{"a": NaN}',
+        b'{"a": Infinity}',
+        b'{"a": -Infinity}',
+        b'{"a": 1, "a": 2}',
+        b'{"a": {"b": 1, "\\u0062": 2}}',
+        b'\xef\xbb\xbf{"a": 1}',
+        '{"a": 1}'.encode("utf-16"),
+        b'{"a": "\xff"}',
+        b'{"a": "\xed\xa0\x80"}',
+        b"[" * 33 + b"]" * 33,
+        b'{"a":' * 33 + b"1" + b"}" * 33,
+        b"[" * 100_000,
+    ],
+)
+def test_refuses(body: bytes) -> None:
+    with pytest.raises(MalformedJson):
+        strict_json.loads(body)
+
+
+def test_admits_32_levels_and_brackets_inside_strings() -> None:
+    assert strict_json.loads(b"[" * 32 + b"]" * 32)
+    assert strict_json.loads(b'{"a": "' + b'[{\\"' * 100 + b'"}')
+
+
+@pytest.mark.parametrize("digits", [10, 1000, 1001, 5000, 16000])
+def test_reads_a_number_of_any_length_as_a_number(digits: int) -> None:
+    number = strict_json.loads(b"9" * digits)
+    assert number > 130
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        f'{{"password": "{SECRET}", "password": "{SECRET}"}}',
+        f'{{"password": "{SECRET}"',
+        f'{{"password": {SECRET}}}',
+        f'{{"{SECRET}": NaN}}',
+    ],
+)
+def test_never_repeats_what_it_refuses(body: str) -> None:
+    with pytest.raises(MalformedJson) as refused:
+        strict_json.loads(body.encode())
+    assert SECRET not in str(refused.value)
+    assert refused.value.__suppress_context__ or refused.value.__context__ is None

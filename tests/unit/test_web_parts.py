@@ -1,0 +1,62 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from usersvc.application.ports import Order
+from usersvc.web.app import admits
+from usersvc.web.schemas import Cursor
+
+
+@given(st.sampled_from(Order), st.integers(1, 10**18 - 1))
+def test_a_cursor_comes_back_as_it_was(order: Order, after: int) -> None:
+    assert Cursor.decode(Cursor(order, after).encode()) == Cursor(order, after)
+
+
+@given(st.text())
+def test_any_other_text_is_no_cursor(text: str) -> None:
+    cursor = Cursor.decode(text)
+    assert cursor is None or cursor.encode() == text
+
+
+@pytest.mark.parametrize(
+    "raw", ["YXNjLjA", "YXNjLjE=", "YXNjLjE ", "YXNjLjF", "YXNjLi0x", "dXAuMQ", "YXNjLjk5OTk5OTk5OTk5OTk5OTk5OTk5"]
+)
+def test_nearly_a_cursor_is_none(raw: str) -> None:
+    assert Cursor.decode(raw) is None
+
+
+@pytest.mark.parametrize(
+    "accept",
+    [
+        "",
+        "*/*",
+        "application/json",
+        "Application/JSON",
+        "application/*",
+        "text/html, application/json;q=0.1",
+        "application/json; version=1",
+        "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8",
+        "nonsense",
+        ",",
+        "*/*;q=0, application/json",
+        "application/json;q=high",
+    ],
+)
+def test_an_accept_header_admits_json(accept: str) -> None:
+    assert admits(accept, "application/json")
+
+
+@pytest.mark.parametrize(
+    "accept",
+    [
+        "text/html",
+        "application/xml",
+        "application/jsonx",
+        "application/json;q=0",
+        "application/json;q=0.000, */*",
+        "*/*;q=0",
+        "application/*;q=0, */*;q=1",
+    ],
+)
+def test_an_accept_header_does_not_admit_json(accept: str) -> None:
+    assert not admits(accept, "application/json")

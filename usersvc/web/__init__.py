@@ -1,0 +1,1 @@
+"""The driving side: HTTP in, use case out."""

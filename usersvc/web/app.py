@@ -1,0 +1,143 @@
+"""The aiohttp application: routes, middlewares, life cycle."""
+
+import logging
+import re
+import time
+import warnings
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
+from http import HTTPStatus
+from uuid import uuid4
+
+import orjson
+from aiohttp import web
+from aiohttp.typedefs import Handler
+from aiohttp_apispec import validation_middleware
+
+from usersvc.application.registration import UserRegistrationService
+from usersvc.web import handlers
+from usersvc.web.openapi import DOCS_ROUTES, DOCUMENT, openapi_document
+from usersvc.web.parsing import BODY_TIMEOUT, StrictParser
+from usersvc.web.problems import NotAcceptable, problem_response
+from usersvc.web.schemas import RegistrationSchema
+
+access_log = logging.getLogger("usersvc.access")
+
+REQUEST_ID = web.RequestKey("REQUEST_ID", str)
+
+MAX_BODY_BYTES = 16384
+
+_SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._~+/=:@-]{1,128}")
+
+ROUTES = [
+    web.post("/register", handlers.register),
+    web.get("/users", handlers.list_users),
+    web.get("/users/{user_id}", handlers.show_user),
+    web.get("/livez", handlers.livez),
+    web.get("/readyz", handlers.readyz),
+    web.get("/problems/{code}", handlers.show_problem),
+    web.get("/openapi.json", handlers.openapi),
+    *DOCS_ROUTES,
+]
+
+
+def create_app(
+    service: UserRegistrationService,
+    *,
+    resources: Callable[[], AbstractAsyncContextManager[None]] | None = None,
+    max_body_bytes: int = MAX_BODY_BYTES,
+    body_timeout: float = BODY_TIMEOUT,
+) -> web.Application:
+    """The application around a service.
+
+    Args:
+        service: the use cases.
+        resources: what the service needs open; entered at start-up, left at clean-up, after the last notification.
+        max_body_bytes: a larger body is refused with 413.
+        body_timeout: how long a body may take to arrive, in seconds, before it is refused with 408.
+    """
+    app = web.Application(
+        middlewares=[one_answer_shape, content_negotiation, validation_middleware], client_max_size=max_body_bytes
+    )
+    app[handlers.REGISTRATION] = service
+    parser = StrictParser(
+        rules={RegistrationSchema: service.violations},
+        body_timeout=body_timeout,
+    )
+    with warnings.catch_warnings():
+        # The keys under which validation_middleware looks are plain strings, which aiohttp advises against.
+        warnings.simplefilter("ignore", web.NotAppKeyWarning)
+        app["_apispec_parser"] = parser
+        app["_apispec_request_data_name"] = "data"
+    app.add_routes(ROUTES)
+    app[DOCUMENT] = orjson.dumps(openapi_document(app.router.routes(), password_min_length=service.password_min_length))
+
+    async def life_cycle(_: web.Application) -> AsyncIterator[None]:
+        if resources is None:
+            yield
+            await service.drain()
+        else:
+            async with resources():
+                yield
+                await service.drain()
+
+    app.cleanup_ctx.append(life_cycle)
+    return app
+
+
+@web.middleware
+async def one_answer_shape(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Every answer carries the headers that the contract promises, and every failure is a problem document."""
+    started = time.perf_counter()
+    wanted_id = request.headers.get("X-Request-ID", "")
+    request_id = wanted_id if _SANE_REQUEST_ID.fullmatch(wanted_id) else str(uuid4())
+    try:
+        response = await handler(request)
+    except web.HTTPException as error:
+        response = error if error.status < HTTPStatus.BAD_REQUEST else problem_response(error, request_id)
+    except Exception as error:
+        response = problem_response(error, request_id)
+    response.headers["X-Request-ID"] = request_id
+    response.headers["X-Content-Type-Options"] = "nosniff"
+    response.headers.setdefault("Cache-Control", "no-store")
+    if access_log.isEnabledFor(logging.INFO):
+        # The route, not the path: paths and queries of clients hold addresses, and worse by mistake.
+        resource = request.match_info.route.resource
+        access_log.info(
+            "%s %s %d %.1f ms, request %s",
+            request.method,
+            resource.canonical if resource else "(no route)",
+            response.status,
+            (time.perf_counter() - started) * 1000,
+            request_id,
+        )
+    return response
+
+
+@web.middleware
+async def content_negotiation(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Refuse a request whose ``Accept`` admits nothing that the resource has (RFC 9110, section 12.5.1).
+
+    Raises:
+        NotAcceptable: so it is.
+    """
+    noted = getattr(request.match_info.handler, "__apispec__", None)
+    accept = ",".join(request.headers.getall("Accept", ()))
+    if noted and not any(admits(accept, media_type) for media_type in noted["produces"]):
+        raise NotAcceptable(f"Only {', '.join(noted['produces'])} is to be had here.")
+    return await handler(request)
+
+
+def admits(accept: str, media_type: str) -> bool:
+    """Whether an ``Accept`` header gives a media type a weight over zero, by the most specific range that fits it.
+
+    What is no media range is passed over; a header without any admits everything.
+    """
+    weights: dict[str, float] = {}
+    for element in accept.lower().split(","):
+        media_range, *parameters = (part.strip() for part in element.split(";"))
+        if "/" in media_range:
+            weight = next((part[2:] for part in parameters if part.startswith("q=")), "1")
+            weights[media_range] = float(weight) if re.fullmatch(r"[01](\.[0-9]{0,3})?", weight) else 1.0
+    fitting = (media_type, f"{media_type.partition('/')[0]}/*", "*/*")
+    return next((weights[fit] > 0 for fit in fitting if fit in weights), not weights)

@@ -1,0 +1,162 @@
+"""One short function an endpoint: the shape of the endpoint and nothing else. Failures are told by problems.py."""
+
+from typing import Any
+from urllib.parse import urlencode
+from uuid import UUID
+
+import orjson
+from aiohttp import web
+from aiohttp_apispec import docs, querystring_schema, request_schema, response_schema
+
+from usersvc.application.ports import Order
+from usersvc.application.registration import UserRegistrationService
+from usersvc.domain.user import EmailAddress
+from usersvc.web.openapi import DOCUMENT, header, path_parameter
+from usersvc.web.problems import PROBLEMS, UserNotFound
+from usersvc.web.schemas import (
+    EXAMPLE_USER,
+    NEXT_EXAMPLE,
+    Cursor,
+    OpenApiSchema,
+    ProblemKindDocumentSchema,
+    RegistrationSchema,
+    StatusDocumentSchema,
+    UserDocumentSchema,
+    UsersDocumentSchema,
+    UsersQuerySchema,
+)
+
+REGISTRATION = web.AppKey("REGISTRATION", UserRegistrationService)
+
+
+@docs(
+    tags=["users"],
+    summary="Register a user",
+    description="Stores the user and, apart from the request, sends a welcome.",
+    problems=[
+        "malformed-json",
+        "request-timeout",
+        "email-taken",
+        "body-too-large",
+        "unsupported-media-type",
+        "validation-failed",
+        "storage-unavailable",
+    ],
+    success_headers={"Location": header("Where the user is.", f"/users/{EXAMPLE_USER['id']}")},
+)
+@request_schema(RegistrationSchema)
+@response_schema(UserDocumentSchema, 201, description="The user is stored.")
+async def register(request: web.Request) -> web.Response:
+    """``POST /register``."""
+    user = await request.app[REGISTRATION].register(**request["data"])
+    return json_response({"data": user}, status=201, headers={"Location": f"/users/{user['id']}"})
+
+
+@docs(
+    tags=["users"],
+    summary="List the users",
+    description="One page of users in order of registration. Users who register or disappear while you page make no "
+    "other user come twice or be skipped.",
+    problems=["validation-failed", "storage-unavailable"],
+    success_headers={"Link": header("The next page, if there is one (RFC 8288).", f'<{NEXT_EXAMPLE}>; rel="next"')},
+)
+@querystring_schema(UsersQuerySchema)
+@response_schema(UsersDocumentSchema, 200, description="A page of users.")
+async def list_users(request: web.Request) -> web.Response:
+    """``GET /users``."""
+    query = request["querystring"]
+    limit: int = query["limit"]
+    order: Order = query["order"]
+    cursor: Cursor | None = query["cursor"]
+    email: EmailAddress | None = query["email"]
+    page = await request.app[REGISTRATION].page(
+        limit=limit, order=order, after=cursor.after if cursor else None, email=email
+    )
+
+    def link(begin: Cursor | None) -> str:
+        parameters = {
+            "limit": limit,
+            "order": order.value,
+            "cursor": begin and begin.encode(),
+            "email": email and email.typed,
+        }
+        return f"/users?{urlencode({name: value for name, value in parameters.items() if value is not None})}"
+
+    following = None if page.next_after is None else link(Cursor(order, page.next_after))
+    return json_response(
+        {"data": page.users, "links": {"self": link(cursor), "next": following}},
+        headers={"Link": f'<{following}>; rel="next"'} if following else {},
+    )
+
+
+@docs(
+    tags=["users"],
+    summary="Show a user",
+    parameters=[path_parameter("user_id", "The id of the user.", EXAMPLE_USER["id"], format="uuid")],
+    problems=["user-not-found", "storage-unavailable"],
+)
+@response_schema(UserDocumentSchema, 200, description="The user.")
+async def show_user(request: web.Request) -> web.Response:
+    """``GET /users/{id}``."""
+    try:
+        user_id = UUID(request.match_info["user_id"])
+    except ValueError:
+        raise UserNotFound("An id of a user is a UUID.") from None
+    user = await request.app[REGISTRATION].find(user_id)
+    if user is None:
+        raise UserNotFound("There is no user with this id.")
+    return json_response({"data": user})
+
+
+@docs(tags=["operation"], summary="Tell whether the process answers")
+@response_schema(StatusDocumentSchema, 200, description="It does.")
+async def livez(_: web.Request) -> web.Response:
+    """``GET /livez``."""
+    return json_response({"data": {"status": "ok"}})
+
+
+@docs(tags=["operation"], summary="Tell whether the storage answers", problems=["storage-unavailable"])
+@response_schema(StatusDocumentSchema, 200, description="It does.")
+async def readyz(request: web.Request) -> web.Response:
+    """``GET /readyz``."""
+    await request.app[REGISTRATION].check()
+    return json_response({"data": {"status": "ok"}})
+
+
+@docs(
+    tags=["documentation"],
+    summary="Explain an error code",
+    parameters=[path_parameter("code", "The code of an error.", "email-taken")],
+    problems=["not-found"],
+)
+@response_schema(ProblemKindDocumentSchema, 200, description="What the code means.")
+async def show_problem(request: web.Request) -> web.Response:
+    """``GET /problems/{code}``."""
+    problem = PROBLEMS.get(request.match_info["code"])
+    if problem is None:
+        raise web.HTTPNotFound
+    return json_response(
+        {
+            "data": {
+                "code": problem.code,
+                "status": problem.status,
+                "title": problem.title,
+                "description": problem.description,
+            }
+        }
+    )
+
+
+@docs(
+    tags=["documentation"],
+    summary="This document",
+)
+@response_schema(OpenApiSchema, 200, description="An OpenAPI document.")
+async def openapi(request: web.Request) -> web.Response:
+    """``GET /openapi.json``."""
+    return web.Response(body=request.app[DOCUMENT], content_type="application/json")
+
+
+def json_response(document: Any, *, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
+    """A JSON answer; JSON has no charset parameter (RFC 8259, section 11)."""
+    return web.Response(body=orjson.dumps(document), status=status, headers=headers, content_type="application/json")

@@ -1,0 +1,243 @@
+"""OpenAPI 3 and Swagger UI, from the decorators and the assets of aiohttp-apispec.
+
+The library itself writes Swagger 2.0 only and serves a page with a script inside; this module reads what its
+decorators left on the handlers (``__apispec__``) and makes an OpenAPI 3.0 document of it, the newest version that the
+bundled Swagger UI shows, and serves the UI's files behind a page that a strict Content-Security-Policy can lock.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import aiohttp_apispec
+from aiohttp import web
+from apispec import APISpec
+from apispec.ext.marshmallow import MarshmallowPlugin
+from apispec.ext.marshmallow.openapi import OpenAPIConverter
+from marshmallow import Schema
+
+import usersvc
+from usersvc.web import problems
+from usersvc.web.problems import PROBLEMS, Problem
+from usersvc.web.schemas import FieldErrorSchema, ProblemSchema
+
+DOCUMENT = web.AppKey("DOCUMENT", bytes)
+"""The OpenAPI document, as it is sent."""
+
+OPENAPI_VERSION = "3.0.3"
+
+# Any operation may end so.
+_COMMON_PROBLEMS = ("not-acceptable", "internal-error")
+
+_EXAMPLE_REQUEST_ID = "01936f3c-5e1a-7b3c-9d2e-4f5a6b7c8d9f"
+
+
+def header(description: str, example: str) -> dict[str, Any]:
+    """A header of a response, for the document."""
+    return {"description": description, "schema": {"type": "string"}, "example": example}
+
+
+def path_parameter(name: str, description: str, example: str, **schema: Any) -> dict[str, Any]:
+    """A parameter in a path, for the document; ``schema`` narrows the string."""
+    return {
+        "in": "path",
+        "name": name,
+        "required": True,
+        "description": description,
+        "schema": {"type": "string", **schema},
+        "example": example,
+    }
+
+
+_COMMON_HEADERS = {
+    "X-Request-ID": header("The request's own id if it sent a sane one, else a fresh UUID.", _EXAMPLE_REQUEST_ID),
+    "X-Content-Type-Options": header("Always nosniff.", "nosniff"),
+    "Cache-Control": header("Nothing here is for a cache.", "no-store"),
+}
+
+_REQUEST_ID_PARAMETER = {
+    "in": "header",
+    "name": "X-Request-ID",
+    "description": "Comes back in the response and in the log. An odd one is replaced.",
+    "schema": {"type": "string"},
+    "example": _EXAMPLE_REQUEST_ID,
+}
+
+
+def openapi_document(routes: Iterable[web.AbstractRoute], *, password_min_length: int) -> dict[str, Any]:
+    """The OpenAPI document of every route whose handler is decorated with ``docs``.
+
+    Args:
+        routes: the application's.
+        password_min_length: in code points, as the service is set.
+    """
+    plugin = MarshmallowPlugin(schema_name_resolver=_schema_name)
+    spec = APISpec(
+        title="usersvc",
+        version=usersvc.__version__,
+        openapi_version=OPENAPI_VERSION,
+        plugins=[plugin],
+        info={
+            "description": "Registers users and lists them. HEAD works wherever GET does. Every error is a problem "
+            "(RFC 9457) with a stable code.",
+            "license": {"name": "MIT"},
+        },
+        servers=[{"url": "/"}],
+        tags=[
+            {"name": "users", "description": "Who is registered"},
+            {"name": "operation", "description": "For those who run the service"},
+            {"name": "documentation", "description": "For those who use it"},
+        ],
+    )
+    for name, component in _COMMON_HEADERS.items():
+        spec.components.header(name, component)
+    spec.components.parameter("X-Request-ID", "header", _REQUEST_ID_PARAMETER)
+    for route in routes:
+        noted: Mapping[str, Any] | None = getattr(route.handler, "__apispec__", None)
+        if noted and route.resource and route.method != "HEAD":
+            spec.path(
+                path=route.resource.canonical,
+                operations={route.method.lower(): _operation(route.handler.__name__, noted, plugin.converter)},
+            )
+    document = spec.to_dict()
+    document["components"]["schemas"]["Registration"]["properties"]["password"]["minLength"] = password_min_length
+    return document
+
+
+def _operation(name: str, noted: Mapping[str, Any], converter: OpenAPIConverter | None) -> dict[str, Any]:
+    assert converter is not None  # noqa: S101  # the plugin has one as soon as it belongs to a document
+    operation: dict[str, Any] = {"operationId": name}
+    operation |= {key: noted[key] for key in ("tags", "summary", "description") if key in noted}
+    operation["parameters"] = ["X-Request-ID", *noted["parameters"]]
+    for request in noted["schemas"]:
+        if request["location"] == "json":
+            operation["requestBody"] = {
+                "required": True,
+                "content": {"application/json": {"schema": request["schema"]}},
+            }
+        else:
+            operation["parameters"] += converter.schema2parameters(request["schema"], location="query")
+    operation["responses"] = _successes(noted) | _failures([*noted.get("problems", ()), *_COMMON_PROBLEMS])
+    return operation
+
+
+def _successes(noted: Mapping[str, Any]) -> dict[str, Any]:
+    [media_type] = noted["produces"]
+    return {
+        status: {
+            "description": response["description"],
+            "headers": _headers(noted.get("success_headers", {})),
+            "content": {media_type: {"schema": response["schema"], "example": _example(response["schema"])}},
+        }
+        for status, response in noted["responses"].items()
+    }
+
+
+def _failures(codes: Iterable[str]) -> dict[str, Any]:
+    """The problems of an operation, those of one status together."""
+    by_status: defaultdict[int, list[Problem]] = defaultdict(list)
+    for code in codes:
+        by_status[PROBLEMS[code].status].append(PROBLEMS[code])
+    return {
+        str(status): {
+            "description": " ".join(f"`{problem.code}`: {problem.description}" for problem in alike),
+            "headers": _headers(
+                {
+                    name: header("Goes with this status.", value)
+                    for problem in alike
+                    for name, value in (problem.headers or {}).items()
+                }
+            ),
+            "content": {
+                problems.MEDIA_TYPE: {
+                    "schema": ProblemSchema,
+                    "examples": {problem.code: {"value": _problem_example(problem)} for problem in alike},
+                }
+            },
+        }
+        for status, alike in by_status.items()
+    }
+
+
+def _headers(own: Mapping[str, Any]) -> dict[str, Any]:
+    return {**own, **{name: {"$ref": f"#/components/headers/{name}"} for name in _COMMON_HEADERS}}
+
+
+def _problem_example(problem: Problem) -> dict[str, Any]:
+    members = problems.members(problem, problem.description, _EXAMPLE_REQUEST_ID)
+    if problem.code == "validation-failed":
+        members["errors"] = [_example(FieldErrorSchema())]
+    return members
+
+
+def _example(schema: Schema) -> Any:
+    """An example of a document, put together from those of its fields."""
+    example: dict[str, Any] = {}
+    for name, declared in schema.fields.items():
+        nested = getattr(declared, "inner", declared)
+        value = _example(nested.schema) if hasattr(nested, "schema") else declared.metadata["example"]
+        example[declared.data_key or name] = value if nested is declared else [value]
+    return example
+
+
+def _schema_name(schema: Any) -> str:
+    kind = schema if isinstance(schema, type) else type(schema)
+    return kind.__name__.removesuffix("Schema")
+
+
+_ASSETS = Path(str(files(aiohttp_apispec))) / "static"
+_PAGE = """<!DOCTYPE html>
+<html lang="en">
+  <head>
+    <meta charset="utf-8">
+    <title>usersvc API</title>
+    <link rel="stylesheet" href="docs/static/swagger-ui.css">
+    <link rel="icon" type="image/png" href="docs/static/favicon-32x32.png" sizes="32x32">
+  </head>
+  <body>
+    <div id="swagger-ui"></div>
+    <script src="docs/static/swagger-ui-bundle.js"></script>
+    <script src="docs/static/init.js"></script>
+  </body>
+</html>
+"""
+_INIT = """// Swagger UI would load any document that ?url=, ?config= or ?configUrl= names.
+history.replaceState(null, "", location.pathname + location.hash);
+window.ui = SwaggerUIBundle({
+  url: "openapi.json",
+  dom_id: "#swagger-ui",
+  deepLinking: true,
+  validatorUrl: null,
+});
+"""
+# No script but the files of this host, and no request to any other host.
+_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+_CACHED = {"Cache-Control": "public, max-age=86400"}
+
+
+@aiohttp_apispec.docs(produces=["text/html"])
+async def docs_page(_: web.Request) -> web.Response:
+    """``GET /docs``: Swagger UI."""
+    return web.Response(text=_PAGE, content_type="text/html", headers={"Content-Security-Policy": _POLICY})
+
+
+async def docs_script(_: web.Request) -> web.Response:
+    """The script that starts Swagger UI; a file of its own, so that the page needs no script inside."""
+    return web.Response(text=_INIT, content_type="text/javascript", headers=_CACHED)
+
+
+async def docs_asset(request: web.Request) -> web.FileResponse:
+    """One of Swagger UI's own files, by name; the route admits no others."""
+    return web.FileResponse(_ASSETS / request.match_info["name"], headers=_CACHED)
+
+
+DOCS_ROUTES = [
+    web.get("/docs", docs_page),
+    web.get("/docs/static/init.js", docs_script),
+    web.get(r"/docs/static/{name:swagger-ui\.css|swagger-ui-bundle\.js|favicon-32x32\.png}", docs_asset),
+]

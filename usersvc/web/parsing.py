@@ -1,0 +1,88 @@
+"""Reads requests for the validation middleware of aiohttp-apispec, and tells every broken field at once."""
+
+import asyncio
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Never
+
+from aiohttp import web
+from marshmallow import Schema, ValidationError
+from webargs.aiohttpparser import AIOHTTPParser
+
+from usersvc.domain.errors import Violation
+from usersvc.web import strict_json
+from usersvc.web.problems import BodyTimeout, BodyTooLarge, InvalidRequest, UnsupportedMediaType
+from usersvc.web.schemas import violations_in
+
+# The library's middleware puts what it read under a plain string, which aiohttp advises against.
+warnings.filterwarnings("ignore", category=web.NotAppKeyWarning, module=r"aiohttp_apispec\.")
+
+Rules = Callable[..., Iterable[Violation]]
+
+BODY_TIMEOUT = 30.0
+"""How long the body of a request may take to arrive, in seconds."""
+
+
+class StrictParser(AIOHTTPParser):
+    """webargs' parser for aiohttp, with our reading of JSON and of queries, and our errors."""
+
+    def __init__(self, *, rules: Mapping[type[Schema], Rules], body_timeout: float = BODY_TIMEOUT) -> None:
+        """Make a parser.
+
+        Args:
+            rules: for a schema, what tells which rules the well-shaped part of some data breaks.
+            body_timeout: how long a body may take to arrive, in seconds.
+        """
+        super().__init__()
+        self._rules = rules
+        self._body_timeout = body_timeout
+
+    async def load_json(self, req: web.Request, schema: Schema) -> Any:
+        """The body, parsed.
+
+        Raises:
+            UnsupportedMediaType: it is not announced as JSON in UTF-8.
+            BodyTooLarge: it is larger than the application takes.
+            BodyTimeout: it did not arrive in time.
+            MalformedJson: it is not JSON.
+        """
+        if req.content_type != "application/json" or "Content-Type" not in req.headers:
+            raise UnsupportedMediaType("The body has to be application/json.")
+        if (req.charset or "utf-8").lower() != "utf-8":
+            raise UnsupportedMediaType("JSON has to be in UTF-8.")
+        # What announces itself as too large is refused before it is read.
+        if (req.content_length or 0) > req.client_max_size:
+            raise BodyTooLarge(f"The body may have at most {req.client_max_size} bytes.")
+        try:
+            async with asyncio.timeout(self._body_timeout):
+                body = await req.read()
+        except TimeoutError:
+            raise BodyTimeout("The body did not arrive in time.") from None
+        return strict_json.loads(body)
+
+    def load_querystring(self, req: web.Request, schema: Schema) -> Any:
+        """The query; of a parameter that comes more than once, the list of its values."""
+        values = {name: req.query.getall(name) for name in req.query}
+        return {name: given if len(given) > 1 else given[0] for name, given in values.items()}
+
+    def handle_error(
+        self,
+        error: ValidationError,
+        req: web.Request,
+        schema: Schema,
+        *,
+        error_status_code: int | None,
+        error_headers: Mapping[str, str] | None,
+    ) -> Never:
+        """Turn a failure of the shape into a refusal of the request.
+
+        Raises:
+            InvalidRequest: with what breaks the shape, and with the rules that the well-shaped rest breaks.
+        """
+        # webargs files the messages under the location.
+        [by_field] = error.messages_dict.values()
+        violations = [*violations_in(by_field)]
+        rules = self._rules.get(type(schema))
+        if rules is not None and isinstance(error.valid_data, dict):
+            violations += rules(**error.valid_data)
+        raise InvalidRequest(violations)

@@ -1,0 +1,185 @@
+"""ONE table of everything that can go wrong: error type -> status and code, told as RFC 9457 problems."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from http import HTTPStatus
+from typing import Any
+from urllib.parse import quote
+
+import orjson
+from aiohttp import web
+
+from usersvc.application.ports import StorageUnavailable
+from usersvc.domain.errors import EmailAlreadyRegistered, RulesBroken, Violation
+
+log = logging.getLogger(__name__)
+
+MEDIA_TYPE = "application/problem+json"
+
+
+class RequestRefused(Exception):
+    """The web side's own refusal of a request; its text is for the client and repeats nothing secret."""
+
+
+class MalformedJson(RequestRefused):
+    """The body is not JSON as RFC 8259 and I-JSON (RFC 7493) have it."""
+
+
+class UserNotFound(RequestRefused):
+    """There is no user with this id."""
+
+
+class NotAcceptable(RequestRefused):
+    """The client takes none of the media types that the resource has."""
+
+
+class BodyTimeout(RequestRefused):
+    """The body did not arrive in time."""
+
+
+class BodyTooLarge(RequestRefused):
+    """The body is larger than the service takes."""
+
+
+class UnsupportedMediaType(RequestRefused):
+    """The body is of a media type or in a coding that the service does not read."""
+
+
+class InvalidRequest(RequestRefused):
+    """The body or the query breaks rules; ``violations`` names them all."""
+
+    def __init__(self, violations: Sequence[Violation]) -> None:
+        super().__init__()
+        self.violations = tuple(violations)
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A kind of problem: what ``GET /problems/{code}`` tells of it."""
+
+    code: str
+    status: int
+    title: str
+    description: str
+    errors: tuple[type[Exception], ...] = ()
+    """What is raised when it happens; a subclass is the same problem."""
+    headers: Mapping[str, str] | None = None
+
+
+PROBLEMS: Mapping[str, Problem] = {
+    problem.code: problem
+    for problem in (
+        Problem(
+            "malformed-json",
+            400,
+            "Malformed JSON",
+            "The body is no JSON: a syntax error, not UTF-8, a member name twice, NaN or Infinity, or nested too deep.",
+            (MalformedJson, web.HTTPBadRequest, web.RequestPayloadError),
+        ),
+        Problem(
+            "not-found",
+            404,
+            "Not found",
+            "There is nothing at this path.",
+            (web.HTTPNotFound, web.HTTPForbidden),
+        ),
+        Problem("user-not-found", 404, "User not found", "There is no user with this id.", (UserNotFound,)),
+        Problem(
+            "method-not-allowed",
+            405,
+            "Method not allowed",
+            "The resource does not know this method; the header Allow lists those that it knows.",
+            (web.HTTPMethodNotAllowed,),
+        ),
+        Problem(
+            "not-acceptable",
+            406,
+            "Not acceptable",
+            "The resource has none of the media types that the header Accept admits.",
+            (NotAcceptable,),
+        ),
+        Problem(
+            "request-timeout",
+            408,
+            "Request timeout",
+            "The body of the request did not arrive in time.",
+            (BodyTimeout,),
+        ),
+        Problem(
+            "email-taken",
+            409,
+            "Email address taken",
+            "A user with this mailbox is registered already, perhaps in another spelling.",
+            (EmailAlreadyRegistered,),
+        ),
+        Problem(
+            "body-too-large",
+            413,
+            "Body too large",
+            "The body of the request is larger than the service takes.",
+            (BodyTooLarge, web.HTTPRequestEntityTooLarge),
+        ),
+        Problem(
+            "unsupported-media-type",
+            415,
+            "Unsupported media type",
+            "The body has to be application/json, in UTF-8.",
+            (UnsupportedMediaType, web.HTTPUnsupportedMediaType),
+            {"Accept": "application/json"},
+        ),
+        Problem(
+            "validation-failed",
+            422,
+            "Validation failed",
+            "Fields of the body or parameters of the query break rules; errors names each of them.",
+            (RulesBroken, InvalidRequest),
+        ),
+        Problem(
+            "internal-error",
+            500,
+            "Internal error",
+            "The service failed in a way that it did not foresee. The request id helps to find out why.",
+            (Exception,),
+        ),
+        Problem(
+            "storage-unavailable",
+            503,
+            "Storage unavailable",
+            "The store does not answer just now. Whether a registration was stored is not known; it may be repeated.",
+            (StorageUnavailable,),
+            {"Retry-After": "5"},
+        ),
+    )
+}
+
+_PROBLEM_OF = {error: problem for problem in PROBLEMS.values() for error in problem.errors}
+
+
+def members(problem: Problem, detail: str, request_id: str) -> dict[str, Any]:
+    """The members that every problem document has (RFC 9457, section 3.1), and the code."""
+    return {
+        "type": f"/problems/{problem.code}",
+        "title": problem.title,
+        "status": problem.status,
+        "detail": detail,
+        "instance": f"/requests/{quote(request_id, safe='')}",
+        "code": problem.code,
+    }
+
+
+def problem_response(error: Exception, request_id: str) -> web.Response:
+    """The answer to any failure. What was not foreseen is logged, and tells the client nothing."""
+    # The row of its own class, or that of the nearest base that has one.
+    problem = next(_PROBLEM_OF[kind] for kind in type(error).__mro__ if kind in _PROBLEM_OF)
+    if problem.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        log.error("request %s failed: %s", request_id, problem.code, exc_info=error)
+    reason = str(error) if isinstance(error, RequestRefused) else ""
+    document = members(problem, reason or problem.description, request_id)
+    if isinstance(error, InvalidRequest | RulesBroken):
+        document["errors"] = [asdict(violation) for violation in error.violations]
+    response = web.Response(body=orjson.dumps(document), status=problem.status, content_type=MEDIA_TYPE)
+    response.headers.update(problem.headers or {})
+    if isinstance(error, web.HTTPMethodNotAllowed):
+        response.headers["Allow"] = error.headers["Allow"]
+    return response
