@@ -1,0 +1,931 @@
+"""Serve an aiohttp application from an ASGI server.
+
+`AiohttpASGI(app)` is an ASGI 3 application around any `aiohttp.web.Application`: uvicorn, hypercorn, granian and
+test clients can serve what was written for aiohttp's own server. Handlers get a real `web.Request` and return real
+`web.StreamResponse`s; only the wire is somebody else's.
+
+How it works:
+    aiohttp's requests and responses talk to a protocol, a transport and a stream writer. One `_Exchange` a request
+    stands in for them, over ASGI's `receive` and `send`. A body is pulled, message by message, by the coroutine that
+    reads it: a handler that does not read makes the client stop sending. Only an exchange whose disconnection
+    somebody could notice (a streamed response, a look at `request.transport`, `handler_cancellation`) gets a task
+    that waits for it. A plain `web.Response` goes past aiohttp's writer. Handlers run in a copy of the server's
+    context, and `receive` and `send` outside it: servers hand the context they are called in to later requests.
+
+Where a client, or a handler, sees something else than with aiohttp's own server:
+    - `Date`, `Server`, `Connection` (but for `close`), `Keep-Alive`, `Transfer-Encoding` and the like are left to the
+      ASGI server, so that none comes twice. So are reason phrases, time-outs, and limits on lines and headers.
+    - What the server's parser refuses, it refuses in its own words; what it repairs (absolute targets, a bare `?` or a
+      fragment at the end of a target, interim responses) is not seen here.
+    - Request header names lose the case they were sent in; those that `aiohttp.hdrs` knows have its spelling. Response
+      header names are sent in lower case.
+    - A target is routed less its `root_path`, which `request[ASGI_SCOPE]` has.
+    - `iter_chunks()` never reports the end of an HTTP chunk.
+    - `100 Continue` is sent when the handler first reads the body, not before the handler runs.
+    - Under HTTP/2 and 3, a request of a method that seldom has a body (GET, HEAD, OPTIONS, DELETE, TRACE) and that
+      does not tell its length is handled when its first frame of data, or its end, has come. `request.version` is the
+      true one, but equals HTTP/1.1 as well: aiohttp compares it to find out whether it may stream.
+    - A response that is longer than its `Content-Length` is cut, and one that is shorter is broken off; aiohttp breaks
+      the framing. A body that a HEAD, 204 or 304 response must not have is left out.
+    - When a response fails before anything of it was sent, a 500 is; aiohttp closes the connection.
+    - `request.transport` knows `get_extra_info`, `is_closing`, `close` and `abort`, nothing else.
+    - There is no access log: the server has one. `handler_args` of the application configure aiohttp's server, and are
+      not looked at.
+    - WebSockets are refused: a handshake that the server takes for one with its own 403, or 501 where it lets the
+      application choose; in other handshakes `WebSocketResponse.prepare` raises `HTTPNotImplemented`.
+    - Without the lifespan protocol the application is started by the first request, and never cleaned up.
+"""
+
+import asyncio
+import logging
+import re
+import ssl
+import traceback
+import types
+import warnings
+from collections.abc import Awaitable, Callable, Coroutine, Generator, MutableMapping
+from contextvars import Context, ContextVar, copy_context
+from functools import lru_cache
+from html import escape
+from http import HTTPStatus
+from typing import Any, Final, NoReturn, TypeVar, cast
+from urllib.parse import quote, unquote
+
+from aiohttp import ClientConnectionResetError, hdrs, web
+from aiohttp.abc import AbstractStreamWriter
+from aiohttp.compression_utils import ZLibCompressor
+from aiohttp.http import HttpVersion, HttpVersion10, HttpVersion11, RawRequestMessage
+from aiohttp.http_exceptions import ContentEncodingError
+from aiohttp.http_parser import DeflateBuffer
+from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
+from multidict import CIMultiDict, CIMultiDictProxy, istr
+from yarl import URL
+
+__all__ = ("ASGI_SCOPE", "ASGI_STATE", "AiohttpASGI")
+
+Message = MutableMapping[str, Any]
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+_RawHeaders = list[tuple[bytes, bytes]]
+_Whole = tuple[int, _RawHeaders, bytes]  # status, headers and body of a response
+_T = TypeVar("_T")
+
+ASGI_SCOPE: Final = web.RequestKey("ASGI_SCOPE", dict[str, Any])
+"""The key of a request's ASGI scope, with the server's `state`, `extensions` and `root_path`."""
+
+ASGI_STATE: Final = web.AppKey("ASGI_STATE", dict[str, Any])
+"""The key of the application's lifespan state: what start-up puts there is in every `request[ASGI_SCOPE]["state"]`."""
+
+_LOG: Final = logging.getLogger("aiohttp.server")  # where aiohttp's own server reports errors of handlers
+_BUFFER: Final = 2**18  # bytes; twice as many of a body wait to be read, at most, as in aiohttp
+_YIELD: Final = 2**16  # bytes; a server's `send` may never suspend, and the loop must run now and then
+_NAMES: Final = 1024  # header names are learned, but not without end
+_NAME: Final = 64  # characters of a header name that is learned
+_TARGET: Final = 256  # characters of a target whose URL is learned
+_TLS: Final = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)  # never used: any context means "https" to aiohttp
+_CODINGS: Final = {coding.encode(): coding for coding in ("gzip", "deflate", "br", "zstd")}
+_HTTP_1: Final = frozenset({"1.0", "1.1"})
+_SELDOM_WITH_BODY: Final = frozenset({"GET", "HEAD", "OPTIONS", "DELETE", "TRACE"})
+_STATUSES_WITHOUT_BODY: Final = frozenset({100, 101, 102, 103, 204, 304})  # RFC 9110, section 6.4.1
+_METHODS_WITHOUT_BODY: Final = frozenset({"HEAD", "CONNECT"})
+_FORBIDDEN: Final = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")  # RFC 9110, section 5.5
+_SERVERS_OWN: Final = frozenset(
+    ("connection", "date", "keep-alive", "proxy-connection", "server", "te", "trailer", "transfer-encoding", "upgrade")
+)
+_OCTETS: Final = (b"content-type", b"application/octet-stream")
+_EMPTY: Final = (b"content-length", b"0")
+_TEXT: Final = (b"content-type", b"text/plain; charset=utf-8")
+_CLOSE: Final = (b"connection", b"close")
+
+
+def _sockname(server: tuple[str, int | None] | None) -> tuple[str | int | None, ...] | str | None:
+    """Name the server's address as sockets do."""
+    if server is None:
+        return None
+    host, port = server
+    if port is None:
+        return host  # a Unix domain socket
+    return (host, port, 0, 0) if ":" in host else (host, port)  # aiohttp knows IPv6 by the length of the tuple
+
+
+class _Multiplexed(HttpVersion):
+    """HTTP/2 or 3, which passes for 1.1 too: aiohttp asks `== 1.1` before it streams or looks at `Expect`."""
+
+    __slots__ = ()
+
+    def __eq__(self, other: object) -> bool:
+        return other in (tuple(self), tuple(HttpVersion11))
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    def __hash__(self) -> int:
+        return hash(HttpVersion11)
+
+
+_VERSIONS: Final = {
+    "1.0": HttpVersion10,
+    "1.1": HttpVersion11,
+    "2": _Multiplexed(2, 0),
+    "2.0": _Multiplexed(2, 0),
+    "3": _Multiplexed(3, 0),
+    "3.0": _Multiplexed(3, 0),
+}
+
+
+class _RequestNames(dict[bytes, istr]):
+    """Names of request headers: as in ASGI, to as in aiohttp."""
+
+    def __missing__(self, raw: bytes) -> istr:
+        name = istr(raw.decode("utf-8", "surrogateescape"))
+        if len(self) < _NAMES and len(raw) <= _NAME:
+            self[raw] = name
+        return name
+
+
+class _ResponseNames(dict[str, bytes]):
+    """Names of response headers: as in aiohttp, to as in ASGI; empty when it is the server that sends the header."""
+
+    def __missing__(self, name: str) -> bytes:
+        lower = name.lower()
+        raw = b"" if lower in _SERVERS_OWN else _checked(lower)
+        if len(self) < _NAMES and len(name) <= _NAME:
+            self[name] = raw
+        return raw
+
+
+_REQUEST_NAMES: Final = _RequestNames((str(n).lower().encode(), n) for n in vars(hdrs).values() if isinstance(n, istr))
+_RESPONSE_NAMES: Final = _ResponseNames()
+
+
+def _checked(text: str) -> bytes:
+    if _FORBIDDEN.search(text):
+        raise ValueError("there is a control character in a response header")
+    return text.encode("utf-8", "surrogateescape")
+
+
+def _encoded(headers: "CIMultiDict[str]") -> _RawHeaders:
+    """Response headers as ASGI wants them, less those that are the server's.
+
+    Raises:
+        ValueError: a header has a control character, which could begin another header of an attacker's choice.
+    """
+    names = _RESPONSE_NAMES
+    return [
+        (raw, value.encode() if value.isprintable() else _checked(value))
+        for name, value in headers.items()
+        if (raw := names[name])
+    ]
+
+
+def _url(target: str) -> URL:
+    """Parse a request target as aiohttp's parser does (RFC 9112, section 3.2).
+
+    Raises:
+        ValueError: the target is of no form that a request may have.
+    """
+    if target.startswith("/"):
+        rest, _, fragment = target.partition("#")
+        path, _, query = rest.partition("?")
+        return URL.build(path=path, query_string=query, fragment=fragment, encoded=True)
+    url = URL(target, encoded=True)
+    if target != "*" and not url.raw_host:
+        raise ValueError("The request target has no host.")
+    return url
+
+
+def _routed(raw: bytes, root_path: str) -> tuple[str, URL]:
+    """Make a target, percent-encoding untouched, and its URL of what ASGI tells, less the `root_path`.
+
+    Raises:
+        ValueError: the target is of no form that a request may have.
+    """
+    target = raw.decode("utf-8", "surrogateescape") or "/"
+    if root := root_path.rstrip("/"):
+        path, mark, query = target.partition("?")
+        segments = root.count("/") + 1
+        parts = path.split("/", segments)
+        if unquote("/".join(parts[:segments])) == root:
+            target = "/" + "".join(parts[segments:]) + mark + query
+    return target, _url(target)
+
+
+_learned: Final = lru_cache(maxsize=1024)(_routed)
+
+
+@types.coroutine
+def _resumed(context: Context, coroutine: Coroutine[Any, Any, _T], future: Any) -> Generator[Any, Any, _T]:
+    """Await, in a context of its own, the rest of a coroutine that waits for something.
+
+    Together with a first `context.run(coroutine.send, None)`, this is what a task would do, at a fraction of its cost.
+    """
+    while True:
+        step: Callable[[Any], Any]
+        try:
+            argument: Any = yield future
+            step = coroutine.send
+        except BaseException as error:  # cancellation, and the end of this generator, are the coroutine's to see
+            step, argument = coroutine.throw, error
+        try:
+            future = context.run(step, argument)
+        except StopIteration as done:
+            result: _T = done.value
+            return result
+
+
+async def _within(context: Context, awaitable: Awaitable[_T]) -> _T:
+    """Await something in a context of its own."""
+    coroutine = awaitable if type(awaitable) is types.CoroutineType else _awaited(awaitable)
+    try:
+        future = context.run(coroutine.send, None)
+    except StopIteration as done:
+        result: _T = done.value
+        return result
+    return await _resumed(context, coroutine, future)
+
+
+async def _awaited(awaitable: Awaitable[_T]) -> _T:
+    return await awaitable
+
+
+# What follows, down to the rule, is all that this module touches of aiohttp beyond its documented API, besides the
+# imports above. `tests/asgi/test_private_parts.py` says what changed when an upgrade breaks it.
+
+
+class _Body(StreamReader):
+    """A request body that whoever reads it pulls from ASGI. Private: `StreamReader._wait`, awaited for more data."""
+
+    __slots__ = ("_decoder", "_exchange", "_held", "_last")
+
+    def __init__(self, exchange: "_Exchange", coding: str | None) -> None:
+        super().__init__(exchange, _BUFFER, loop=asyncio.get_running_loop())  # type: ignore[arg-type]  # a protocol to what it asks
+        self._exchange = exchange
+        self._decoder = DeflateBuffer(self, coding, max_decompress_size=_BUFFER) if coding else None
+        self._held = False  # the decoder holds more than it would give at once
+        self._last = False  # the last message has been fed
+
+    def feed(self, message: Message) -> None:
+        """Take what a message brings, decoded, in pieces of bounded size."""
+        data: bytes = message.get("body", b"")
+        self._last = not message.get("more_body", False)
+        if self._decoder is not None:
+            self._decode(self._decoder, data)
+            return
+        self.feed_data(data)
+        if self._last:
+            self.feed_eof()
+
+    def feed_held(self) -> bool:
+        """Take more of what the decoder holds; false when it holds nothing."""
+        if self._decoder is None or not self._held:
+            return False
+        self._decode(self._decoder, b"")
+        return True
+
+    def _decode(self, decoder: DeflateBuffer, data: bytes) -> None:
+        try:
+            if data or self._held:  # aiohttp 3.14.0 does not bear to begin with nothing
+                self._held = decoder.feed_data(data, len(data))
+            if self._last and not self._held:
+                decoder.feed_eof()
+        except ContentEncodingError as error:
+            self.set_exception(web.RequestPayloadError(str(error)), error)
+
+    async def _wait(self, func_name: str) -> None:
+        if self._exchange.watched:
+            await super()._wait(func_name)
+        else:
+            await self._exchange.pull(func_name)
+            if (error := self.exception()) is not None:
+                raise error
+
+    async def wait_eof(self) -> None:
+        self._exchange.watch()
+        await super().wait_eof()
+
+
+def _close_files(request: web.Request) -> None:
+    """Close the files of an uploaded form."""
+    request._finish()  # noqa: SLF001
+
+
+def _has_hooks(app: web.Application) -> bool:
+    """Whether a response of this application, or of one in it, is shown to anybody before it is sent."""
+    return bool(app.on_response_prepare) or any(map(_has_hooks, app._subapps))  # noqa: SLF001
+
+
+def _whole(method: str, response: web.Response) -> _Whole | None:
+    """All of a response that is so plain that aiohttp's writer would have nothing to add; else `None`.
+
+    Raises:
+        ValueError: a header must not be sent.
+    """
+    # Private, as the public properties cost more than the rest of this function, or would make what is not there.
+    body = response._body  # noqa: SLF001
+    headers = response._headers  # noqa: SLF001
+    status = response._status  # noqa: SLF001
+    if (
+        (body is not None and type(body) is not bytes)
+        or response._compression  # noqa: SLF001
+        or response._chunked  # noqa: SLF001
+        or response._cookies  # noqa: SLF001
+        or response._keep_alive is False  # noqa: SLF001
+        or response._payload_writer is not None  # noqa: SLF001
+        or response._eof_sent  # noqa: SLF001
+        or status in _STATUSES_WITHOUT_BODY
+        or method in _METHODS_WITHOUT_BODY
+        or hdrs.CONTENT_LENGTH in headers
+        or hdrs.CONNECTION in headers
+    ):
+        return None
+    encoded = _encoded(headers)
+    if not body:
+        encoded.append(_EMPTY)
+    else:
+        encoded.append((b"content-length", b"%d" % len(body)))
+        if hdrs.CONTENT_TYPE not in headers:
+            encoded.append(_OCTETS)  # RFC 9110, section 8.3
+    response._eof_sent = True  # noqa: SLF001  # `prepared`, and never sent again
+    return status, encoded, body or b""
+
+
+class _Transport(asyncio.Transport):
+    """What `request.transport` is for: whether the client is there, and who it is."""
+
+    def __init__(self, exchange: "_Exchange") -> None:
+        super().__init__(
+            {"peername": exchange.peername, "sockname": exchange.sockname, "sslcontext": exchange.ssl_context}
+        )
+        self._exchange = exchange
+
+    @property
+    def _sendfile_compatible(self) -> NoReturn:
+        """Tell `loop.sendfile`, which looks here, and `web.FileResponse`, which asks it, that a file must be read."""
+        raise NotImplementedError
+
+    def is_closing(self) -> bool:
+        return self._exchange.disconnected
+
+    def close(self) -> None:
+        self._exchange.aborted = True
+        self._exchange.lose()
+
+    abort = close
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+class _Exchange(AbstractStreamWriter):
+    """One request and its response: aiohttp's protocol and writer, over ASGI's `receive` and `send`."""
+
+    # What `request.multipart()` asks of its protocol, with the values of aiohttp's own server: bytes, and lines.
+    max_line_size = 8190
+    max_field_size = 8190
+    max_headers = 128
+
+    length: int | None = None  # bytes of the response that are still to come, when their number has been announced
+    body: _Body | None = None
+    task: "asyncio.Task[None] | None" = None  # to be cancelled when the client goes
+    watched = False  # a task, not the reader, takes what the server has to tell
+    disconnected = False
+    cancelled = False  # the task has been, because of that
+    aborted = False  # it was the handler that closed the connection
+    finished = False  # all of the response has been handed to the server
+    _ending = False  # the last of the response is being handed over: what the server tells now is no disconnection
+    _ended = False  # all of the request has come
+    _pulling = False  # somebody waits in `receive`
+    _paused = False  # the body is full
+    _attended = False  # `_attend` has been called, or will be
+    _committed = False  # for all that the application knows, the head of the response has gone
+    _bodiless = False  # the response must not have a body
+    _head: Message | None = None  # the start of the response, while it is held back
+    _compressor: ZLibCompressor | None = None
+    _transport: _Transport | None = None
+    _resumed: asyncio.Event | None = None
+    _watcher: "asyncio.Task[None] | None" = None
+    _flusher: "asyncio.Task[None] | None" = None
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.scope = scope
+        self.outer = copy_context()
+        self._receive = receive
+        self._send = send
+        self.ssl_context = _TLS if scope.get("scheme") == "https" else None
+        self.peername = scope.get("client")
+        self.sockname = _sockname(scope.get("server"))
+
+    async def peek(self) -> Message | None:
+        """Wait for the first message of a request when only that tells whether there is a body."""
+        scope = self.scope
+        if scope["method"] not in _SELDOM_WITH_BODY or any(name == b"content-length" for name, _ in scope["headers"]):
+            return None
+        return await self._receive()
+
+    def request(self, server: web.Server, first: Message | None) -> web.Request:
+        """Make aiohttp's request of the ASGI scope.
+
+        Raises:
+            ValueError: the request target makes no sense.
+            ContentEncodingError: the body is coded in a way for which a library is missing.
+        """
+        scope = self.scope
+        raw_headers = scope["headers"]
+        names = _REQUEST_NAMES
+        try:
+            pairs = [(names[name], value.decode()) for name, value in raw_headers]
+        except UnicodeDecodeError:  # what is not UTF-8 keeps its octets, as in aiohttp
+            pairs = [(names[name], value.decode("utf-8", "surrogateescape")) for name, value in raw_headers]
+        headers = CIMultiDict(pairs)
+        fields: dict[bytes, bytes] = dict(raw_headers)
+        raw = scope.get("raw_path")
+        raw = quote(scope["path"]).encode() if raw is None else raw.partition(b"?")[0]  # some servers add the query
+        if query := scope["query_string"]:
+            raw = b"%b?%b" % (raw, query)
+        target, url = (_learned if len(raw) <= _TARGET else _routed)(raw, scope.get("root_path", ""))
+        version = _VERSIONS.get(scope["http_version"], HttpVersion11)
+        if version > HttpVersion11 and len(cookies := headers.getall(hdrs.COOKIE, ())) > 1:
+            headers[hdrs.COOKIE] = "; ".join(cookies)  # RFC 9113, section 8.2.3
+        chunked = b"transfer-encoding" in fields
+        coding = None
+        payload: StreamReader = EMPTY_PAYLOAD
+        if first is not None:
+            has_body = bool(first.get("body") or first.get("more_body"))
+        elif (length := fields.get(b"content-length")) is not None:
+            has_body = length != b"0"
+        else:
+            has_body = chunked or version > HttpVersion11
+        if has_body:
+            coding = _CODINGS.get(fields.get(b"content-encoding", b"").lower())
+            payload = self.body = _Body(self, coding)
+            if first is not None:
+                self._take(first)
+        connection = fields.get(b"connection")
+        if connection is None:
+            should_close = version is HttpVersion10
+        else:
+            should_close = (
+                b"keep-alive" not in connection.lower() if version is HttpVersion10 else b"close" in connection.lower()
+            )
+        request = server.request_factory(
+            RawRequestMessage(
+                scope["method"],
+                target,
+                version,
+                CIMultiDictProxy(headers),
+                tuple(raw_headers),
+                should_close,
+                coding,
+                False,  # an upgrade is the server's
+                chunked,
+                url,
+            ),
+            payload,
+            self,  # type: ignore[arg-type]  # a protocol, to what is asked of it
+            self,
+            asyncio.current_task(),  # type: ignore[arg-type]  # there is one, and what it returns does not matter
+        )
+        request[ASGI_SCOPE] = scope  # type: ignore[misc]  # a dict, as ASGI demands
+        return request  # type: ignore[return-value]  # the factory of an application's server makes them
+
+    # As a protocol
+
+    @property
+    def connected(self) -> bool:
+        return not self.disconnected
+
+    @property
+    def transport(self) -> _Transport | None:
+        if self.disconnected:
+            return None
+        self.watch()  # whoever asks may want to know whether the client is still there
+        if self._transport is None:
+            self._transport = _Transport(self)
+        return self._transport
+
+    def pause_reading(self) -> None:
+        """Stop, for the body is full."""
+        self._paused = True
+
+    def resume_reading(self, resume_parser: bool = True) -> None:
+        """Go on, for the body has been read from."""
+        self._paused = False
+        if self._resumed is not None:
+            self._resumed.set()
+
+    async def pull(self, func_name: str) -> None:
+        """Give the body what the next message brings.
+
+        Raises:
+            RuntimeError: somebody else is reading.
+        """
+        if self._pulling:
+            raise RuntimeError(f"{func_name}() called while another coroutine is already waiting for incoming data")
+        self._pulling = True
+        try:
+            if self.body is None or not self.body.feed_held():
+                self._take(await _within(self.outer, self._receive()))
+        except OSError:
+            self.lose()
+        finally:
+            self._pulling = False
+            if self.watched:  # somebody has asked for it meanwhile
+                self._start_watcher()
+
+    def _take(self, message: Message) -> None:
+        if message["type"] == "http.disconnect":
+            self.lose()
+        elif not self._ended:
+            self._ended = not message.get("more_body", False)
+            if self.body is not None:
+                self.body.feed(message)
+
+    def watch(self) -> None:
+        """See to it that a disconnection is noticed from now on."""
+        if not (self.watched or self.disconnected or self._ending):
+            self.watched = True
+            if not self._pulling:
+                self._start_watcher()
+
+    def _start_watcher(self) -> None:
+        if self._watcher is None:
+            self._watcher = asyncio.get_running_loop().create_task(self._watch(), context=self.outer.copy())
+
+    async def _watch(self) -> None:
+        self._resumed = asyncio.Event()
+        while not self.disconnected:
+            if self._paused:
+                self._resumed.clear()
+                await self._resumed.wait()
+            elif self.body is None or not self.body.feed_held():
+                ended = self._ended
+                try:
+                    message = await self._receive()
+                except OSError:
+                    self.lose()
+                    return
+                if ended and message["type"] == "http.request":
+                    return  # nothing more to learn from a server that goes on and on
+                self._take(message)
+
+    def lose(self) -> None:
+        """Take the client for gone: its body fails, writing fails, and its handler is cancelled if so desired."""
+        if self.disconnected or self._ending:
+            return
+        self.disconnected = True
+        if self.body is not None:
+            self.body.set_exception(ConnectionResetError("Connection lost"))
+        if self.task is not None:
+            self.cancelled = True
+            self.task.cancel()
+
+    def close(self) -> None:
+        """End the exchange: nobody waits for the server, and nobody reads."""
+        self._ending = True
+        if self._watcher is not None:
+            self._watcher.cancel()
+        if self.body is not None:
+            self.body.set_exception(web.PayloadAccessError())
+            self.body = None  # nothing is left for the garbage collector
+
+    # As a writer
+
+    def enable_chunking(self) -> None:
+        """Do nothing: framing is the server's."""
+
+    def enable_compression(self, encoding: str = "deflate", strategy: int | None = None) -> None:
+        self._compressor = ZLibCompressor(encoding=encoding, strategy=strategy)
+
+    async def drain(self) -> None:
+        """Do nothing: ASGI's `send` returns when there is room for more."""
+
+    async def write_headers(self, status_line: str, headers: "CIMultiDict[str]") -> None:
+        if self._head is not None or self._committed:
+            raise RuntimeError("another response to the request has been started")
+        status = int(status_line.split(" ", 2)[1])
+        if status == HTTPStatus.SWITCHING_PROTOCOLS:
+            raise web.HTTPNotImplemented(text="WebSockets are not served here.")
+        self._bodiless = status in _STATUSES_WITHOUT_BODY or self.scope["method"] == "HEAD"
+        self._lock = asyncio.Lock()
+        encoded = _encoded(headers)
+        if headers.get(hdrs.CONNECTION, "").lower() == "close":
+            self.close_after(encoded)
+        self._head = {"type": "http.response.start", "status": status, "headers": encoded}
+
+    def close_after(self, headers: _RawHeaders) -> None:
+        """Ask the server to close the connection after the response; the others of HTTP/2 and 3 stay."""
+        if self.scope["http_version"] in _HTTP_1:
+            headers.append(_CLOSE)
+
+    def send_headers(self) -> None:
+        self._committed = True
+        self._attend()
+
+    def _attend(self) -> None:
+        """Flush the head, and watch for a disconnection, unless the response is complete before the loop runs."""
+        if not self._attended:
+            self._attended = True
+            asyncio.get_running_loop().call_soon(self._attend_now, context=self.outer)
+
+    def _attend_now(self) -> None:
+        if not self._ending:
+            if self._head is not None:
+                self._flusher = asyncio.get_running_loop().create_task(self.flush(), context=self.outer.copy())
+            self.watch()
+
+    async def flush(self) -> None:
+        """Send the head, if it is still held back."""
+        if self._head is not None:
+            try:
+                await self._emit(b"", more=True)
+            except ConnectionError:  # whoever writes will learn of it
+                return
+
+    async def write(self, chunk: bytes | bytearray | memoryview) -> None:
+        if self._head is None and not self._committed:
+            return  # an interim response of an Expect handler: the server sends one when the body is asked for
+        data = bytes(chunk)
+        if self._compressor is not None:
+            data = await self._compressor.compress(data)
+        if self._bodiless:
+            data = b""
+        elif self.length is not None:
+            data = data[: self.length]
+            self.length -= len(data)
+        if not data and self._head is None:
+            return
+        self._attend()
+        await _within(self.outer, self._emit(data, more=True))
+        self.buffer_size += len(data)
+        if self.buffer_size > _YIELD:
+            self.buffer_size = 0
+            await asyncio.sleep(0)
+
+    async def write_eof(self, chunk: bytes = b"") -> None:
+        if self._ending:
+            return
+        data = bytes(chunk)
+        if self._compressor is not None:
+            data = await self._compressor.compress(data) + self._compressor.flush()
+        if self._bodiless:
+            data = b""
+        elif self.length is not None:
+            if len(data) < self.length:
+                raise RuntimeError(f"the response lacks {self.length - len(data)} bytes of its Content-Length")
+            data = data[: self.length]
+        await _within(self.outer, self._emit(data, more=False))
+
+    async def _emit(self, data: bytes, *, more: bool) -> None:
+        async with self._lock:  # tasks of one handler may write to one response
+            if self.disconnected:
+                raise ClientConnectionResetError("Cannot write to closing transport")
+            self._committed = True
+            self._ending = not more
+            self.output_size += len(data)
+            try:
+                if self._head is not None:
+                    head, self._head = self._head, None
+                    await self._send(head)
+                await self._send({"type": "http.response.body", "body": data, "more_body": more})
+            except OSError as error:
+                self._ending = False
+                self.lose()
+                raise ClientConnectionResetError("Cannot write to closing transport") from error
+            self.finished = self._ending
+
+    async def send_whole(self, status: int, headers: _RawHeaders, body: bytes) -> None:
+        """Send a response past the writer."""
+        self._ending = True
+        try:
+            await self._send({"type": "http.response.start", "status": status, "headers": headers})
+            await self._send({"type": "http.response.body", "body": body})
+        except OSError:  # the client is gone, and nobody is left to tell
+            return
+
+    def retract(self) -> bool:
+        """Take back a response of which nothing has gone; false when it is too late."""
+        if self._committed:
+            return False
+        self._head = self._compressor = self.length = None
+        return True
+
+
+class AiohttpASGI:
+    """An `aiohttp.web.Application` as an ASGI 3 application.
+
+    Args:
+        app: the application; it is started once, by the lifespan protocol or else by the first request.
+        handler_cancellation: whether a handler is cancelled when its client disconnects. If not, as is aiohttp's
+            default, it goes on, and learns of it when it reads or writes.
+
+    Raises:
+        TypeError: `app` is not a `web.Application`.
+    """
+
+    def __init__(self, app: web.Application, *, handler_cancellation: bool = False) -> None:
+        self._app = app
+        self._runner = web.AppRunner(app)
+        self._handler_cancellation = handler_cancellation
+        self._server: web.Server | None = None
+        self._starting: asyncio.Task[None] | None = None
+        self._variables: list[tuple[ContextVar[Any], Any]] = []
+        self._debug = False
+        self._hooks = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one ASGI scope: a request, or the application's life.
+
+        Raises:
+            ValueError: the scope is of a type that is not known.
+            Exception: a response has failed after its head had gone. The server must close the connection, so that
+                nobody takes what was sent for the whole.
+        """
+        if scope["type"] != "http":
+            await self._serve_other(scope, receive, send)
+            return
+        server = self._server or await self._started()
+        exchange = _Exchange(scope, receive, send)
+        first = await exchange.peek() if scope["http_version"] not in _HTTP_1 else None
+        try:
+            request = exchange.request(server, first)
+        except (ValueError, ContentEncodingError) as error:
+            text = str(error).encode("utf-8", "replace")
+            headers = [_TEXT, (b"content-length", b"%d" % len(text))]
+            exchange.close_after(headers)
+            await exchange.send_whole(HTTPStatus.BAD_REQUEST, headers, text)
+            return
+        inner = copy_context()
+        for variable, value in self._variables:
+            inner.run(variable.set, value)
+        if self._handler_cancellation:
+            exchange.task = request.task
+            exchange.watch()
+        try:
+            # As in `_within`, but without its coroutine, as most requests need none.
+            coroutine = self._answer(server, request, exchange)
+            try:
+                future = inner.run(coroutine.send, None)
+            except StopIteration as done:
+                whole = done.value
+            else:
+                whole = await _resumed(inner, coroutine, future)
+            if whole is not None:
+                await exchange.send_whole(*whole)
+        except asyncio.CancelledError:
+            if not exchange.cancelled:
+                raise
+        finally:
+            exchange.close()
+            if exchange.cancelled:
+                request.task.uncancel()
+        if exchange.aborted:
+            raise ConnectionAbortedError("the handler has closed the connection")
+
+    async def _answer(self, server: web.Server, request: web.Request, exchange: _Exchange) -> _Whole | None:
+        """Run the handler and send its response; one that can be sent at once is returned instead.
+
+        Raises:
+            Exception: the response has failed after its head had gone.
+        """
+        response: object
+        try:
+            response = await server.request_handler(request)
+        except web.HTTPException as error:
+            response = error
+        except TimeoutError as error:
+            await self._fail(request, exchange, error, HTTPStatus.GATEWAY_TIMEOUT)
+            return None
+        except Exception as error:
+            await self._fail(request, exchange, error)
+            return None
+        else:
+            if type(response) is not web.Response and isinstance(response, web.HTTPException):
+                warnings.warn("raise HTTP exceptions, do not return them", DeprecationWarning, stacklevel=1)
+        if exchange.body is not None:
+            _close_files(request)
+        try:
+            if type(response) is web.Response and not self._hooks:
+                whole = _whole(request.method, response)
+                if whole is not None:
+                    return whole
+            if not isinstance(response, web.StreamResponse):
+                raise TypeError(f"a handler must return a response, not {response!r}")
+            await response.prepare(request)
+            await response.write_eof()
+            if not exchange.finished:
+                raise RuntimeError("a response object can be sent only once")
+        except Exception as error:
+            await self._fail(request, exchange, error)
+        return None
+
+    async def _fail(
+        self,
+        request: web.Request,
+        exchange: _Exchange,
+        error: Exception,
+        status: HTTPStatus = HTTPStatus.INTERNAL_SERVER_ERROR,
+    ) -> None:
+        """Answer an error as aiohttp does, or break off the response that is under way.
+
+        Raises:
+            Exception: the error itself, for the server to report, and to close the connection.
+        """
+        _close_files(request)
+        gone = exchange.disconnected or exchange.finished
+        if exchange.disconnected and isinstance(error, ConnectionError):
+            return
+        if not gone and not exchange.retract():
+            await exchange.flush()
+            raise error
+        _LOG.error("A request of %s has failed", request.remote, exc_info=error)
+        if gone:
+            return
+        text, content_type = "", "text/plain"
+        if status == HTTPStatus.INTERNAL_SERVER_ERROR:
+            title = f"{status} {status.phrase}"
+            trace = "".join(traceback.format_exception(error)) if self._debug else None
+            text = f"{title}\n\n{trace or status.description}"
+            if "text/html" in request.headers.get(hdrs.ACCEPT, ""):
+                content_type = "text/html"
+                detail = f"<h2>Traceback:</h2>\n<pre>{escape(trace)}</pre>" if trace else status.description
+                text = f"<html><head><title>{title}</title></head><body>\n<h1>{title}</h1>\n{detail}\n</body></html>\n"
+        response = web.Response(status=status, text=text, content_type=content_type)
+        response.force_close()
+        await response.prepare(request)
+        await response.write_eof()
+
+    async def _serve_other(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._live(scope, receive, send)
+        elif scope["type"] == "websocket":
+            await _refuse_websocket(scope, receive, send)
+        else:
+            raise ValueError(f"unknown type of ASGI scope: {scope['type']!r}")
+
+    async def _live(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()  # lifespan.startup
+        try:
+            if self._server is None:
+                await self._start(scope.get("state"))
+        except (Exception, SystemExit) as error:
+            await send({"type": "lifespan.startup.failed", "message": _one_line(error)})
+            return
+        await send({"type": "lifespan.startup.complete"})
+        try:
+            await receive()  # lifespan.shutdown
+        finally:  # also when the server gives up waiting
+            failure = await self._stop()
+        if failure is None:
+            await send({"type": "lifespan.shutdown.complete"})
+        else:
+            await send({"type": "lifespan.shutdown.failed", "message": _one_line(failure)})
+
+    async def _start(self, state: dict[str, Any] | None) -> None:
+        """Start the application as `web.run_app` does, down to the clean-up when that fails."""
+        if not self._app.frozen:
+            self._app[ASGI_STATE] = {} if state is None else state
+        before = copy_context()
+        try:
+            await self._runner.setup()
+        except BaseException:
+            await self._stop()
+            raise
+        # With aiohttp's own server, requests see the context variables that start-up sets.
+        after = copy_context()
+        self._variables = [
+            (var, value) for var, value in after.items() if var not in before or before[var] is not value
+        ]
+        self._debug = asyncio.get_running_loop().get_debug()
+        self._hooks = _has_hooks(self._app)
+        self._server = self._runner.server
+
+    async def _stop(self) -> Exception | None:
+        try:
+            await self._runner.cleanup()
+        except Exception as error:
+            _LOG.exception("The clean-up of the application has failed")
+            return error
+        return None
+
+    async def _started(self) -> web.Server:
+        """Start the application, as no lifespan has; requests that come meanwhile wait for the same start."""
+        if self._starting is None:
+            self._starting = asyncio.create_task(self._start(None))
+        await asyncio.shield(self._starting)
+        return cast("web.Server", self._server)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")
+
+
+async def _refuse_websocket(scope: Scope, receive: Receive, send: Send) -> None:
+    await receive()  # websocket.connect
+    if "websocket.http.response" not in (scope.get("extensions") or {}):
+        await send({"type": "websocket.close"})
+        return
+    text = b"WebSockets are not served here."
+    headers = [_TEXT, (b"content-length", b"%d" % len(text))]
+    await send({"type": "websocket.http.response.start", "status": HTTPStatus.NOT_IMPLEMENTED, "headers": headers})
+    await send({"type": "websocket.http.response.body", "body": text})
