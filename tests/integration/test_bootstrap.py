@@ -1,0 +1,52 @@
+from pathlib import Path
+
+import pytest
+from aiohttp.test_utils import TestClient, TestServer
+
+from usersvc.asgi import AiohttpASGI
+from usersvc.bootstrap import create_asgi_app, create_service_app
+from usersvc.config import MemoryDatabase, Settings, SqliteDatabase
+
+ALICE = {"email": "alice@example.com", "password": "correct horse battery", "age": 30}
+
+
+@pytest.mark.parametrize("kind", ["memory", "sqlite"])
+async def test_the_whole_service_is_plugged_together(
+    kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    database = MemoryDatabase() if kind == "memory" else SqliteDatabase(tmp_path / "users.db")
+    settings = Settings(database=database, bcrypt_cost=4, password_min_length=9, max_body_bytes=1024)
+
+    async with TestClient(TestServer(create_service_app(settings))) as client:
+        registered = await client.post("/register", json=ALICE)
+        listed = await (await client.get("/users")).json()
+        short = await client.post("/register", json={**ALICE, "password": "8 chars!"})
+        large = await client.post("/register", json={**ALICE, "password": "x" * 1024})
+        openapi = await (await client.get("/openapi.json")).json()
+
+    assert (registered.status, short.status, large.status) == (201, 422, 413)
+    assert [user["email"] for user in listed["data"]] == ["alice@example.com"]
+    assert openapi["components"]["schemas"]["Registration"]["properties"]["password"]["minLength"] == 9
+    assert "sent a welcome mail to alice@example.com" in caplog.text
+    assert "USERSVC_BCRYPT_COST is under 10" in caplog.text
+    assert "nothing protects GET /users" in caplog.text
+    assert (tmp_path / "users.db").exists() == (kind == "sqlite")
+
+
+def test_the_asgi_application_comes_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("usersvc.bootstrap.configure_logging", lambda *_: None)
+    monkeypatch.setenv("USERSVC_DATABASE_URL", "memory://")
+    assert isinstance(create_asgi_app(), AiohttpASGI)
+
+
+def test_a_bad_setting_ends_the_process_with_one_line_and_code_2(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("USERSVC_BCRYPT_COST", "99")
+    with pytest.raises(SystemExit) as ended:
+        create_asgi_app()
+
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == "usersvc: USERSVC_BCRYPT_COST accepts a whole number from 4 to 16.\n"

@@ -1,0 +1,66 @@
+import json
+import logging
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from uuid import UUID
+
+import pytest
+
+from usersvc.adapters.logging_notifier import LoggingNotifier
+from usersvc.domain.events import UserRegistered
+from usersvc.logs import configure_logging
+
+EVENT = UserRegistered(UUID(int=7), "alice@example.com", datetime(2026, 1, 31, tzinfo=UTC))
+
+
+@pytest.fixture(autouse=True)
+def other_tests_logging() -> Iterator[None]:
+    root = logging.getLogger()
+    before = root.level, root.handlers[:]
+    yield
+    root.setLevel(before[0])
+    root.handlers[:] = before[1]
+
+
+async def test_the_line_for_a_mail_has_address_and_user_at_any_level(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    configure_logging("critical", "console")
+    await LoggingNotifier().welcome(EVENT)
+
+    [line] = capsys.readouterr().err.splitlines()
+    assert "sent a welcome mail to alice@example.com for user 00000000-0000-0000-0000-000000000007" in line
+
+
+def test_a_message_cannot_forge_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging("info", "console")
+    logging.getLogger("x").info("one\r\ntwo \ud800")
+    assert capsys.readouterr().err.endswith("x: one\\r\\ntwo \\ud800\n")
+
+
+def test_the_level_counts(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging("warning", "console")
+    logging.getLogger("x").info("not this")
+    logging.getLogger("x").warning("but this")
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.endswith("x: but this")
+
+
+def test_json_is_one_object_a_line_with_the_traceback_inside(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging("info", "json")
+    try:
+        raise ValueError("boom")
+    except ValueError:
+        logging.getLogger("x").exception("it\nfailed \ud800")
+
+    [line] = capsys.readouterr().err.splitlines()
+    told = json.loads(line)
+    assert (told["level"], told["logger"], told["message"]) == ("error", "x", "it\nfailed \\ud800")
+    assert told["traceback"].endswith("ValueError: boom")
+    assert datetime.fromisoformat(told["time"]).tzinfo == UTC
+
+
+def test_uvicorns_access_log_is_off_since_it_holds_queries(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging("debug", "console")
+    logging.getLogger("uvicorn.access").info("GET /users?email=alice@example.com")
+    assert capsys.readouterr().err == ""

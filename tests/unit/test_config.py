@@ -1,0 +1,128 @@
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from usersvc.config import BadSetting, MemoryDatabase, Settings, SqliteDatabase
+
+
+def read(**settings: str) -> Settings:
+    return Settings.from_environment({f"USERSVC_{name.upper()}": value for name, value in settings.items()})
+
+
+def test_the_defaults_are_the_contracts() -> None:
+    settings = read()
+
+    assert (settings.host, settings.port, settings.workers) == ("127.0.0.1", 8000, 1)
+    assert settings.database == SqliteDatabase(Path("usersvc.db"))
+    assert (settings.bcrypt_cost, settings.password_min_length, settings.max_body_bytes) == (12, 8, 16384)
+    assert (settings.log_level, settings.log_format) == ("info", "console")
+    assert settings.password_pepper is None
+    assert settings.hash_workers >= 1
+
+
+def test_an_empty_variable_is_none() -> None:
+    assert read(port="", database_url="", password_pepper="", admin_token="") == read()
+
+
+def test_everything_can_be_set() -> None:
+    settings = read(
+        host="::1",
+        port="0",
+        workers="3",
+        database_url="sqlite:////data/users.db",
+        bcrypt_cost="4",
+        hash_workers="2",
+        password_min_length="15",
+        password_pepper="a secret of some length",
+        max_body_bytes="2048",
+        log_level="WARNING",
+        log_format="json",
+    )
+
+    assert settings == Settings(
+        host="::1",
+        port=0,
+        workers=3,
+        database=SqliteDatabase(Path("/data/users.db")),
+        bcrypt_cost=4,
+        hash_workers=2,
+        password_min_length=15,
+        password_pepper=b"a secret of some length",
+        max_body_bytes=2048,
+        log_level="warning",
+        log_format="json",
+    )
+
+
+def test_the_database_may_be_memory() -> None:
+    assert isinstance(read(database_url="memory://").database, MemoryDatabase)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("port", "65536"),
+        ("port", "-1"),
+        ("port", "80a"),
+        ("port", " 80"),
+        ("port", "8_000"),
+        ("port", "٨٠"),
+        ("workers", "0"),
+        ("workers", "many"),
+        ("bcrypt_cost", "3"),
+        ("bcrypt_cost", "17"),
+        ("hash_workers", "0"),
+        ("password_min_length", "7"),
+        ("password_min_length", "65"),
+        ("password_pepper", "too short"),
+        ("max_body_bytes", "0"),
+        ("log_level", "loud"),
+        ("log_format", "xml"),
+        ("database_url", "users.db"),
+        ("database_url", "sqlite://"),
+        ("database_url", "sqlite:///"),
+        ("database_url", "sqlite:///:memory:"),
+        ("database_url", "sqlite:///users.db?mode=ro"),
+        ("database_url", "postgresql://user:hunter2@host/db"),
+        ("admin_token", "hunter2"),
+        ("smtp_url", "smtp://user:hunter2@host"),
+    ],
+)
+def test_a_bad_value_is_refused_by_name_and_not_repeated(name: str, value: str) -> None:
+    with pytest.raises(BadSetting) as refused:
+        read(**{name: value})
+
+    told = str(refused.value)
+    assert told.startswith(f"USERSVC_{name.upper()} accepts ")
+    assert "\n" not in told
+    assert "hunter2" not in told
+
+
+def test_memory_is_for_one_process() -> None:
+    with pytest.raises(BadSetting, match="USERSVC_WORKERS accepts 1"):
+        read(database_url="memory://", workers="2")
+
+
+@given(st.sampled_from(["PORT", "WORKERS", "BCRYPT_COST", "DATABASE_URL", "LOG_LEVEL", "PASSWORD_PEPPER"]), st.text())
+def test_any_text_is_accepted_or_refused(name: str, text: str) -> None:
+    try:
+        Settings.from_environment({f"USERSVC_{name}": text})
+    except BadSetting as refused:
+        assert f"USERSVC_{name}" in str(refused)
+
+
+def test_a_pepper_is_never_shown() -> None:
+    assert "sixteen or more!" not in repr(read(password_pepper="sixteen or more!"))
+
+
+def test_the_environment_wins_over_the_env_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / ".env").write_text("USERSVC_PORT=8001\nUSERSVC_PASSWORD_PEPPER='with $DOLLAR and ${BRACES}'\nEMPTY\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("USERSVC_PORT", raising=False)
+    assert Settings.from_environment().port == 8001
+    assert Settings.from_environment().password_pepper == b"with $DOLLAR and ${BRACES}"
+
+    monkeypatch.setenv("USERSVC_PORT", "8002")
+    assert Settings.from_environment().port == 8002

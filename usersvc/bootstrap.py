@@ -1,0 +1,71 @@
+"""The composition root: the only place that names concrete adapters."""
+
+import logging
+import sys
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+from aiohttp import web
+
+from usersvc.adapters.bcrypt_hasher import BcryptPasswordHasher
+from usersvc.adapters.logging_notifier import LoggingNotifier
+from usersvc.adapters.memory import InMemoryUsers
+from usersvc.adapters.sqlite import SqliteUsers
+from usersvc.application.registration import UserRegistrationService
+from usersvc.asgi import AiohttpASGI
+from usersvc.config import BadSetting, Settings, SqliteDatabase
+from usersvc.logs import configure_logging
+from usersvc.web.app import create_app
+
+log = logging.getLogger(__name__)
+
+WEAK_COST = 10
+"""Under this bcrypt is too fast (OWASP Password Storage Cheat Sheet, "bcrypt")."""
+
+
+def create_service_app(settings: Settings) -> web.Application:
+    """The whole service as an aiohttp application; it opens what it needs when it starts."""
+    users = SqliteUsers(settings.database.path) if isinstance(settings.database, SqliteDatabase) else InMemoryUsers()
+    hasher = BcryptPasswordHasher(
+        cost=settings.bcrypt_cost, workers=settings.hash_workers, pepper=settings.password_pepper
+    )
+    service = UserRegistrationService(
+        users, hasher, LoggingNotifier(), password_min_length=settings.password_min_length
+    )
+
+    @asynccontextmanager
+    async def resources() -> AsyncIterator[None]:
+        async with AsyncExitStack() as stack:
+            if isinstance(users, SqliteUsers):
+                await stack.enter_async_context(users)
+            await stack.enter_async_context(hasher)
+            if settings.bcrypt_cost < WEAK_COST:
+                log.warning("USERSVC_BCRYPT_COST is under %d: hashes are quick to guess", WEAK_COST)
+            log.warning("nothing protects GET /users: whoever reaches the service can list everybody")
+            yield
+
+    return create_app(service, resources=resources, max_body_bytes=settings.max_body_bytes)
+
+
+def create_asgi_app() -> AiohttpASGI:
+    """The whole service from the environment, for ``uvicorn --factory``.
+
+    Raises:
+        SystemExit: with code 2, after one line on standard error, for a setting that is not accepted.
+    """
+    settings = settings_or_exit()
+    configure_logging(settings.log_level, settings.log_format)
+    return AiohttpASGI(create_service_app(settings))
+
+
+def settings_or_exit() -> Settings:
+    """The settings from the environment.
+
+    Raises:
+        SystemExit: with code 2, after one line on standard error, for a setting that is not accepted.
+    """
+    try:
+        return Settings.from_environment()
+    except BadSetting as error:
+        print(f"usersvc: {error}", file=sys.stderr)  # noqa: T201  # the log is not set up yet
+        raise SystemExit(2) from None
