@@ -3,16 +3,14 @@
 Run it with the interpreter that Poetry is installed for; the arguments are Poetry's own.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 
-from pip._internal.commands import create_command
+from pip._internal.commands import create_command  # type: ignore[import-not-found] # .venv, for mypy, has no pip
 
 
 def pip_settings() -> dict[str, str | None]:
-    """What pip's files, environment and defaults come to, in the variables that Poetry reads.
+    """Return what pip's files, environment and defaults come to, in the variables that Poetry reads.
 
     `pip config get` knows no defaults and one source at a time; the parser of `pip install` is where pip
     itself puts all of them together.
@@ -27,6 +25,7 @@ def pip_settings() -> dict[str, str | None]:
 
 
 def main() -> None:
+    """Become Poetry, with those settings; what the caller has set already stays."""
     for name, value in pip_settings().items():
         if value:
             os.environ.setdefault(name, value)
@@ -34,7 +33,7 @@ def main() -> None:
     os.environ.setdefault("POETRY_KEYRING_ENABLED", "false")
     # aiohttp-apispec comes as an old source package only: building it prints a screenful of warnings for its authors.
     os.environ.setdefault("PYTHONWARNINGS", "ignore")
-    os.execv(sys.executable, [sys.executable, "-m", "poetry", *sys.argv[1:]])
+    os.execv(sys.executable, [sys.executable, "-m", "poetry", *sys.argv[1:]])  # noqa: S606 no shell, no outside input
 
 
 if __name__ == "__main__":
