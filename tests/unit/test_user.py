@@ -262,4 +262,4 @@ class TestPassword:
         codes = {code for _, code in broken_rules(password=password)}
         assert ("too-short" in codes) == (length < Password.MIN_LENGTH)
         assert ("too-long" in codes) == (length > Password.MAX_LENGTH)
-        assert codes <= {"too-short", "too-long", "common-password"}
+        assert codes <= {"too-short", "too-long", "common-password", "same-as-email"}
