@@ -56,6 +56,8 @@ def logging_config(level: str, log_format: str) -> dict[str, object]:
         },
         "root": {"level": level.upper(), "handlers": ["console"]},
         "loggers": {
+            # At debug level it writes statements with their values: addresses and hashes.
+            "aiosqlite": {"level": "WARNING"},
             "uvicorn": {"level": "NOTSET", "handlers": [], "propagate": True},
             "uvicorn.error": {"level": "NOTSET"},
             # It writes whole queries, and so addresses; the web side has an access log of its own.

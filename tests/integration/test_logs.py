@@ -60,6 +60,12 @@ def test_json_is_one_object_a_line_with_the_traceback_inside(capsys: pytest.Capt
     assert datetime.fromisoformat(told["time"]).tzinfo == UTC
 
 
+def test_statements_with_their_values_are_not_logged(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging("debug", "console")
+    logging.getLogger("aiosqlite").debug("executing INSERT INTO users ... 'alice@example.com'")
+    assert capsys.readouterr().err == ""
+
+
 def test_uvicorns_access_log_is_off_since_it_holds_queries(capsys: pytest.CaptureFixture[str]) -> None:
     configure_logging("debug", "console")
     logging.getLogger("uvicorn.access").info("GET /users?email=alice@example.com")

@@ -83,7 +83,8 @@ class Age:
         """Raises:
         RulesBroken: the age is outside ``MIN`` to ``MAX``.
         """
-        if not self.MIN <= self.years <= self.MAX:
+        # A range holds whole numbers only.
+        if self.years not in range(self.MIN, self.MAX + 1):
             raise RulesBroken([Violation("age", "out-of-range", f"Must be from {self.MIN} to {self.MAX}.")])
 
 

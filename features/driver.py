@@ -1,0 +1,80 @@
+"""What the steps need from the service, whichever way they reach it."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from usersvc.application.ports import UserView
+
+
+@dataclass(frozen=True)
+class Application:
+    """What a person hands in to register, as typed."""
+
+    email: str
+    password: str
+    age: int | float | str
+
+
+@dataclass(frozen=True)
+class Registered:
+    """The answer to somebody who is registered now: what the service shows of them."""
+
+    user: UserView
+
+
+@dataclass(frozen=True)
+class Refused:
+    """The answer to somebody who is not: every reason, as the field and the code of the broken rule."""
+
+    reasons: frozenset[tuple[str, str]]
+
+
+Answer = Registered | Refused
+
+TAKEN = Refused(frozenset({("email", "taken")}))
+
+
+@dataclass(frozen=True)
+class Page:
+    """Some users, and how to get at those after them (None: there are none)."""
+
+    users: list[UserView]
+    turn: "Callable[[], Page] | None"
+
+
+class Driver(Protocol):
+    """The service as one scenario uses it: nobody is registered when the scenario begins.
+
+    Every call returns within a limit of time, or fails.
+    """
+
+    def register(self, application: Application) -> Answer:
+        """Try to register one person."""
+
+    def register_at_once(self, applications: Sequence[Application]) -> list[Answer]:
+        """Try to register people who do not wait for each other."""
+
+    def page(self, *, size: int | None = None, newest_first: bool = False, email: str | None = None) -> Page:
+        """The first page of who is registered; what is left out is not asked for."""
+
+    def look_up(self, user_id: str) -> UserView | None:
+        """The user with this id, if there is one."""
+
+    def welcomes(self) -> list[tuple[str, str]]:
+        """Every welcome sent so far, as the address and the id of the user; waits for those that are under way."""
+
+    def recognises(self, user_id: str, password: str) -> bool:
+        """Whether a password, typed again, fits what is stored of this user's."""
+
+    def stored(self) -> bytes:
+        """Everything that is stored."""
+
+    def stored_hashes(self) -> list[str]:
+        """What is stored of the passwords."""
+
+    def shown(self) -> str:
+        """Everything that the service has answered, sent and logged."""
+
+    def close(self) -> None:
+        """End the use of the service."""

@@ -1,0 +1,142 @@
+"""What a scenario keeps from step to step, and the words that its steps share."""
+
+import re
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Any, Protocol
+
+from behave import register_type
+from behave.tag_matcher import ActiveTagMatcher
+from parse import with_pattern
+
+from features.driver import Answer, Application, Driver, Page, Registered
+from usersvc.application.ports import UserView
+
+REASONS = {
+    "the address is no email address": ("email", "invalid-email"),
+    "the address is too long": ("email", "too-long"),
+    "the address is taken": ("email", "taken"),
+    "the age has to be a whole number": ("age", "wrong-type"),
+    "the age has to be from 18 to 130": ("age", "out-of-range"),
+    "the password is too short": ("password", "too-short"),
+    "the password is too long": ("password", "too-long"),
+    "the password is a common one": ("password", "common-password"),
+    "the password repeats the address": ("password", "same-as-email"),
+}
+"""What a person can be told, and the field and the code that stand for it."""
+
+
+@dataclass
+class Scene:
+    """The people of one scenario, and what they have been told and shown."""
+
+    driver: Driver
+    began: datetime = field(default_factory=lambda: datetime.now(UTC))
+    applications: dict[str, Application] = field(default_factory=dict)
+    """By name, what each person last handed in."""
+    answers: dict[str, Answer] = field(default_factory=dict)
+    """By name, what each person was last told."""
+    users: dict[str, UserView] = field(default_factory=dict)
+    """By name, what those who registered were shown of themselves."""
+    crowd: list[Answer] = field(default_factory=list)
+    """What people without a name were told."""
+    pages: list[Page] = field(default_factory=list)
+    """What somebody who looks through the list has been shown, since beginning to look."""
+    _last_named: str = ""
+
+    def name(self, who: str) -> str:
+        """Resolve a pronoun: it stands for the person who was named last."""
+        if who not in {"she", "he"}:
+            self._last_named = who
+        return self._last_named
+
+    def apply(self, who: str, **differently: Any) -> None:
+        """Let a person try to register; what is not given differently is beyond reproach."""
+        name = self.name(who)
+        self.applications[name] = replace(usual_application(name), **differently)
+        self.answers[name] = answer = self.driver.register(self.applications[name])
+        if isinstance(answer, Registered):
+            self.users[name] = answer.user
+
+    def everybody(self) -> list[UserView]:
+        """All who registered, with a name or without."""
+        return [*self.users.values(), *(answer.user for answer in self.crowd if isinstance(answer, Registered))]
+
+    def names_of(self, users: Sequence[UserView]) -> list[str]:
+        """Who these are; each of them has to be shown as on registering."""
+        names = {user["id"]: name for name, user in self.users.items()}
+        assert all(user == self.users[names[user["id"]]] for user in users), users
+        return [names[user["id"]] for user in users]
+
+
+def usual_application(name: str) -> Application:
+    """What a person of that name hands in, if nothing else is said; address and password are theirs alone."""
+    return Application(email=f"{name.lower()}@example.com", password=f"7 secrets of {name}!", age=30)
+
+
+class Context(Protocol):
+    """Behave's context, as far as it is used here."""
+
+    scene: Scene
+
+    def add_cleanup(self, cleanup: Any) -> None: ...
+
+
+def set_scene(context: Context, driver: Driver) -> None:
+    """Begin a scenario."""
+    context.add_cleanup(driver.close)
+    context.scene = Scene(driver)
+
+
+def skip_elsewhere(scenario: Any, *, level: str) -> None:
+    """Skip a scenario whose tag @use.with_level=... names another level."""
+    if ActiveTagMatcher({"level": level}).should_exclude_with(scenario.effective_tags):
+        scenario.skip()
+
+
+# --- words with a meaning, for the patterns of the steps ---
+
+
+@with_pattern(r"[A-Z][a-z]+|s?he")
+def _who(typed: str) -> str:
+    return typed
+
+
+@with_pattern(r"[A-Z][a-z]+(?:, [A-Z][a-z]+)*(?: and [A-Z][a-z]+)?")
+def _people(typed: str) -> list[str]:
+    return re.split(", | and ", typed)
+
+
+@with_pattern(r"\d+")
+def _number(typed: str) -> int:
+    return int(typed)
+
+
+@with_pattern(r'-?\d+(?:\.\d+)?|"\w+"')
+def _age(typed: str) -> int | float | str:
+    if typed.startswith('"'):
+        return typed.strip('"')
+    return float(typed) if "." in typed else int(typed)
+
+
+@with_pattern(r'".+?"(?: \d+ times)?(?: with accents typed apart)?')
+def _text(typed: str) -> str:
+    """What somebody types: quoted, perhaps repeated, perhaps from a keyboard that sends accents on their own."""
+    quoted = re.fullmatch(r'"(?P<text>.+)"(?: (?P<count>\d+) times)?(?P<apart> with accents typed apart)?', typed)
+    assert quoted is not None
+    text = quoted["text"] * int(quoted["count"] or 1)
+    # A feature file looks the same in both forms, so it is written in one and the other is asked for by name.
+    return unicodedata.normalize("NFD" if quoted["apart"] else "NFC", text)
+
+
+_REASON = "|".join(REASONS)
+
+
+@with_pattern(rf"(?:{_REASON})(?:, (?:{_REASON}))*(?: and (?:{_REASON}))?")
+def _reasons(typed: str) -> frozenset[tuple[str, str]]:
+    return frozenset(REASONS[reason] for reason in re.findall(_REASON, typed))
+
+
+register_type(Who=_who, People=_people, Number=_number, Age=_age, Text=_text, Reasons=_reasons)
