@@ -50,7 +50,7 @@ static: .venv/everything.stamp ## format, lint, types, architecture, lock file
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/pyright
-	$(BIN)/lint-imports
+	$(BIN)/lint-imports --no-logo
 	$(POETRY) check --lock
 
 .PHONY: fix

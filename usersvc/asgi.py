@@ -22,9 +22,9 @@ Where a client, or a handler, sees something else than with aiohttp's own server
     - A target is routed less its `root_path`, which `request[ASGI_SCOPE]` has.
     - `iter_chunks()` never reports the end of an HTTP chunk.
     - `100 Continue` is sent when the handler first reads the body, not before the handler runs.
-    - Under HTTP/2 and 3, a request of a method that seldom has a body (GET, HEAD, OPTIONS, DELETE, TRACE) and that
-      does not tell its length is handled when its first frame of data, or its end, has come. `request.version` is the
-      true one, but equals HTTP/1.1 as well: aiohttp compares it to find out whether it may stream.
+    - Under HTTP/2 and 3, a request that does not tell its length is taken to have a body if it is a POST, PUT or PATCH;
+      any other is handled when its first data, or its end, has come. `request.version` is the true one, but equals
+      HTTP/1.1 as well: aiohttp compares it to find out whether it may stream.
     - A response that is longer than its `Content-Length` is cut, and one that is shorter is broken off; aiohttp breaks
       the framing. A body that a HEAD, 204 or 304 response must not have is left out.
     - When a response fails before anything of it was sent, a 500 is; aiohttp closes the connection.
@@ -32,7 +32,7 @@ Where a client, or a handler, sees something else than with aiohttp's own server
     - There is no access log: the server has one. `handler_args` of the application configure aiohttp's server, and are
       not looked at.
     - WebSockets are refused: a handshake that the server takes for one with its own 403, or 501 where it lets the
-      application choose; in other handshakes `WebSocketResponse.prepare` raises `HTTPNotImplemented`.
+      application choose; in other handshakes `WebSocketResponse.can_prepare` says no, and `prepare` answers 400.
     - Without the lifespan protocol the application is started by the first request, and never cleaned up.
 """
 
@@ -84,9 +84,9 @@ _NAMES: Final = 1024  # header names are learned, but not without end
 _NAME: Final = 64  # characters of a header name that is learned
 _TARGET: Final = 256  # characters of a target whose URL is learned
 _TLS: Final = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)  # never used: any context means "https" to aiohttp
-_CODINGS: Final = {coding.encode(): coding for coding in ("gzip", "deflate", "br", "zstd")}
+_CODINGS: Final = {coding: coding for coding in ("gzip", "deflate", "br", "zstd")}
 _HTTP_1: Final = frozenset({"1.0", "1.1"})
-_SELDOM_WITH_BODY: Final = frozenset({"GET", "HEAD", "OPTIONS", "DELETE", "TRACE"})
+_USUALLY_WITH_BODY: Final = frozenset({"POST", "PUT", "PATCH"})
 _STATUSES_WITHOUT_BODY: Final = frozenset({100, 101, 102, 103, 204, 304})  # RFC 9110, section 6.4.1
 _METHODS_WITHOUT_BODY: Final = frozenset({"HEAD", "CONNECT"})
 _FORBIDDEN: Final = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")  # RFC 9110, section 5.5
@@ -97,16 +97,12 @@ _OCTETS: Final = (b"content-type", b"application/octet-stream")
 _EMPTY: Final = (b"content-length", b"0")
 _TEXT: Final = (b"content-type", b"text/plain; charset=utf-8")
 _CLOSE: Final = (b"connection", b"close")
+_DISCONNECT: Final[Message] = {"type": "http.disconnect"}
 
 
-def _sockname(server: tuple[str, int | None] | None) -> tuple[str | int | None, ...] | str | None:
-    """Name the server's address as sockets do."""
-    if server is None:
-        return None
-    host, port = server
-    if port is None:
-        return host  # a Unix domain socket
-    return (host, port, 0, 0) if ":" in host else (host, port)  # aiohttp knows IPv6 by the length of the tuple
+def _sockname(host: str, port: int | None) -> tuple[str, int, int, int] | str:
+    """Name an IPv6 address, or the path of a Unix domain socket, as sockets do: aiohttp looks at type and length."""
+    return host if port is None else (host, port, 0, 0)
 
 
 class _Multiplexed(HttpVersion):
@@ -256,7 +252,7 @@ async def _awaited(awaitable: Awaitable[_T]) -> _T:
 class _Body(StreamReader):
     """A request body that whoever reads it pulls from ASGI. Private: `StreamReader._wait`, awaited for more data."""
 
-    __slots__ = ("_decoder", "_exchange", "_held", "_last")
+    __slots__ = ("_decoder", "_exchange", "_fresh", "_held", "_last")
 
     def __init__(self, exchange: "_Exchange", coding: str | None) -> None:
         super().__init__(exchange, _BUFFER, loop=asyncio.get_running_loop())  # type: ignore[arg-type]  # a protocol to what it asks
@@ -264,9 +260,11 @@ class _Body(StreamReader):
         self._decoder = DeflateBuffer(self, coding, max_decompress_size=_BUFFER) if coding else None
         self._held = False  # the decoder holds more than it would give at once
         self._last = False  # the last message has been fed
+        self._fresh = coding is None  # nothing has been read
 
     def feed(self, message: Message) -> None:
         """Take what a message brings, decoded, in pieces of bounded size."""
+        self._fresh = False
         data: bytes = message.get("body", b"")
         self._last = not message.get("more_body", False)
         if self._decoder is not None:
@@ -296,9 +294,24 @@ class _Body(StreamReader):
         if self._exchange.watched:
             await super()._wait(func_name)
         else:
-            await self._exchange.pull(func_name)
+            if not self.feed_held():
+                self._exchange.take(await self._exchange.next_message(func_name))
             if (error := self.exception()) is not None:
                 raise error
+
+    async def readany(self) -> bytes:
+        # `request.read()` awaits this, mostly for one message and the end: they need not go through the buffer.
+        if self._fresh and not self._exchange.watched:
+            self._fresh = False
+            message = await self._exchange.next_message("readany")
+            if message["type"] == "http.request" and not message.get("more_body", False):
+                data: bytes = message.get("body", b"")
+                self.total_bytes = len(data)
+                self.feed_eof()
+                self._exchange.ended = True
+                return data
+            self._exchange.take(message)
+        return await super().readany()
 
     async def wait_eof(self) -> None:
         self._exchange.watch()
@@ -393,12 +406,12 @@ class _Exchange(AbstractStreamWriter):
     cancelled = False  # the task has been, because of that
     aborted = False  # it was the handler that closed the connection
     finished = False  # all of the response has been handed to the server
-    _ending = False  # the last of the response is being handed over: what the server tells now is no disconnection
-    _ended = False  # all of the request has come
+    ending = False  # the last of the response is being handed over: what the server tells now is no disconnection
+    ended = False  # all of the request has come
     _pulling = False  # somebody waits in `receive`
     _paused = False  # the body is full
     _attended = False  # `_attend` has been called, or will be
-    _committed = False  # for all that the application knows, the head of the response has gone
+    committed = False  # for all that the application knows, the head of the response has gone
     _bodiless = False  # the response must not have a body
     _head: Message | None = None  # the start of the response, while it is held back
     _compressor: ZLibCompressor | None = None
@@ -414,14 +427,24 @@ class _Exchange(AbstractStreamWriter):
         self._send = send
         self.ssl_context = _TLS if scope.get("scheme") == "https" else None
         self.peername = scope.get("client")
-        self.sockname = _sockname(scope.get("server"))
+        server = scope.get("server")
+        self.sockname = server if server is None or (server[1] and ":" not in server[0]) else _sockname(*server)
 
     async def peek(self) -> Message | None:
         """Wait for the first message of a request when only that tells whether there is a body."""
         scope = self.scope
-        if scope["method"] not in _SELDOM_WITH_BODY or any(name == b"content-length" for name, _ in scope["headers"]):
+        if scope["method"] in _USUALLY_WITH_BODY or any(name == b"content-length" for name, _ in scope["headers"]):
             return None
-        return await self._receive()
+        message = await self._receive()
+        return _DISCONNECT if message["type"] == "http.disconnect" else message
+
+    async def refuse(self, error: Exception) -> None:
+        """Answer a request that cannot be handed to the application."""
+        text = str(error).encode("utf-8", "replace")
+        headers = [_TEXT, (b"content-length", b"%d" % len(text))]
+        self.close_after(headers)
+        await self._send({"type": "http.response.start", "status": HTTPStatus.BAD_REQUEST, "headers": headers})
+        await self._send({"type": "http.response.body", "body": text})
 
     def request(self, server: web.Server, first: Message | None) -> web.Request:
         """Make aiohttp's request of the ASGI scope.
@@ -438,36 +461,31 @@ class _Exchange(AbstractStreamWriter):
         except UnicodeDecodeError:  # what is not UTF-8 keeps its octets, as in aiohttp
             pairs = [(names[name], value.decode("utf-8", "surrogateescape")) for name, value in raw_headers]
         headers = CIMultiDict(pairs)
-        fields: dict[bytes, bytes] = dict(raw_headers)
-        raw = scope.get("raw_path")
-        raw = quote(scope["path"]).encode() if raw is None else raw.partition(b"?")[0]  # some servers add the query
+        raw: bytes | None = scope.get("raw_path")
+        if raw is None:
+            raw = quote(scope["path"]).encode()
+        elif b"?" in raw:
+            raw = raw.partition(b"?")[0]  # some servers leave the query there
         if query := scope["query_string"]:
             raw = b"%b?%b" % (raw, query)
         target, url = (_learned if len(raw) <= _TARGET else _routed)(raw, scope.get("root_path", ""))
-        version = _VERSIONS.get(scope["http_version"], HttpVersion11)
-        if version > HttpVersion11 and len(cookies := headers.getall(hdrs.COOKIE, ())) > 1:
-            headers[hdrs.COOKIE] = "; ".join(cookies)  # RFC 9113, section 8.2.3
-        chunked = b"transfer-encoding" in fields
-        coding = None
-        payload: StreamReader = EMPTY_PAYLOAD
+        version = HttpVersion11
+        if scope["http_version"] != "1.1":
+            version = _VERSIONS.get(scope["http_version"], HttpVersion11)
+            if version > HttpVersion11 and len(cookies := headers.getall(hdrs.COOKIE, ())) > 1:
+                headers[hdrs.COOKIE] = "; ".join(cookies)  # RFC 9113, section 8.2.3
+        chunked = hdrs.TRANSFER_ENCODING in headers
         if first is not None:
             has_body = bool(first.get("body") or first.get("more_body"))
-        elif (length := fields.get(b"content-length")) is not None:
-            has_body = length != b"0"
+        elif hdrs.CONTENT_LENGTH in headers:
+            has_body = headers[hdrs.CONTENT_LENGTH] != "0"
         else:
-            has_body = chunked or version > HttpVersion11
-        if has_body:
-            coding = _CODINGS.get(fields.get(b"content-encoding", b"").lower())
-            payload = self.body = _Body(self, coding)
-            if first is not None:
-                self._take(first)
-        connection = fields.get(b"connection")
-        if connection is None:
-            should_close = version is HttpVersion10
-        else:
-            should_close = (
-                b"keep-alive" not in connection.lower() if version is HttpVersion10 else b"close" in connection.lower()
-            )
+            has_body = chunked or (version is not HttpVersion11 and version > HttpVersion11)
+        coding = self._open_body(headers, first) if has_body else None
+        should_close = version is HttpVersion10
+        if hdrs.CONNECTION in headers:
+            connection = headers[hdrs.CONNECTION].lower()
+            should_close = "keep-alive" not in connection if should_close else "close" in connection
         request = server.request_factory(
             RawRequestMessage(
                 scope["method"],
@@ -481,13 +499,21 @@ class _Exchange(AbstractStreamWriter):
                 chunked,
                 url,
             ),
-            payload,
+            self.body or EMPTY_PAYLOAD,
             self,  # type: ignore[arg-type]  # a protocol, to what is asked of it
             self,
             asyncio.current_task(),  # type: ignore[arg-type]  # there is one, and what it returns does not matter
         )
         request[ASGI_SCOPE] = scope  # type: ignore[misc]  # a dict, as ASGI demands
         return request  # type: ignore[return-value]  # the factory of an application's server makes them
+
+    def _open_body(self, headers: "CIMultiDict[str]", first: Message | None) -> str | None:
+        """Make the body; the coding that it is decoded from is the value."""
+        coding = _CODINGS.get(headers.get(hdrs.CONTENT_ENCODING, "").lower())
+        self.body = _Body(self, coding)
+        if first is not None:
+            self.take(first)
+        return coding
 
     # As a protocol
 
@@ -514,8 +540,8 @@ class _Exchange(AbstractStreamWriter):
         if self._resumed is not None:
             self._resumed.set()
 
-    async def pull(self, func_name: str) -> None:
-        """Give the body what the next message brings.
+    async def next_message(self, func_name: str) -> Message:
+        """Receive, in the server's context.
 
         Raises:
             RuntimeError: somebody else is reading.
@@ -524,26 +550,26 @@ class _Exchange(AbstractStreamWriter):
             raise RuntimeError(f"{func_name}() called while another coroutine is already waiting for incoming data")
         self._pulling = True
         try:
-            if self.body is None or not self.body.feed_held():
-                self._take(await _within(self.outer, self._receive()))
+            return await _within(self.outer, self._receive())
         except OSError:
-            self.lose()
+            return _DISCONNECT
         finally:
             self._pulling = False
             if self.watched:  # somebody has asked for it meanwhile
                 self._start_watcher()
 
-    def _take(self, message: Message) -> None:
+    def take(self, message: Message) -> None:
+        """Act on what the server tells."""
         if message["type"] == "http.disconnect":
             self.lose()
-        elif not self._ended:
-            self._ended = not message.get("more_body", False)
+        elif not self.ended:
+            self.ended = not message.get("more_body", False)
             if self.body is not None:
                 self.body.feed(message)
 
     def watch(self) -> None:
         """See to it that a disconnection is noticed from now on."""
-        if not (self.watched or self.disconnected or self._ending):
+        if not (self.watched or self.disconnected or self.ending):
             self.watched = True
             if not self._pulling:
                 self._start_watcher()
@@ -559,19 +585,18 @@ class _Exchange(AbstractStreamWriter):
                 self._resumed.clear()
                 await self._resumed.wait()
             elif self.body is None or not self.body.feed_held():
-                ended = self._ended
+                ended = self.ended
                 try:
                     message = await self._receive()
                 except OSError:
-                    self.lose()
-                    return
+                    message = _DISCONNECT
                 if ended and message["type"] == "http.request":
                     return  # nothing more to learn from a server that goes on and on
-                self._take(message)
+                self.take(message)
 
     def lose(self) -> None:
         """Take the client for gone: its body fails, writing fails, and its handler is cancelled if so desired."""
-        if self.disconnected or self._ending:
+        if self.disconnected or self.ending:
             return
         self.disconnected = True
         if self.body is not None:
@@ -582,7 +607,6 @@ class _Exchange(AbstractStreamWriter):
 
     def close(self) -> None:
         """End the exchange: nobody waits for the server, and nobody reads."""
-        self._ending = True
         if self._watcher is not None:
             self._watcher.cancel()
         if self.body is not None:
@@ -601,11 +625,9 @@ class _Exchange(AbstractStreamWriter):
         """Do nothing: ASGI's `send` returns when there is room for more."""
 
     async def write_headers(self, status_line: str, headers: "CIMultiDict[str]") -> None:
-        if self._head is not None or self._committed:
+        if self._head is not None or self.committed:
             raise RuntimeError("another response to the request has been started")
         status = int(status_line.split(" ", 2)[1])
-        if status == HTTPStatus.SWITCHING_PROTOCOLS:
-            raise web.HTTPNotImplemented(text="WebSockets are not served here.")
         self._bodiless = status in _STATUSES_WITHOUT_BODY or self.scope["method"] == "HEAD"
         self._lock = asyncio.Lock()
         encoded = _encoded(headers)
@@ -619,7 +641,7 @@ class _Exchange(AbstractStreamWriter):
             headers.append(_CLOSE)
 
     def send_headers(self) -> None:
-        self._committed = True
+        self.committed = True
         self._attend()
 
     def _attend(self) -> None:
@@ -629,7 +651,7 @@ class _Exchange(AbstractStreamWriter):
             asyncio.get_running_loop().call_soon(self._attend_now, context=self.outer)
 
     def _attend_now(self) -> None:
-        if not self._ending:
+        if not self.ending:
             if self._head is not None:
                 self._flusher = asyncio.get_running_loop().create_task(self.flush(), context=self.outer.copy())
             self.watch()
@@ -643,7 +665,7 @@ class _Exchange(AbstractStreamWriter):
                 return
 
     async def write(self, chunk: bytes | bytearray | memoryview) -> None:
-        if self._head is None and not self._committed:
+        if self._head is None and not self.committed:
             return  # an interim response of an Expect handler: the server sends one when the body is asked for
         data = bytes(chunk)
         if self._compressor is not None:
@@ -663,7 +685,7 @@ class _Exchange(AbstractStreamWriter):
             await asyncio.sleep(0)
 
     async def write_eof(self, chunk: bytes = b"") -> None:
-        if self._ending:
+        if self.ending:
             return
         data = bytes(chunk)
         if self._compressor is not None:
@@ -680,8 +702,8 @@ class _Exchange(AbstractStreamWriter):
         async with self._lock:  # tasks of one handler may write to one response
             if self.disconnected:
                 raise ClientConnectionResetError("Cannot write to closing transport")
-            self._committed = True
-            self._ending = not more
+            self.committed = True
+            self.ending = not more
             self.output_size += len(data)
             try:
                 if self._head is not None:
@@ -689,23 +711,14 @@ class _Exchange(AbstractStreamWriter):
                     await self._send(head)
                 await self._send({"type": "http.response.body", "body": data, "more_body": more})
             except OSError as error:
-                self._ending = False
+                self.ending = False
                 self.lose()
                 raise ClientConnectionResetError("Cannot write to closing transport") from error
-            self.finished = self._ending
-
-    async def send_whole(self, status: int, headers: _RawHeaders, body: bytes) -> None:
-        """Send a response past the writer."""
-        self._ending = True
-        try:
-            await self._send({"type": "http.response.start", "status": status, "headers": headers})
-            await self._send({"type": "http.response.body", "body": body})
-        except OSError:  # the client is gone, and nobody is left to tell
-            return
+            self.finished = self.ending
 
     def retract(self) -> bool:
         """Take back a response of which nothing has gone; false when it is too late."""
-        if self._committed:
+        if self.committed:
             return False
         self._head = self._compressor = self.length = None
         return True
@@ -733,7 +746,9 @@ class AiohttpASGI:
         self._debug = False
         self._hooks = False
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(  # noqa: PLR0912  # in one piece, as every request pays for each further call
+        self, scope: Scope, receive: Receive, send: Send
+    ) -> None:
         """Serve one ASGI scope: a request, or the application's life.
 
         Raises:
@@ -746,14 +761,13 @@ class AiohttpASGI:
             return
         server = self._server or await self._started()
         exchange = _Exchange(scope, receive, send)
-        first = await exchange.peek() if scope["http_version"] not in _HTTP_1 else None
+        first = None
+        if scope["http_version"] not in _HTTP_1 and (first := await exchange.peek()) is _DISCONNECT:
+            return
         try:
             request = exchange.request(server, first)
         except (ValueError, ContentEncodingError) as error:
-            text = str(error).encode("utf-8", "replace")
-            headers = [_TEXT, (b"content-length", b"%d" % len(text))]
-            exchange.close_after(headers)
-            await exchange.send_whole(HTTPStatus.BAD_REQUEST, headers, text)
+            await exchange.refuse(error)
             return
         inner = copy_context()
         for variable, value in self._variables:
@@ -771,14 +785,22 @@ class AiohttpASGI:
             else:
                 whole = await _resumed(inner, coroutine, future)
             if whole is not None:
-                await exchange.send_whole(*whole)
+                status, headers, body = whole
+                exchange.finished = exchange.ending = True
+                await send({"type": "http.response.start", "status": status, "headers": headers})
+                await send({"type": "http.response.body", "body": body})
+        except OSError:
+            if not exchange.ending:
+                raise  # else the client is gone, and nobody is left to tell
         except asyncio.CancelledError:
             if not exchange.cancelled:
                 raise
         finally:
-            exchange.close()
-            if exchange.cancelled:
-                request.task.uncancel()
+            exchange.ending = True
+            if exchange.body is not None or exchange.watched:
+                exchange.close()
+                if exchange.cancelled:
+                    request.task.uncancel()
         if exchange.aborted:
             raise ConnectionAbortedError("the handler has closed the connection")
 
@@ -805,8 +827,8 @@ class AiohttpASGI:
         if exchange.body is not None:
             _close_files(request)
         try:
-            if type(response) is web.Response and not self._hooks:
-                whole = _whole(request.method, response)
+            if type(response) is web.Response and not (self._hooks or exchange.committed):
+                whole = _whole(exchange.scope["method"], response)
                 if whole is not None:
                     return whole
             if not isinstance(response, web.StreamResponse):
@@ -841,7 +863,8 @@ class AiohttpASGI:
         _LOG.error("A request of %s has failed", request.remote, exc_info=error)
         if gone:
             return
-        text, content_type = "", "text/plain"
+        text: str | None = None
+        content_type = "text/plain"
         if status == HTTPStatus.INTERNAL_SERVER_ERROR:
             title = f"{status} {status.phrase}"
             trace = "".join(traceback.format_exception(error)) if self._debug else None

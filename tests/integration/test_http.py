@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from contextlib import asynccontextmanager
 from typing import Any
 from uuid import UUID
@@ -15,6 +15,7 @@ from aiohttp.test_utils import TestClient, TestServer
 from tests.fakes import quick_service
 from usersvc.adapters.memory import InMemoryUsers
 from usersvc.application.ports import Order, Page, StorageUnavailable, UserView
+from usersvc.asgi import AiohttpASGI
 from usersvc.domain.user import User
 from usersvc.web.app import create_app
 from usersvc.web.problems import PROBLEMS
@@ -403,6 +404,36 @@ class TestTrouble:
         assert "the-request" in caplog.text
         assert "ZeroDivisionError: secret detail" in caplog.text
         assert ALICE["password"] not in caplog.text
+
+    async def test_of_a_client_that_vanishes_is_no_failure_of_the_service(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        told = iter(
+            [{"type": "http.request", "body": b"{", "more_body": True}, {"type": "http.disconnect"}],
+        )
+        sent: list[MutableMapping[str, Any]] = []
+
+        async def receive() -> MutableMapping[str, Any]:
+            return next(told)
+
+        async def send(message: MutableMapping[str, Any]) -> None:
+            sent.append(message)
+
+        scope = {
+            "type": "http",
+            "asgi": {"version": "3.0"},
+            "http_version": "1.1",
+            "method": "POST",
+            "path": "/register",
+            "raw_path": b"/register",
+            "query_string": b"",
+            "headers": [(b"content-type", b"application/json"), (b"content-length", b"99")],
+        }
+        with caplog.at_level(logging.INFO):
+            await AiohttpASGI(create_app(quick_service()))(scope, receive, send)
+
+        assert sent == []
+        assert caplog.text == ""
 
     async def test_in_the_body_coding_is_told(self, client: Client) -> None:
         response = await client.post(

@@ -96,6 +96,9 @@ async def one_answer_shape(request: web.Request, handler: Handler) -> web.Stream
     except web.HTTPException as error:
         response = error if error.status < HTTPStatus.BAD_REQUEST else problem_response(error, request_id)
     except Exception as error:
+        if isinstance(error, ConnectionError) and request.transport is None:
+            # The client went away while its body was read: nobody is left to answer, and nothing of ours has failed.
+            raise
         response = problem_response(error, request_id)
     response.headers["X-Request-ID"] = request_id
     response.headers["X-Content-Type-Options"] = "nosniff"
