@@ -36,6 +36,9 @@ Where a client, or a handler, sees something else than with aiohttp's own server
     - Without the lifespan protocol the application is started by the first request, and never cleaned up.
 """
 
+# pyright: reportPrivateUsage=false, reportUnnecessaryIsInstance=false
+# Ruff has the reason of each private use; and what a handler returns is not always what its type says.
+
 import asyncio
 import logging
 import re
@@ -232,7 +235,8 @@ def _resumed(context: Context, coroutine: Coroutine[Any, Any, _T], future: Any) 
 
 async def _within(context: Context, awaitable: Awaitable[_T]) -> _T:
     """Await something in a context of its own."""
-    coroutine = awaitable if type(awaitable) is types.CoroutineType else _awaited(awaitable)
+    coroutine: Coroutine[Any, Any, _T]
+    coroutine = awaitable if isinstance(awaitable, types.CoroutineType) else _awaited(awaitable)
     try:
         future = context.run(coroutine.send, None)
     except StopIteration as done:

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, MutableMapping
 from contextlib import asynccontextmanager
 from typing import Any
 from uuid import UUID
@@ -408,7 +408,7 @@ class TestTrouble:
     async def test_of_a_client_that_vanishes_is_no_failure_of_the_service(
         self, caplog: pytest.LogCaptureFixture
     ) -> None:
-        told = iter(
+        told: Iterator[MutableMapping[str, Any]] = iter(
             [{"type": "http.request", "body": b"{", "more_body": True}, {"type": "http.disconnect"}],
         )
         sent: list[MutableMapping[str, Any]] = []
