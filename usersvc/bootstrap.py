@@ -25,7 +25,7 @@ WEAK_COST = 10
 
 def create_service_app(settings: Settings) -> web.Application:
     """The whole service as an aiohttp application; it opens what it needs when it starts."""
-    users = SqliteUsers(settings.database.path) if isinstance(settings.database, SqliteDatabase) else InMemoryUsers()
+    users = _users(settings)
     hasher = BcryptPasswordHasher(
         cost=settings.bcrypt_cost, workers=settings.hash_workers, pepper=settings.password_pepper
     )
@@ -41,10 +41,28 @@ def create_service_app(settings: Settings) -> web.Application:
             await stack.enter_async_context(hasher)
             if settings.bcrypt_cost < WEAK_COST:
                 log.warning("USERSVC_BCRYPT_COST is under %d: hashes are quick to guess", WEAK_COST)
+            for name in settings.without_effect:
+                log.warning("%s has no effect in this version", name)
             log.warning("nothing protects GET /users: whoever reaches the service can list everybody")
             yield
 
     return create_app(service, resources=resources, max_body_bytes=settings.max_body_bytes)
+
+
+def _users(settings: Settings) -> SqliteUsers | InMemoryUsers:
+    return SqliteUsers(settings.database.path) if isinstance(settings.database, SqliteDatabase) else InMemoryUsers()
+
+
+async def check_storage(settings: Settings) -> None:
+    """Open the storage once, and close it.
+
+    Raises:
+        StorageUnavailable: it cannot be opened.
+    """
+    users = _users(settings)
+    if isinstance(users, SqliteUsers):
+        async with users:
+            await users.check()
 
 
 def create_asgi_app() -> AiohttpASGI:

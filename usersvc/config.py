@@ -22,6 +22,10 @@ LATER = {
 """Settings of the contract that this version does not know, and whose absence would do harm unnoticed."""
 
 
+UNHEEDED = ("USERSVC_REGISTER_RATE", "USERSVC_TRUSTED_PROXIES", "USERSVC_HASH_QUEUE", "USERSVC_MAIL_FROM")
+"""Settings of the contract that this version does not know, and whose absence a warning is enough for."""
+
+
 class BadSetting(Exception):
     """A setting has a value that it does not accept; the text names both and never repeats the value."""
 
@@ -61,6 +65,8 @@ class Settings:
     max_body_bytes: int = 16384
     log_level: str = "info"
     log_format: str = "console"
+    without_effect: tuple[str, ...] = ()
+    """Names of variables that are set and that this version does not heed."""
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] | None = None) -> "Settings":
@@ -74,7 +80,10 @@ class Settings:
         """
         if environ is None:
             # Without interpolation, so that a secret may hold a dollar sign.
-            stored = dotenv_values(".env", interpolate=False)
+            try:
+                stored = dotenv_values(".env", interpolate=False)
+            except (OSError, UnicodeDecodeError):
+                raise BadSetting(".env accepts lines NAME=value in UTF-8.") from None
             environ = {name: value for name, value in stored.items() if value is not None} | dict(os.environ)
         defaults = cls()
 
@@ -112,6 +121,7 @@ class Settings:
             max_body_bytes=number("MAX_BODY_BYTES", 1024, 16 * 1024 * 1024, defaults.max_body_bytes),
             log_level=read("LOG_LEVEL", "debug, info, warning, error or critical", _log_level, defaults.log_level),
             log_format=read("LOG_FORMAT", "console or json", _one_of("console", "json"), defaults.log_format),
+            without_effect=tuple(name for name in UNHEEDED if environ.get(name)),
         )
         if isinstance(settings.database, MemoryDatabase) and settings.workers > 1:
             raise BadSetting("USERSVC_WORKERS accepts 1 with memory://: processes do not share their memory.")

@@ -6,6 +6,7 @@ import time
 import warnings
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 from http import HTTPStatus
 from uuid import uuid4
 
@@ -15,8 +16,7 @@ from aiohttp.typedefs import Handler
 from aiohttp_apispec import validation_middleware
 
 from usersvc.application.registration import UserRegistrationService
-from usersvc.web import handlers
-from usersvc.web.openapi import DOCS_ROUTES, DOCUMENT, openapi_document
+from usersvc.web import handlers, openapi
 from usersvc.web.parsing import BODY_TIMEOUT, StrictParser
 from usersvc.web.problems import NotAcceptable, problem_response
 from usersvc.web.schemas import RegistrationSchema
@@ -29,15 +29,28 @@ MAX_BODY_BYTES = 16384
 
 _SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._~+/=:@-]{1,128}")
 
+
+async def leave_to_server(_: web.Request) -> None:
+    """Do nothing about ``Expect``: the server under the application knows 100-continue, and others may be ignored.
+
+    aiohttp's own way refuses them before any middleware runs, and so not as a problem (RFC 9110, section 10.1.1).
+    """
+
+
+get = partial(web.get, expect_handler=leave_to_server)
+post = partial(web.post, expect_handler=leave_to_server)
+
 ROUTES = [
-    web.post("/register", handlers.register),
-    web.get("/users", handlers.list_users),
-    web.get("/users/{user_id}", handlers.show_user),
-    web.get("/livez", handlers.livez),
-    web.get("/readyz", handlers.readyz),
-    web.get("/problems/{code}", handlers.show_problem),
-    web.get("/openapi.json", handlers.openapi),
-    *DOCS_ROUTES,
+    post("/register", handlers.register),
+    get("/users", handlers.list_users),
+    get("/users/{user_id}", handlers.show_user),
+    get("/livez", handlers.livez),
+    get("/readyz", handlers.readyz),
+    get("/problems/{code}", handlers.show_problem),
+    get("/openapi.json", handlers.openapi),
+    get("/docs", openapi.docs_page),
+    get("/docs/static/init.js", openapi.docs_script),
+    get(openapi.DOCS_ASSETS, openapi.docs_asset),
 ]
 
 
@@ -70,7 +83,8 @@ def create_app(
         app["_apispec_parser"] = parser
         app["_apispec_request_data_name"] = "data"
     app.add_routes(ROUTES)
-    app[DOCUMENT] = orjson.dumps(openapi_document(app.router.routes(), password_min_length=service.password_min_length))
+    document = openapi.openapi_document(app.router.routes(), password_min_length=service.password_min_length)
+    app[openapi.DOCUMENT] = orjson.dumps(document)
 
     async def life_cycle(_: web.Application) -> AsyncIterator[None]:
         if resources is None:

@@ -67,8 +67,8 @@ async def list_users(request: web.Request) -> web.Response:
     query = request["querystring"]
     limit: int = query["limit"]
     order: Order = query["order"]
-    cursor: Cursor | None = query["cursor"]
-    email: EmailAddress | None = query["email"]
+    cursor: Cursor | None = query.get("cursor")
+    email: EmailAddress | None = query.get("email")
     page = await request.app[REGISTRATION].page(
         limit=limit, order=order, after=cursor.after if cursor else None, email=email
     )

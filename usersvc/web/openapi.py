@@ -126,10 +126,11 @@ def _operation(name: str, noted: Mapping[str, Any], converter: OpenAPIConverter 
 def _successes(noted: Mapping[str, Any]) -> dict[str, Any]:
     [media_type] = noted["produces"]
     return {
-        status: {
+        str(status): {
             "description": response["description"],
             "headers": _headers(noted.get("success_headers", {})),
-            "content": {media_type: {"schema": response["schema"], "example": _example(response["schema"])}},
+            "content": response.get("content")
+            or {media_type: {"schema": response["schema"], "example": _example(response["schema"])}},
         }
         for status, response in noted["responses"].items()
     }
@@ -214,13 +215,23 @@ window.ui = SwaggerUIBundle({
 """
 # No script but the files of this host, and no request to any other host.
 _POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 _CACHED = {"Cache-Control": "public, max-age=86400"}
 
 
-@aiohttp_apispec.docs(produces=["text/html"])
+@aiohttp_apispec.docs(
+    tags=["documentation"],
+    summary="Swagger UI",
+    produces=["text/html"],
+    responses={
+        200: {
+            "description": "A page for a browser.",
+            "content": {"text/html": {"schema": {"type": "string"}, "example": _PAGE}},
+        }
+    },
+)
 async def docs_page(_: web.Request) -> web.Response:
     """``GET /docs``: Swagger UI."""
     return web.Response(text=_PAGE, content_type="text/html", headers={"Content-Security-Policy": _POLICY})
@@ -236,8 +247,5 @@ async def docs_asset(request: web.Request) -> web.FileResponse:
     return web.FileResponse(_ASSETS / request.match_info["name"], headers=_CACHED)
 
 
-DOCS_ROUTES = [
-    web.get("/docs", docs_page),
-    web.get("/docs/static/init.js", docs_script),
-    web.get(r"/docs/static/{name:swagger-ui\.css|swagger-ui-bundle\.js|favicon-32x32\.png}", docs_asset),
-]
+DOCS_ASSETS = r"/docs/static/{name:swagger-ui\.css|swagger-ui-bundle\.js|favicon-32x32\.png}"
+"""The path of the files that the page needs."""

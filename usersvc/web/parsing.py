@@ -19,6 +19,9 @@ warnings.filterwarnings("ignore", category=web.NotAppKeyWarning, module=r"aiohtt
 
 Rules = Callable[..., Iterable[Violation]]
 
+CODINGS = ("identity", "gzip", "deflate")
+"""Content codings of a body (RFC 9110, section 8.4); the size limit is that of the decoded body."""
+
 BODY_TIMEOUT = 30.0
 """How long the body of a request may take to arrive, in seconds."""
 
@@ -50,6 +53,8 @@ class StrictParser(AIOHTTPParser):
             raise UnsupportedMediaType("The body has to be application/json.")
         if (req.charset or "utf-8").lower() != "utf-8":
             raise UnsupportedMediaType("JSON has to be in UTF-8.")
+        if req.headers.get("Content-Encoding", "identity").lower() not in CODINGS:
+            raise UnsupportedMediaType(f"The body may be in the codings {', '.join(CODINGS)}.")
         # What announces itself as too large is refused before it is read.
         if (req.content_length or 0) > req.client_max_size:
             raise BodyTooLarge(f"The body may have at most {req.client_max_size} bytes.")

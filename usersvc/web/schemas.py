@@ -210,7 +210,6 @@ class UsersQuerySchema(Schema):
         metadata={"minimum": 1, "maximum": MAX_LIMIT, "description": "How many users a page has at most."},
     )
     cursor = CursorText(
-        load_default=None,
         metadata={
             "type": "string",
             "description": "Where the page begins; opaque, taken from links.next. It belongs to its order.",
@@ -226,7 +225,6 @@ class UsersQuerySchema(Schema):
         },
     )
     email = MailboxText(
-        load_default=None,
         metadata={
             "type": "string",
             "format": "email",
@@ -237,7 +235,7 @@ class UsersQuerySchema(Schema):
 
     @validates_schema
     def _cursor_belongs_to_order(self, data: dict[str, Any], **_: Any) -> None:
-        if data["cursor"] is not None and data["cursor"].order is not data["order"]:
+        if "cursor" in data and data["cursor"].order is not data["order"]:
             raise ValidationError(_flaw("invalid-cursor", "Belongs to the other order."), "cursor")
 
 

@@ -1,0 +1,208 @@
+"""Runs the real service as a process of its own: what a person starts, seen from outside."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Protocol
+
+import httpx
+
+SERVE = (sys.executable, "-m", "usersvc", "serve")
+UVICORN = (sys.executable, "-m", "uvicorn", "--factory", "usersvc.bootstrap:create_asgi_app")
+
+DEADLINE = 30.0
+"""Seconds after which something that should have happened is taken for never happening."""
+
+_ADDRESS = re.compile(r"Uvicorn running on (http://\S+)")
+
+
+def environment(settings: Mapping[str, str]) -> dict[str, str]:
+    """This process's environment with these settings of the service and no others."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("USERSVC_")}
+    return inherited | {"USERSVC_PORT": "0", "USERSVC_BCRYPT_COST": "4"} | dict(settings)
+
+
+def run_to_end(
+    folder: Path, settings: Mapping[str, str], command: Sequence[str] = SERVE
+) -> subprocess.CompletedProcess[str]:
+    """Run a command that is expected to end by itself."""
+    return subprocess.run(
+        command,
+        cwd=folder,
+        env=environment(settings),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE,
+        check=False,
+    )
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port
+
+
+class Service:
+    """A service that answers; `running` makes one."""
+
+    def __init__(self, folder: Path, settings: Mapping[str, str], command: Sequence[str]) -> None:
+        self.folder = folder
+        self.url = f"http://127.0.0.1:{settings['USERSVC_PORT']}" if "USERSVC_PORT" in settings else ""
+        self._lines: list[str] = []
+        self._all_read = False
+        self._news = threading.Condition()
+        self._process = subprocess.Popen(
+            command,
+            cwd=folder,
+            env=environment(settings),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            # A group of its own, so that its workers can be killed with it.
+            start_new_session=True,
+        )
+        assert self._process.stdout is not None
+        # A thread empties the pipe, so that a talkative service never waits for a test that is not listening.
+        self._reader = threading.Thread(target=self._read, args=[self._process.stdout])
+        self._reader.start()
+
+    @property
+    def output(self) -> str:
+        """Everything written so far, to standard output and standard error."""
+        with self._news:
+            return "".join(self._lines)
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Where it listens."""
+        url = httpx.URL(self.url)
+        assert url.port is not None
+        return url.host, url.port
+
+    def client(self) -> httpx.Client:
+        # Idle connections are given up sooner than the service does, so that none is closed just when it is used.
+        return httpx.Client(base_url=self.url, trust_env=False, limits=httpx.Limits(keepalive_expiry=2))
+
+    def async_client(self) -> httpx.AsyncClient:
+        return httpx.AsyncClient(base_url=self.url, trust_env=False, timeout=DEADLINE)
+
+    def wait_for_output(self, pattern: str | re.Pattern[str], count: int = 1) -> list[str]:
+        """Wait until a pattern has matched so often, and give what matched.
+
+        Raises:
+            AssertionError: it did not within the deadline, or the process ended without.
+        """
+        matches: list[str] = []
+
+        def seen() -> bool:
+            matches[:] = re.findall(pattern, "".join(self._lines))
+            return len(matches) >= count or self._all_read
+
+        with self._news:
+            self._news.wait_for(seen, DEADLINE)
+            assert len(matches) >= count, f"no {pattern!r} in:\n{''.join(self._lines)}"
+        return matches
+
+    def wait_until_it_answers(self) -> None:
+        """Wait for the answer of /livez.
+
+        Raises:
+            AssertionError: it did not come within the deadline, or the process ended.
+        """
+        # A service that logs little does not tell its address: it was given one.
+        self.url = self.url or self.wait_for_output(_ADDRESS)[0]
+        deadline = time.monotonic() + DEADLINE
+        # With several workers the address is printed before the first of them listens.
+        while not self._answers():
+            assert self._process.poll() is None, f"ended at start:\n{self.output}"
+            assert time.monotonic() < deadline, f"does not answer:\n{self.output}"
+            time.sleep(0.02)
+
+    def talk(self, data: bytes, *, then_half_close: bool = False) -> bytes:
+        """Send bytes, and give all that comes back until the service closes the connection."""
+        with socket.create_connection(self.address, DEADLINE) as connection:
+            answer = b""
+            # A service that has had enough may close before it has read everything.
+            with suppress(ConnectionError):
+                connection.sendall(data)
+                if then_half_close:
+                    connection.shutdown(socket.SHUT_WR)
+            with suppress(ConnectionError):
+                while piece := connection.recv(65536):
+                    answer += piece
+        return answer
+
+    def ask_to_stop(self) -> None:
+        """Send SIGTERM, as container engines and service managers do."""
+        self._process.send_signal(signal.SIGTERM)
+
+    def ended(self) -> int:
+        """Wait for the end, and give the exit code.
+
+        Raises:
+            subprocess.TimeoutExpired: it does not end within the deadline.
+        """
+        code = self._process.wait(DEADLINE)
+        self._reader.join()
+        return code
+
+    def stop(self) -> int:
+        """Ask it to stop, and give the exit code."""
+        self.ask_to_stop()
+        return self.ended()
+
+    def kill(self) -> None:
+        """End it the way a power cut would."""
+        os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        self._reader.join()
+
+    def _answers(self) -> bool:
+        try:
+            return httpx.get(f"{self.url}/livez", trust_env=False).status_code == httpx.codes.OK
+        except httpx.TransportError:
+            return False
+
+    def _read(self, stream: IO[str]) -> None:
+        with stream:
+            for line in stream:
+                with self._news:
+                    self._lines.append(line)
+                    self._news.notify_all()
+        with self._news:
+            self._all_read = True
+            self._news.notify_all()
+
+
+class StartService(Protocol):
+    """Starts a service in the test's own folder; the same folder each time."""
+
+    def __call__(self, **settings: str) -> Service: ...
+
+
+@contextmanager
+def running(
+    folder: Path, settings: Mapping[str, str] | None = None, command: Sequence[str] = SERVE
+) -> Iterator[Service]:
+    """Run the service in a folder, on a port that the system chooses; it is stopped at the end if it still runs."""
+    service = Service(folder, settings or {}, command)
+    try:
+        service.wait_until_it_answers()
+        yield service
+    finally:
+        try:
+            service.stop()
+        except subprocess.TimeoutExpired:
+            service.kill()
+            raise

@@ -1,0 +1,176 @@
+"""The OpenAPI document: it is one, it is complete, and the service keeps to it."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from openapi_schema_validator import OAS30Validator, oas30_format_checker
+from openapi_spec_validator import OpenAPIV30SpecValidator
+
+from tests.e2e.api import assert_common_headers
+from tests.e2e.server import Service
+from usersvc.domain.user import Age, EmailAddress, Password
+
+CONFIG = Path(__file__).with_name("schemathesis.toml")
+
+Json = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def document(client: httpx.Client) -> Json:
+    response = client.get("/openapi.json")
+    assert response.status_code == 200
+    assert response.headers["Content-Type"] == "application/json"
+    assert_common_headers(response)
+    loaded: Json = response.json()
+    return loaded
+
+
+def operations(document: Json) -> Iterator[tuple[str, Json]]:
+    for path, item in document["paths"].items():
+        for method, operation in item.items():
+            yield f"{method.upper()} {path}", operation
+
+
+def examples(holder: Json) -> list[Any]:
+    """The examples of a media type, a parameter or a header."""
+    several = [example["value"] for example in holder.get("examples", {}).values()]
+    return [*several, holder["example"]] if "example" in holder else several
+
+
+def resolved(document: Json, holder: Json) -> Json:
+    if "$ref" not in holder:
+        return holder
+    found = document
+    for name in holder["$ref"].removeprefix("#/").split("/"):
+        found = found[name]
+    return found
+
+
+def assert_fits(document: Json, schema: Json, example: Any) -> None:
+    validator = OAS30Validator(schema | {"components": document["components"]}, format_checker=oas30_format_checker)
+    assert not [f"{error.json_path}: {error.message}" for error in validator.iter_errors(example)]
+
+
+def test_it_is_a_valid_openapi_document(document: Json) -> None:
+    assert document["openapi"].startswith("3.0.")
+    assert not [*OpenAPIV30SpecValidator(document).iter_errors()]
+
+
+def test_it_tells_of_every_endpoint(document: Json) -> None:
+    assert {name for name, _ in operations(document)} >= {
+        "POST /register",
+        "GET /users",
+        "GET /users/{user_id}",
+        "GET /livez",
+        "GET /readyz",
+        "GET /problems/{code}",
+        "GET /openapi.json",
+    }
+
+
+def test_every_operation_says_what_it_is_for(document: Json) -> None:
+    for name, operation in operations(document):
+        assert operation.get("summary") or operation.get("description"), name
+        assert operation.get("tags"), name
+    ids = [operation["operationId"] for _, operation in operations(document)]
+    assert len(set(ids)) == len(ids)
+
+
+def test_every_response_has_a_schema_and_examples_that_fit_it(document: Json) -> None:
+    for name, operation in operations(document):
+        assert any(status.startswith("2") for status in operation["responses"]), name
+        for status, response in operation["responses"].items():
+            assert response["description"], (name, status)
+            [(media_type, content)] = response["content"].items()
+            assert (media_type == "application/problem+json") == (status >= "400"), (name, status)
+            assert content["schema"], (name, status)
+            assert examples(content), (name, status)
+            for example in examples(content):
+                assert_fits(document, content["schema"], example)
+                if media_type == "application/problem+json":
+                    assert str(example["status"]) == status
+
+
+def test_every_parameter_and_header_has_a_schema_that_its_examples_fit(document: Json) -> None:
+    for name, operation in operations(document):
+        headers = [header for response in operation["responses"].values() for header in response["headers"].values()]
+        for reference in [*operation["parameters"], *headers]:
+            declared = resolved(document, reference)
+            assert declared["description"], name
+            for example in examples(declared):
+                assert_fits(document, declared["schema"], example)
+
+
+def test_every_member_of_the_body_has_an_example_that_fits_it(document: Json) -> None:
+    for schema in document["components"]["schemas"].values():
+        for member in schema["properties"].values():
+            for example in examples(member):
+                assert_fits(document, member, example)
+    registration = document["components"]["schemas"]["Registration"]
+    example = {name: member["example"] for name, member in registration["properties"].items()}
+    assert_fits(document, registration, example)
+
+
+def test_its_constraints_are_those_of_the_domain(document: Json) -> None:
+    registration = document["components"]["schemas"]["Registration"]
+    email, password, age = (registration["properties"][name] for name in ("email", "password", "age"))
+
+    assert set(registration["required"]) == set(registration["properties"]) == {"email", "password", "age"}
+    assert registration["additionalProperties"] is False
+    assert (email["type"], email["format"], email["maxLength"]) == ("string", "email", EmailAddress.MAX_OCTETS)
+    assert (password["type"], password["minLength"], password["maxLength"]) == (
+        "string",
+        Password.MIN_LENGTH,
+        Password.MAX_LENGTH,
+    )
+    assert password["writeOnly"] is True
+    assert (age["type"], age["minimum"], age["maximum"]) == ("integer", Age.MIN, Age.MAX)
+
+
+def test_nothing_that_it_shows_holds_a_password(document: Json) -> None:
+    for name, operation in operations(document):
+        for response in operation["responses"].values():
+            for content in response["content"].values():
+                assert "password" not in resolved(document, content["schema"]).get("properties", {}), name
+    assert set(document["components"]["schemas"]["User"]["properties"]) == {"id", "email", "age", "registered_at"}
+
+
+def test_the_examples_work(client: httpx.Client, document: Json) -> None:
+    registration = document["components"]["schemas"]["Registration"]
+    example = {name: member["example"] for name, member in registration["properties"].items()}
+
+    assert client.post("/register", json=example).status_code in {201, 409}
+    assert client.post("/register", json=example).status_code == 409
+
+
+def test_schemathesis_finds_nothing(service: Service, client: httpx.Client, tmp_path: Path) -> None:
+    # It is no part of the service, and slower when its coverage is measured.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
+    ended = subprocess.run(
+        [
+            Path(sys.executable).with_name("schemathesis"),
+            f"--config-file={CONFIG}",
+            "run",
+            f"{service.url}/openapi.json",
+            "--checks=all",
+            "--phases=examples,coverage,fuzzing",
+            "--max-examples=30",
+            "--generation-deterministic",
+            "--no-color",
+        ],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert client.get("/readyz").status_code == 200

@@ -1,0 +1,285 @@
+"""The service as a process: its commands, its settings, its start, its end, and what it remembers."""
+
+import asyncio
+import json
+import socket
+import sqlite3
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+import usersvc
+from tests.e2e.api import assert_user, person, read_responses, register, users_from
+from tests.e2e.server import DEADLINE, SERVE, UVICORN, StartService, free_port, run_to_end, running
+
+USERSVC = str(Path(sys.executable).with_name("usersvc"))
+
+
+# --- commands -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "program", [[USERSVC], [sys.executable, "-m", "usersvc"]], ids=["usersvc", "python -m usersvc"]
+)
+def test_the_program_tells_its_version(tmp_path: Path, program: list[str]) -> None:
+    told = run_to_end(tmp_path, {}, [*program, "--version"])
+
+    assert (told.returncode, told.stdout, told.stderr) == (0, f"usersvc {usersvc.__version__}\n", "")
+
+
+def test_the_program_tells_how_it_is_used(tmp_path: Path) -> None:
+    told = run_to_end(tmp_path, {}, [*SERVE, "--help"])
+
+    assert (told.returncode, told.stderr) == (0, "")
+    assert told.stdout.startswith("usage: usersvc serve")
+    assert "USERSVC_" in told.stdout
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_wrong_command_line_is_refused(tmp_path: Path) -> None:
+    told = run_to_end(tmp_path, {}, [USERSVC, "swerve"])
+
+    assert (told.returncode, told.stdout) == (2, "")
+    assert told.stderr.startswith("usage: usersvc")
+    assert "Traceback" not in told.stderr
+
+
+# --- settings -------------------------------------------------------------------------------------------------------
+
+
+UNDER_UVICORN = (*UVICORN, "--port", "0")
+
+
+@pytest.mark.parametrize(
+    ("command", "name", "value"),
+    [
+        (SERVE, "USERSVC_PORT", "http"),
+        (SERVE, "USERSVC_DATABASE_URL", "mysql://root:geheim@localhost/users"),
+        (SERVE, "USERSVC_MAX_BODY_BYTES", "16 KiB"),
+        (SERVE, "USERSVC_PASSWORD_PEPPER", "geheim"),
+        (SERVE, "USERSVC_LOG_FORMAT", "xml"),
+        (UNDER_UVICORN, "USERSVC_LOG_LEVEL", "loud"),
+    ],
+)
+def test_a_bad_setting_stops_the_start_with_one_line(
+    tmp_path: Path, command: Sequence[str], name: str, value: str
+) -> None:
+    ended = run_to_end(tmp_path, {name: value}, command)
+
+    assert (ended.returncode, ended.stdout) == (2, "")
+    [line] = ended.stderr.splitlines()
+    assert f"{name} accepts " in line
+    assert "geheim" not in line
+    assert not [*tmp_path.iterdir()]
+
+
+def test_settings_come_from_a_file_and_the_environment_comes_first(tmp_path: Path) -> None:
+    tmp_path.joinpath(".env").write_text(
+        "USERSVC_DATABASE_URL=sqlite:///from-file.db\nUSERSVC_MAX_BODY_BYTES=nonsense\nUSERSVC_LOG_FORMAT='json'\n"
+    )
+
+    with running(tmp_path, {"USERSVC_MAX_BODY_BYTES": "1024"}) as service, service.client() as client:
+        register(client)
+        assert client.post("/register", json=person(password="x" * 1024)).status_code == 413
+        lines = [line for line in service.output.splitlines() if line.startswith("{")]
+
+    assert any("usersvc.access" in json.loads(line)["logger"] for line in lines)
+    assert tmp_path.joinpath("from-file.db").exists()
+    assert not tmp_path.joinpath("usersvc.db").exists()
+
+
+def test_a_settings_file_that_cannot_be_read_stops_the_start_with_one_line(tmp_path: Path) -> None:
+    tmp_path.joinpath(".env").write_bytes(b"USERSVC_PASSWORD_PEPPER=geh\xe9im-geheim-geheim\n")
+
+    ended = run_to_end(tmp_path, {})
+
+    assert (ended.returncode, ended.stdout) == (2, "")
+    [line] = ended.stderr.splitlines()
+    assert ".env" in line
+    assert "geheim" not in line
+
+
+def test_a_longer_minimum_for_passwords_is_kept_and_documented(start: StartService) -> None:
+    with start(USERSVC_PASSWORD_MIN_LENGTH="15").client() as client:
+        refused = client.post("/register", json=person(password="fourteen chars"))
+        assert refused.json()["errors"][0]["code"] == "too-short"
+        register(client, password="fifteen charac.")
+        document = client.get("/openapi.json").json()
+        assert document["components"]["schemas"]["Registration"]["properties"]["password"]["minLength"] == 15
+
+
+def test_users_in_memory_leave_no_file(tmp_path: Path) -> None:
+    with running(tmp_path, {"USERSVC_DATABASE_URL": "memory://"}) as service, service.client() as client:
+        user = register(client)
+        assert client.get("/users").json()["data"] == [user]
+        assert client.get("/readyz").status_code == 200
+
+    assert not [*tmp_path.iterdir()]
+
+
+def test_the_line_that_stands_for_a_mail_is_written_once_at_any_level(start: StartService) -> None:
+    service = start(USERSVC_LOG_LEVEL="critical", USERSVC_LOG_FORMAT="json", USERSVC_PORT=str(free_port()))
+    with service.client() as client:
+        user = register(client)
+    service.stop()
+
+    [line] = [json.loads(line) for line in service.output.splitlines() if user["email"] in line]
+    assert user["id"] in line["message"]
+
+
+# --- start ----------------------------------------------------------------------------------------------------------
+
+
+def corrupt(path: Path) -> None:
+    path.write_bytes(bytes(range(256)) * 64)
+
+
+def newer(path: Path) -> None:
+    connection = sqlite3.connect(path)
+    connection.execute("PRAGMA user_version = 1000")
+    connection.close()
+
+
+def missing(path: Path) -> None:
+    path.parent.rmdir()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "workers", "reason"),
+    [
+        (missing, "1", "unable to open database file"),
+        (corrupt, "1", "file is not a database"),
+        (newer, "1", "newer usersvc"),
+        (newer, "2", "newer usersvc"),
+    ],
+)
+def test_a_database_that_cannot_be_used_stops_the_start(
+    tmp_path: Path, spoil: Callable[[Path], None], workers: str, reason: str
+) -> None:
+    database = tmp_path / "data" / "users.db"
+    database.parent.mkdir()
+    spoil(database)
+
+    ended = run_to_end(tmp_path, {"USERSVC_DATABASE_URL": f"sqlite:///{database}", "USERSVC_WORKERS": workers})
+
+    assert reason in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert ended.returncode not in {0, 2}
+
+
+def test_an_address_in_use_stops_the_start(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        ended = run_to_end(tmp_path, {"USERSVC_PORT": str(listener.getsockname()[1])})
+
+    assert "address already in use" in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert ended.returncode not in {0, 2}
+
+
+async def test_four_workers_share_an_empty_file(start: StartService) -> None:
+    service = start(USERSVC_WORKERS="4")
+    service.wait_for_output("Application startup complete", count=4)
+    same = person()
+    # A connection a request, so that the system spreads them over the workers.
+    async with httpx.AsyncClient(
+        base_url=service.url, trust_env=False, timeout=DEADLINE, limits=httpx.Limits(max_keepalive_connections=0)
+    ) as client:
+        answers = await asyncio.gather(
+            *(client.post("/register", json=same) for _ in range(20)),
+            *(client.post("/register", json=person()) for _ in range(40)),
+        )
+        codes = [answer.status_code for answer in answers]
+        assert sorted(codes[:20]) == [201] + [409] * 19
+        assert codes[20:] == [201] * 40
+        page = (await client.get("/users?limit=200")).json()["data"]
+    registered = {answer.json()["data"]["id"] for answer in answers if answer.status_code == 201}
+    assert {user["id"] for user in page} == registered
+    assert len(page) == 41
+
+    assert service.stop() == 0
+
+    assert "Traceback" not in service.output
+    assert service.output.count("Application shutdown complete") == 4
+    assert service.output.count("sent a welcome mail") == 41
+
+
+# --- end ------------------------------------------------------------------------------------------------------------
+
+
+def test_asked_to_stop_it_ends_well(start: StartService) -> None:
+    service = start()
+    with service.client() as client:
+        register(client)
+
+        # The connection stays open, as those of other services do.
+        assert service.stop() == 0
+
+    assert "Application shutdown complete" in service.output
+    assert "Traceback" not in service.output
+    # The write-ahead log is in the file again: a copy of the one file is a copy of everything.
+    assert [path.name for path in service.folder.iterdir()] == ["usersvc.db"]
+
+
+def test_a_registration_in_hand_is_answered_before_the_end(start: StartService) -> None:
+    service = start(USERSVC_BCRYPT_COST="12")
+    sent = person()
+    body = json.dumps(sent).encode()
+    with socket.create_connection(service.address, DEADLINE) as connection:
+        connection.sendall(
+            b"POST /register HTTP/1.1\r\nHost: test\r\nContent-Type: application/json\r\n"
+            b"Expect: 100-continue\r\nContent-Length: %d\r\n\r\n" % len(body)
+        )
+        # The service asks for the body: from now on it has the request in hand.
+        assert connection.recv(65536) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        connection.sendall(body)
+        service.ask_to_stop()
+        answer = b""
+        while piece := connection.recv(65536):
+            answer += piece
+    code = service.ended()
+
+    [response] = read_responses(answer)
+    assert response.status == 201
+    user = json.loads(response.rest)["data"]
+    assert_user(user, sent)
+    # People are told before the process is gone.
+    assert f"sent a welcome mail to {sent['email']}" in service.output
+    assert "Traceback" not in service.output
+    assert code == 0
+    with start().client() as client:
+        assert client.get(f"/users/{user['id']}").json()["data"] == user
+
+
+async def test_what_was_acknowledged_outlives_a_kill(start: StartService) -> None:
+    service = start()
+    acknowledged: list[dict[str, Any]] = []
+    ten = asyncio.Event()
+
+    async def register_one_after_the_other(client: httpx.AsyncClient) -> None:
+        while True:
+            try:
+                answer = await client.post("/register", json=person())
+            except httpx.TransportError:
+                return
+            assert answer.status_code == 201
+            acknowledged.append(answer.json()["data"])
+            if len(acknowledged) >= 10:
+                ten.set()
+
+    async with service.async_client() as client, asyncio.TaskGroup() as tasks:
+        for _ in range(4):
+            tasks.create_task(register_one_after_the_other(client))
+        await ten.wait()
+        service.kill()
+
+    with start().client() as reader:
+        users = users_from(reader, "/users?limit=200&order=asc")
+        for user in acknowledged:
+            assert user in users
+        # At most the requests in hand were stored without an answer.
+        assert len(acknowledged) <= len(users) <= len(acknowledged) + 4
+        register(reader)
