@@ -82,7 +82,8 @@ docker-run: docker ## run the image: read-only, on 127.0.0.1:8000, data in the v
 
 .PHONY: clean
 clean: ## remove everything that make made; data stays
-	rm -rf .venv .tools .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist htmlcov .coverage*
+	rm -rf .venv .tools .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .schemathesis \
+		dist htmlcov reports coverage.xml .coverage*
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # --- the environments ---------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from threading import Thread
 import httpx
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Error as PlaywrightError
 
 from tests.e2e.api import assert_common_headers, person
 from tests.e2e.server import Service
@@ -85,8 +86,12 @@ def elsewhere() -> Iterator[Elsewhere]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
+    try:
+        driver = sync_playwright().start()
+    except PlaywrightError as error:
+        pytest.skip(f"needs a Playwright that starts: {error}")
+    try:
+        browser = driver.chromium.launch(
             executable_path=CHROMIUM,
             args=[
                 "--no-sandbox",
@@ -101,6 +106,8 @@ def browser() -> Iterator[Browser]:
         )
         yield browser
         browser.close()
+    finally:
+        driver.stop()
 
 
 @dataclass
