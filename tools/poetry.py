@@ -6,7 +6,7 @@ Run it with the interpreter that Poetry is installed for; the arguments are Poet
 import os
 import sys
 
-from pip._internal.commands import create_command  # type: ignore[import-not-found] # .venv, for mypy, has no pip
+from pip._internal.commands import create_command
 
 
 def pip_settings() -> dict[str, str | None]:

@@ -20,8 +20,12 @@ Where a client, or a handler, sees something else than with aiohttp's own server
     - Request header names lose the case they were sent in; those that `aiohttp.hdrs` knows have its spelling. Response
       header names are sent in lower case.
     - A target is routed less its `root_path`, which `request[ASGI_SCOPE]` has.
+    - A body in a coding for which a library is missing (Brotli, zstd) is passed on as it came, like one in a coding
+      that is not known at all; aiohttp refuses it before the handler runs.
     - `iter_chunks()` never reports the end of an HTTP chunk.
     - `100 Continue` is sent when the handler first reads the body, not before the handler runs.
+    - The rest of a body that no handler has read is thrown away, for ten seconds at most, before the response ends, not
+      after. Hypercorn (HTTP/2) and granian (HTTP/1.1) may still close the connection with it.
     - Under HTTP/2 and 3, a request that does not tell its length is taken to have a body if it is a POST, PUT or PATCH;
       any other is handled when its first data, or its end, has come. `request.version` is the true one, but equals
       HTTP/1.1 as well: aiohttp compares it to find out whether it may stream.
@@ -82,6 +86,7 @@ ASGI_STATE: Final = web.AppKey("ASGI_STATE", dict[str, Any])
 
 _LOG: Final = logging.getLogger("aiohttp.server")  # where aiohttp's own server reports errors of handlers
 _BUFFER: Final = 2**18  # bytes; twice as many of a body wait to be read, at most, as in aiohttp
+_LINGER: Final = 10  # seconds for which the rest of an unread body is thrown away, as in aiohttp
 _YIELD: Final = 2**16  # bytes; a server's `send` may never suspend, and the loop must run now and then
 _NAMES: Final = 1024  # header names are learned, but not without end
 _NAME: Final = 64  # characters of a header name that is learned
@@ -235,8 +240,8 @@ def _resumed(context: Context, coroutine: Coroutine[Any, Any, _T], future: Any) 
 
 async def _within(context: Context, awaitable: Awaitable[_T]) -> _T:
     """Await something in a context of its own."""
-    coroutine: Coroutine[Any, Any, _T]
-    coroutine = awaitable if isinstance(awaitable, types.CoroutineType) else _awaited(awaitable)
+    is_coroutine = isinstance(awaitable, types.CoroutineType)
+    coroutine = cast("Coroutine[Any, Any, _T]", awaitable) if is_coroutine else _awaited(awaitable)
     try:
         future = context.run(coroutine.send, None)
     except StopIteration as done:
@@ -305,7 +310,7 @@ class _Body(StreamReader):
 
     async def readany(self) -> bytes:
         # `request.read()` awaits this, mostly for one message and the end: they need not go through the buffer.
-        if self._fresh and not self._exchange.watched:
+        if self._fresh and not self._exchange.watched and self.exception() is None:
             self._fresh = False
             message = await self._exchange.next_message("readany")
             if message["type"] == "http.request" and not message.get("more_body", False):
@@ -455,7 +460,6 @@ class _Exchange(AbstractStreamWriter):
 
         Raises:
             ValueError: the request target makes no sense.
-            ContentEncodingError: the body is coded in a way for which a library is missing.
         """
         scope = self.scope
         raw_headers = scope["headers"]
@@ -514,7 +518,11 @@ class _Exchange(AbstractStreamWriter):
     def _open_body(self, headers: "CIMultiDict[str]", first: Message | None) -> str | None:
         """Make the body; the coding that it is decoded from is the value."""
         coding = _CODINGS.get(headers.get(hdrs.CONTENT_ENCODING, "").lower())
-        self.body = _Body(self, coding)
+        try:
+            self.body = _Body(self, coding)
+        except ContentEncodingError:  # the library for it is missing
+            coding = None
+            self.body = _Body(self, coding)
         if first is not None:
             self.take(first)
         return coding
@@ -713,12 +721,32 @@ class _Exchange(AbstractStreamWriter):
                 if self._head is not None:
                     head, self._head = self._head, None
                     await self._send(head)
+                if not more and self.must_linger():
+                    await self._send({"type": "http.response.body", "body": data, "more_body": True})
+                    await self.linger()
+                    data = b""
                 await self._send({"type": "http.response.body", "body": data, "more_body": more})
             except OSError as error:
                 self.ending = False
                 self.lose()
                 raise ClientConnectionResetError("Cannot write to closing transport") from error
             self.finished = self.ending
+
+    def must_linger(self) -> bool:
+        """Whether some of the body is still to come. Who expects to be told to go on will not send it."""
+        if self.body is None or self.ended or self.disconnected or self.watched or self._pulling:
+            return False
+        return all(name != b"expect" for name, _ in self.scope["headers"])
+
+    async def linger(self) -> None:
+        """Throw the rest of the body away before the response ends: after it, some servers would drop both."""
+        try:
+            async with asyncio.timeout(_LINGER):
+                while not self.ended:
+                    message = await self._receive()
+                    self.ended = not message.get("more_body", False)
+        except (TimeoutError, OSError):
+            return
 
     def retract(self) -> bool:
         """Take back a response of which nothing has gone; false when it is too late."""
@@ -770,7 +798,7 @@ class AiohttpASGI:
             return
         try:
             request = exchange.request(server, first)
-        except (ValueError, ContentEncodingError) as error:
+        except ValueError as error:
             await exchange.refuse(error)
             return
         inner = copy_context()
@@ -792,6 +820,10 @@ class AiohttpASGI:
                 status, headers, body = whole
                 exchange.finished = exchange.ending = True
                 await send({"type": "http.response.start", "status": status, "headers": headers})
+                if exchange.must_linger():
+                    await send({"type": "http.response.body", "body": body, "more_body": True})
+                    await exchange.linger()
+                    body = b""
                 await send({"type": "http.response.body", "body": body})
         except OSError:
             if not exchange.ending:

@@ -1,0 +1,1 @@
+"""The shim beside its peers: `python -m benchmarks.asgi`."""

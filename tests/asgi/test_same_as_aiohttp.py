@@ -1,0 +1,244 @@
+"""What a client sees of an application is the same behind every ASGI server as from aiohttp's own server."""
+
+import gzip
+import pathlib
+import zlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.asgi.application import LIMIT, create
+from tests.asgi.serving import KINDS, REFERENCE, Kind
+from usersvc.asgi import AiohttpASGI
+
+Probe = Callable[[httpx.AsyncClient], Awaitable[Any]]
+PROBES: dict[str, Probe] = {}
+NO_LENGTH = ("content-length", "0")  # whether an empty body needs one is the server's to say
+NOT_COMPARED = {"date", "server", "connection", "transfer-encoding", "keep-alive"}
+
+
+def probe(function: Probe) -> Probe:
+    PROBES[function.__name__] = function
+    return function
+
+
+def seen(response: httpx.Response) -> tuple[int, list[tuple[str, str]], bytes]:
+    """What is compared of a response; a header that comes twice is seen twice."""
+    headers = [(n.decode().lower(), v.decode("latin-1")) for n, v in response.headers.raw]
+    for name in ("date", "server", "content-length", "content-type", "transfer-encoding"):
+        assert len([1 for n, _ in headers if n == name]) <= 1, f"{name} came twice"
+    return (
+        response.status_code,
+        sorted(h for h in headers if h[0] not in NOT_COMPARED and h != NO_LENGTH),
+        response.content,
+    )
+
+
+def simple(name: str, method: str, path: str, **arguments: Any) -> None:
+    async def run(client: httpx.AsyncClient) -> Any:
+        return seen(await client.request(method, path, **arguments))
+
+    PROBES[name] = run
+
+
+async def pieces(data: bytes, size: int) -> AsyncIterator[bytes]:
+    for start in range(0, len(data), size):
+        yield data[start : start + size]
+
+
+HELLO = b"hello, world"
+MULTIPART = {
+    "content": b"--b\r\nContent-Disposition: form-data; name=\"a\"\r\n\r\n1\r\n--b\r\nContent-Disposition: form-data; "
+    b"name=\"f\"; filename=\"f.bin\"\r\nContent-Type: image/png\r\n\r\n" + b"\x00\xff" * 50_000 + b"\r\n--b--\r\n",
+    "headers": {"Content-Type": "multipart/form-data; boundary=b"},
+}  # fmt: skip
+
+simple("a plain GET", "GET", "/facts")
+simple("the path and the query as they were sent", "GET", "/facts/a%2Fb%20%C3%A9;x/..%2f?x=%20&y=1+1&y=%2B&z=%e9&=&a")
+simple("percent signs that escape nothing", "GET", "/facts/100%/%zz?%=%zz")
+simple("an empty query", "GET", "/facts?a=")
+simple("two slashes at the end", "GET", "/facts/a//b//")
+simple("headers that come twice, or are not ASCII", "GET", "/facts",
+       headers=[(b"X-A", b"1"), (b"X-A", b"2"), (b"X-U", b"\xc3\xa9"), (b"X-L", b"\xe9"), (b"X-0", b"")])  # fmt: skip
+simple("cookies", "GET", "/facts", headers={"Cookie": 'a=1; b="two words"; c=%20'})
+simple("a method of one's own", "PURGE", "/facts")
+simple("OPTIONS", "OPTIONS", "/facts")
+simple("DELETE without a body", "DELETE", "/facts")
+simple("DELETE with a body", "DELETE", "/echo", content=HELLO)
+simple("POST with a length of nothing", "POST", "/facts", content=b"")
+simple("an echo", "POST", "/echo", content=HELLO, headers={"Content-Type": "text/x-own; charset=utf-8"})
+simple("an echo of the largest body", "POST", "/echo", content=b"x" * LIMIT)
+simple("a body that is too large", "POST", "/echo", content=b"x" * (LIMIT + 1))
+simple("a streamed echo", "POST", "/echo_stream", content=b"0123456789" * 100_000)
+simple("lines", "POST", "/lines", content=b"one\ntwo\n\nthree")
+simple("a form", "POST", "/form", data={"a": "1 2&3", "b": ["\u00e9", ""]})
+simple("a form of several parts", "POST", "/form", **MULTIPART)
+simple("parts read one by one", "POST", "/parts",
+       content=b"--b\r\nContent-Type: text/x-a\r\n\r\none\r\n--b\r\nContent-Transfer-Encoding: base64\r\n\r\ndHdv\r\n"
+       b"--b--\r\n", headers={"Content-Type": "multipart/mixed; boundary=b"})  # fmt: skip
+simple("a form that is too large", "POST", "/form", content=b"a=" + b"x" * LIMIT,
+       headers={"Content-Type": "application/x-www-form-urlencoded"})  # fmt: skip
+simple("gzip", "POST", "/echo", content=gzip.compress(HELLO * 1000), headers={"Content-Encoding": "gzip"})
+simple("deflate", "POST", "/echo", content=zlib.compress(HELLO), headers={"Content-Encoding": "deflate"})
+simple("deflate without a header", "POST", "/echo", content=zlib.compress(HELLO, wbits=-15),
+       headers={"Content-Encoding": "deflate"})  # fmt: skip
+simple("an unknown coding", "POST", "/echo", content=HELLO, headers={"Content-Encoding": "x-own"})
+simple("what is not gzip", "POST", "/echo", content=HELLO, headers={"Content-Encoding": "gzip"})
+simple("a decompression bomb", "POST", "/echo", content=gzip.compress(b"\0" * 50 * LIMIT),
+       headers={"Content-Encoding": "gzip"})  # fmt: skip
+simple("a large compressed body, read in pieces", "POST", "/count", content=gzip.compress(b"\0" * 20 * LIMIT),
+       headers={"Content-Encoding": "gzip"})  # fmt: skip
+simple("own headers and cookies", "GET", "/own_headers")
+simple("a body without a type", "GET", "/untyped")
+simple("a stream", "GET", "/stream")
+simple("a stream of a known length", "GET", "/sized_stream")
+simple("chunked encoding", "GET", "/chunked")
+simple("an async generator", "GET", "/generator")
+simple("a multipart writer", "GET", "/multipart")
+simple("compression", "GET", "/compressed", headers={"Accept-Encoding": "gzip"})
+simple("compression not wanted", "GET", "/compressed", headers={"Accept-Encoding": "identity"})
+simple("a compressed stream", "GET", "/compressed_stream")
+for status in (200, 201, 204, 304, 404, 500):
+    simple(f"an empty {status}", "GET", f"/empty/{status}")
+for handler in ("facts", "stream", "generator", "file", "untyped", "own_headers", "unread"):
+    simple(f"HEAD of {handler}", "HEAD", f"/{handler}")
+simple("a file of a handler", "GET", "/file")
+simple("a static file", "GET", "/static/big.bin")
+simple("an empty static file", "GET", "/static/empty.txt")
+simple("no static file", "GET", "/static/none.txt")
+simple("a way out of the static files", "GET", "/static/%2e%2e/secret")
+for name, value in {
+    "bytes=0-9": "the first bytes", "bytes=-5": "the last bytes", "bytes=100-": "the rest",
+    "bytes=10000-": "beyond the end", "bytes=5-2": "backwards", "lines=1-2": "another unit",
+}.items():  # fmt: skip
+    simple(f"a range: {value}", "GET", "/static/hello.txt", headers={"Range": name})
+simple("HEAD of a range", "HEAD", "/static/hello.txt", headers={"Range": "bytes=0-9"})
+for header, value in {
+    "If-Modified-Since": "Tue, 14 Nov 2023 22:13:20 GMT", "If-Unmodified-Since": "Thu, 01 Jan 1970 00:00:00 GMT",
+    "If-None-Match": "*", "If-Match": '"other"', "If-Range": "Thu, 01 Jan 1970 00:00:00 GMT",
+}.items():  # fmt: skip
+    simple(f"a condition: {header}", "GET", "/static/hello.txt", headers={header: value, "Range": "bytes=0-3"})
+simple("a precompressed file", "GET", "/static/packed.js", headers={"Accept-Encoding": "gzip"})
+simple("not the precompressed file", "GET", "/static/packed.js", headers={"Accept-Encoding": "identity"})
+simple("an unknown path", "GET", "/unknown")
+simple("a wrong method", "POST", "/items/1")
+simple("a redirection", "GET", "/redirect")
+simple("a raised HTTP exception", "GET", "/teapot")
+simple("a failing handler", "GET", "/fail")
+simple("a failing handler, to a browser", "GET", "/fail", headers={"Accept": "text/html"})
+simple("a failing handler that has not read", "POST", "/fail", content=HELLO)
+simple("a time-out", "GET", "/time_out")
+simple("a connection to be closed", "GET", "/force_close")
+simple("a sub-application and its signals", "GET", "/sub/json")
+simple("a stream of a sub-application", "GET", "/sub/stream")
+simple("what is stored in requests and applications", "GET", "/sub/storage")
+simple("a failing sub-application", "GET", "/sub/fail")
+simple("an unknown path of a sub-application", "GET", "/sub/none")
+simple("a class-based view", "GET", "/items/a%20b")
+simple("a class-based view's DELETE", "DELETE", "/items/1")
+simple("a class-based view's lack of a method", "PUT", "/items/1")
+simple("an expectation that nobody knows", "POST", "/echo", content=HELLO, headers={"Expect": "a miracle"})
+
+
+@probe
+async def a_streamed_upload(client: httpx.AsyncClient) -> Any:
+    return seen(await client.post("/count", content=pieces(b"x" * 3_000_000, 50_000)))
+
+
+@probe
+async def what_a_handler_knows_of_a_streamed_upload(client: httpx.AsyncClient) -> Any:
+    return seen(await client.post("/facts?read", content=pieces(HELLO, 5)))
+
+
+@probe
+async def a_streamed_upload_that_is_too_large(client: httpx.AsyncClient) -> Any:
+    return seen(await client.post("/echo", content=pieces(b"x" * (LIMIT + 1), 2**16)))
+
+
+@probe
+async def an_unread_body_and_the_next_request(client: httpx.AsyncClient) -> Any:
+    responses = [await client.post("/unread", content=b"x" * size) for size in (10, 100_000, 900_000)]
+    return [seen(response) for response in responses], seen(await client.post("/echo", content=HELLO))
+
+
+@probe
+async def contexts(client: httpx.AsyncClient) -> Any:
+    large = (await client.post("/body_then_visit", content=b"x" * 500_000)).text
+    return large, [(await client.get(f"/visit/{name}")).json() for name in ("anna", "bob", "carl")]
+
+
+@probe
+async def wrong_results(client: httpx.AsyncClient) -> Any:
+    return [(await client.get(path)).status_code for path in ("/nothing", "/wrong_type")]
+
+
+@probe
+async def an_error_after_the_headers(client: httpx.AsyncClient) -> Any:
+    """It must not look like a whole response, whatever the client is told instead."""
+    outcomes: list[int | None] = []
+    for path in ("/fail_late", "/fail_sized", "/fail_generator"):
+        try:
+            outcomes.append((await client.get(path)).status_code)
+        except (httpx.HTTPError, RuntimeError):
+            outcomes.append(None)
+    return outcomes
+
+
+@probe
+async def upgrades_that_are_no_websockets(client: httpx.AsyncClient) -> Any:
+    return (await client.get("/websocket")).status_code
+
+
+def transport(folder: pathlib.Path) -> httpx.ASGITransport:
+    return httpx.ASGITransport(AiohttpASGI(create(folder)))
+
+
+def client_of(kind: Kind, port_of: Callable[[Kind], int]) -> httpx.AsyncClient:
+    return httpx.AsyncClient(
+        base_url=f"http://127.0.0.1:{port_of(kind)}",
+        http1=not kind.http2,
+        http2=kind.http2,
+        timeout=20,
+        trust_env=False,
+        verify=False,  # loading certificates would take longer than all the rest
+    )
+
+
+REFERENCES: dict[str, Any] = {}
+
+
+async def reference(name: str, port_of: Callable[[Kind], int]) -> Any:
+    if name not in REFERENCES:
+        async with client_of(REFERENCE, port_of) as client:
+            REFERENCES[name] = await PROBES[name](client)
+    return REFERENCES[name]
+
+
+# They may close the connection, all streams of it, when any application responds before a client has sent all: whether
+# the client gets the response is then a matter of luck.
+CLOSING = {"hypercorn-http2", "granian-http1"}
+NEEDS_THE_REST_READ = {
+    "an_unread_body_and_the_next_request",
+    "a body that is too large",
+    "a form that is too large",
+    "a_streamed_upload_that_is_too_large",
+}
+
+
+@pytest.mark.parametrize("name", PROBES)
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+async def test_server(kind: Kind, name: str, port_of: Callable[[Kind], int]) -> None:
+    if kind.name in CLOSING and name in NEEDS_THE_REST_READ:
+        pytest.skip(f"{kind.name} closes the connection of a request that has not been read")
+    async with client_of(kind, port_of) as client:
+        found = await PROBES[name](client)
+    assert found == await reference(name, port_of)
+
+
+@pytest.mark.parametrize("name", PROBES)
+async def test_httpx_transport(name: str, port_of: Callable[[Kind], int], folder: pathlib.Path) -> None:
+    async with httpx.AsyncClient(transport=transport(folder), base_url="http://127.0.0.1") as client:
+        found = await PROBES[name](client)
+    assert found == await reference(name, port_of)

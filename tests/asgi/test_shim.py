@@ -1,0 +1,1100 @@
+"""The shim by itself, before a fake server: what servers seldom do, and what is hard to see from outside."""
+
+import asyncio
+import gzip
+import logging
+import pathlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextvars import ContextVar
+from typing import Any
+
+import pytest
+from aiohttp import ClientConnectionResetError, web
+from aiohttp.typedefs import Handler
+
+from tests.asgi.fake_server import FakeServer
+from usersvc.asgi import ASGI_SCOPE, ASGI_STATE, AiohttpASGI
+
+
+def app_of(handler: Callable[[web.Request], Awaitable[Any]], **arguments: Any) -> AiohttpASGI:
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", handler)
+    return AiohttpASGI(app, **arguments)
+
+
+async def told(tell: Callable[[web.Request], Any], **scope: Any) -> Any:
+    """What a handler finds out about a request."""
+    found: list[Any] = []
+
+    async def handler(request: web.Request) -> web.Response:
+        found.append(tell(request))
+        return web.Response()
+
+    server = await FakeServer(**scope).serve(app_of(handler))
+    assert server.status == 200, server.body
+    return found[0]
+
+
+async def hello(request: web.Request) -> web.Response:
+    return web.Response(text="hello")
+
+
+async def streaming(request: web.Request) -> web.StreamResponse:
+    response = web.StreamResponse()
+    await response.prepare(request)
+    await response.write(b"one")
+    return response
+
+
+def test_what_is_no_application_is_refused() -> None:
+    with pytest.raises(TypeError):
+        AiohttpASGI(hello)  # type: ignore[arg-type]  # on purpose
+
+
+# Life
+
+
+def life_of(order: list[str]) -> web.Application:
+    app = web.Application()
+    sub = web.Application()
+
+    def note(word: str) -> Callable[[web.Application], Awaitable[None]]:
+        async def noted(_: web.Application) -> None:
+            order.append(word)
+
+        return noted
+
+    async def context(_: web.Application) -> AsyncIterator[None]:
+        order.append("context entered")
+        yield
+        order.append("context left")
+
+    for each, name in ((app, "app"), (sub, "sub")):
+        each.on_startup.append(note(f"{name} started"))
+        each.on_shutdown.append(note(f"{name} shut down"))
+        each.on_cleanup.append(note(f"{name} cleaned up"))
+    app.cleanup_ctx.append(context)
+    app.add_subapp("/sub", sub)
+    return app
+
+
+async def test_life_has_the_order_of_aiohttp() -> None:
+    order: list[str] = []
+    reference: list[str] = []
+    server = FakeServer(type="lifespan")
+    server.put_type("lifespan.startup")
+    server.put_type("lifespan.shutdown")
+    await server.serve(AiohttpASGI(life_of(order)))
+    runner = web.AppRunner(life_of(reference))
+    await runner.setup()
+    await runner.cleanup()
+    assert server.types == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
+    assert order == reference
+    assert len(order) == 8
+
+
+async def test_clean_up_happens_when_the_server_gives_up() -> None:
+    order: list[str] = []
+    server = FakeServer(type="lifespan")
+    server.put_type("lifespan.startup")
+    task = asyncio.create_task(server.serve(AiohttpASGI(life_of(order))))
+    await server.progress.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert order[-3:] == ["context left", "app cleaned up", "sub cleaned up"]
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (ValueError("a bad\n setting"), "ValueError: a bad setting"),
+        (RuntimeError(), "RuntimeError"),
+        (SystemExit("stop"), "SystemExit: stop"),
+    ],
+)
+async def test_a_failing_start_is_told_and_cleaned_up(error: BaseException, message: str) -> None:
+    order: list[str] = []
+    app = life_of(order)
+
+    async def fail(_: web.Application) -> None:
+        raise error
+
+    app.on_startup.append(fail)
+    server = FakeServer(type="lifespan")
+    server.put_type("lifespan.startup")
+    await server.serve(AiohttpASGI(app))
+    assert server.sent == [{"type": "lifespan.startup.failed", "message": message}]
+    assert "context left" in order
+
+
+async def test_a_failing_clean_up_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    app = web.Application()
+
+    async def fail(_: web.Application) -> None:
+        raise ValueError("stuck")
+
+    app.on_cleanup.append(fail)
+    server = FakeServer(type="lifespan")
+    server.put_type("lifespan.startup")
+    server.put_type("lifespan.shutdown")
+    await server.serve(AiohttpASGI(app))
+    assert server.sent[-1] == {"type": "lifespan.shutdown.failed", "message": "ValueError: stuck"}
+    assert "clean-up" in caplog.text
+
+
+async def test_without_a_lifespan_requests_start_the_application_once() -> None:
+    order: list[str] = []
+    app = AiohttpASGI(life_of(order))
+    servers = await asyncio.gather(*(FakeServer().serve(app) for _ in range(5)))
+    assert {server.status for server in servers} == {404}
+    assert order == ["context entered", "app started", "sub started"]
+    lifespan = FakeServer(type="lifespan")
+    lifespan.put_type("lifespan.startup")
+    lifespan.put_type("lifespan.shutdown")
+    await lifespan.serve(app)
+    assert lifespan.types == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
+    assert order.count("app started") == order.count("app cleaned up") == 1
+
+
+async def test_without_a_lifespan_a_failing_start_fails_every_request() -> None:
+    app = web.Application()
+
+    async def fail(_: web.Application) -> None:
+        raise ValueError("a bad setting")
+
+    app.on_startup.append(fail)
+    asgi = AiohttpASGI(app)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="a bad setting"):
+            await FakeServer().serve(asgi)
+
+
+async def test_the_state_of_the_lifespan_is_the_applications() -> None:
+    app = web.Application()
+
+    async def start(app: web.Application) -> None:
+        app[ASGI_STATE]["pool"] = "a pool"
+
+    async def tell(request: web.Request) -> web.Response:
+        return web.Response(text=request[ASGI_SCOPE]["state"]["pool"])
+
+    app.on_startup.append(start)
+    app.router.add_get("/", tell)
+    asgi = AiohttpASGI(app)
+    state: dict[str, Any] = {}
+    lifespan = FakeServer(type="lifespan", state=state)
+    lifespan.put_type("lifespan.startup")
+    task = asyncio.create_task(lifespan.serve(asgi))
+    await lifespan.progress.wait()
+    assert (await FakeServer(state=state.copy()).serve(asgi)).body == b"a pool"
+    lifespan.put_type("lifespan.shutdown")
+    await task
+
+
+async def test_unknown_scopes_are_refused() -> None:
+    with pytest.raises(ValueError, match="carrier-pigeon"):
+        await FakeServer(type="carrier-pigeon").serve(app_of(hello))
+
+
+@pytest.mark.parametrize(
+    ("extensions", "types"),
+    [
+        ({}, ["websocket.close"]),
+        (None, ["websocket.close"]),
+        ({"websocket.http.response": {}}, ["websocket.http.response.start", "websocket.http.response.body"]),
+    ],
+)
+async def test_websockets_are_refused(extensions: dict[str, Any] | None, types: list[str]) -> None:
+    server = FakeServer(type="websocket", extensions=extensions)
+    server.put_type("websocket.connect")
+    await server.serve(app_of(hello))
+    assert server.types == types
+
+
+# Requests
+
+
+@pytest.mark.parametrize(
+    ("scope", "target"),
+    [
+        ({"path": "/a b", "raw_path": b"/a%20b", "query_string": b"x=%20"}, "/a%20b?x=%20"),
+        ({"path": "/a b/\u00e9", "raw_path": None}, "/a%20b/%C3%A9"),
+        ({"path": "/a", "raw_path": b"/a?x=1", "query_string": b"x=1"}, "/a?x=1"),
+        ({"path": "/api/a", "raw_path": b"/api/a", "root_path": "/api"}, "/a"),
+        ({"path": "/api/a", "raw_path": b"/api/a", "root_path": "/api/", "query_string": b"/api/b"}, "/a?/api/b"),
+        ({"path": "/a p/i/b", "raw_path": b"/a%20p/i/b%2Fc", "root_path": "/a p/i"}, "/b%2Fc"),
+        ({"path": "/api", "raw_path": b"/api", "root_path": "/api"}, "/"),
+        ({"path": "/apis/a", "raw_path": b"/apis/a", "root_path": "/api"}, "/apis/a"),
+        ({"path": "/a", "raw_path": b"/a", "root_path": "/api"}, "/a"),
+        ({"path": "", "raw_path": b""}, "/"),
+        ({"path": "/" + "x" * 5000, "raw_path": b"/" + b"x" * 5000}, "/" + "x" * 5000),
+        ({"raw_path": b"/\xff"}, "/\udcff"),
+    ],
+)
+async def test_targets(scope: dict[str, Any], target: str) -> None:
+    assert await told(lambda request: request.raw_path, **scope) == target
+
+
+@pytest.mark.parametrize("raw", [b"nowhere", b"http://[::1/", b"http:///a"])
+async def test_targets_that_make_no_sense_are_bad_requests(raw: bytes) -> None:
+    server = await FakeServer(path="/", raw_path=raw).serve(app_of(hello))
+    assert (server.status, server.complete, server.headers[b"connection"]) == (400, True, b"close")
+
+
+async def test_an_absolute_target_names_the_host() -> None:
+    url = await told(lambda request: request.url, raw_path=b"http://other.example/a")
+    assert str(url) == "http://other.example/a"
+
+
+@pytest.mark.parametrize(
+    ("scope", "expected"),
+    [
+        ({}, ("http", False, "192.0.2.1", "example.org")),
+        ({"scheme": "https", "client": None}, ("https", True, None, "example.org")),
+        ({"headers": [], "server": ("::1", 80), "client": ("::2", 1)}, ("http", False, "::2", "example.org")),
+    ],
+)
+async def test_where_a_request_comes_from(scope: dict[str, Any], expected: tuple[Any, ...]) -> None:
+    assert await told(lambda r: (r.scheme, r.secure, r.remote, r.host), **scope) == expected
+    assert await told(lambda r: r.clone().scheme, **scope) == expected[0]
+
+
+@pytest.mark.parametrize(
+    ("server", "host"),
+    [(("192.0.2.2", 80), "192.0.2.2"), (("::1", 80), "[::1]"), (("/run/s", None), "/run/s"), (None, "")],
+)
+async def test_a_request_without_a_host_is_for_the_servers_address(server: Any, host: str) -> None:
+    found: list[str] = []
+
+    async def handler(request: web.Request) -> web.Response:
+        found.append(request.host)
+        return web.Response()
+
+    fake = FakeServer(server=server, http_version="1.0")
+    fake.scope["headers"] = []
+    await fake.serve(app_of(handler))
+    assert found == [host]
+
+
+@pytest.mark.parametrize(
+    ("version", "connection", "stays"),
+    [
+        ("1.1", None, True), ("1.1", b"Close", False), ("1.1", b"upgrade", True), ("1.0", None, False),
+        ("1.0", b"Keep-Alive", True), ("2", None, True), ("0.9", None, True),
+    ],
+)  # fmt: skip
+async def test_keeping_alive(version: str, connection: bytes | None, stays: bool) -> None:
+    headers = [(b"connection", connection)] if connection else []
+    assert await told(lambda request: request.keep_alive, http_version=version, headers=headers) is stays
+
+
+async def test_http_2_may_stream_like_http_1_1() -> None:
+    version = await told(lambda request: request.version, http_version="2")
+    assert (version.major, version.minor) == (2, 0)
+    assert version == (2, 0)
+    assert version == (1, 1)
+    assert version != (1, 0)
+    assert version > (1, 1)
+    assert hash(version) == hash((1, 1))
+
+
+async def test_the_cookies_of_http_2_are_put_together() -> None:
+    headers = [(b"cookie", b"a=1"), (b"cookie", b"b=2")]
+    assert await told(lambda request: dict(request.cookies), http_version="2", headers=headers) == {"a": "1", "b": "2"}
+    assert await told(lambda request: dict(request.cookies), http_version="1.1", headers=headers) == {"a": "1"}
+
+
+async def test_header_names_are_learned_within_bounds() -> None:
+    headers = [(b"x-%d" % number, b"%d" % number) for number in range(2000)]
+    found = await told(lambda request: [v for n, v in request.headers.items() if n.startswith("x-")], headers=headers)
+    assert found == [str(number) for number in range(2000)]
+
+
+@pytest.mark.parametrize(
+    ("method", "headers", "messages", "has_body"),
+    [
+        ("GET", [], [(b"", False)], False),
+        ("GET", [], [(b"x", False)], True),
+        ("DELETE", [], [(b"", True), (b"", False)], True),
+        ("POST", [], [(b"", False)], True),
+        ("GET", [(b"content-length", b"1")], [(b"x", False)], True),
+        ("POST", [(b"content-length", b"0")], [(b"", False)], False),
+    ],
+)
+async def test_the_body_of_http_2(
+    method: str, headers: list[tuple[bytes, bytes]], messages: list[tuple[bytes, bool]], has_body: bool
+) -> None:
+    found: list[tuple[bool, bytes]] = []
+
+    async def handler(request: web.Request) -> web.Response:
+        found.append((request.body_exists, await request.read()))
+        return web.Response()
+
+    server = FakeServer(http_version="2", method=method, headers=headers)
+    server.incoming.get_nowait()
+    for body, more in messages:
+        server.put(body, more=more)
+    await server.serve(app_of(handler))
+    assert found == [(has_body, b"".join(body for body, _ in messages))]
+
+
+async def test_contexts_are_the_requests_own_and_see_what_start_up_set() -> None:
+    started: ContextVar[str] = ContextVar("started", default="no")
+    visitor: ContextVar[str] = ContextVar("visitor", default="nobody")
+    outside: ContextVar[str] = ContextVar("outside", default="nothing")
+    received: list[str] = []
+
+    async def start(_: web.Application) -> None:
+        started.set("yes")
+
+    async def handler(request: web.Request) -> web.Response:
+        before = visitor.get()
+        visitor.set("somebody")
+        await asyncio.sleep(0)
+        await request.read()
+        return web.Response(text=f"{started.get()} {before} {visitor.get()} {outside.get()}")
+
+    class Listening(FakeServer):
+        async def receive(self) -> Any:
+            received.append(visitor.get())
+            return await super().receive()
+
+    app = web.Application()
+    app.on_startup.append(start)
+    app.router.add_post("/", handler)
+    asgi = AiohttpASGI(app)
+    outside.set("a middleware")
+    for _ in range(2):
+        server = await Listening(body=b"x").serve(asgi)
+        assert server.body == b"yes nobody somebody a middleware"
+    assert visitor.get() == "nobody"
+    assert set(received) == {"nobody"}, "a server must not be called in a handler's context"
+
+
+async def test_a_body_is_not_received_before_it_is_read() -> None:
+    go = asyncio.Event()
+    waiting = asyncio.Event()
+
+    async def handler(request: web.Request) -> web.Response:
+        waiting.set()
+        await go.wait()
+        return web.Response(body=await request.read())
+
+    server = FakeServer(body=b"hello")
+    task = asyncio.create_task(server.serve(app_of(handler)))
+    await waiting.wait()
+    assert server.incoming.qsize() == 1
+    go.set()
+    await task
+    assert server.body == b"hello"
+
+
+async def test_a_watched_body_is_received_up_to_a_limit_and_then_as_it_is_read() -> None:
+    piece = b"x" * 2**17
+    go = asyncio.Event()
+
+    async def handler(request: web.Request) -> web.Response:
+        assert request.transport is not None
+        await go.wait()
+        return web.Response(text=str(len(await request.content.read())))
+
+    server = FakeServer(method="POST", headers=[(b"transfer-encoding", b"chunked")])
+    server.incoming.get_nowait()
+    for number in range(32):
+        server.put(piece, more=number < 31)
+    task = asyncio.create_task(server.serve(app_of(handler)))
+    size = -1
+    while size != server.incoming.qsize():
+        size = server.incoming.qsize()
+        for _ in range(10):
+            await asyncio.sleep(0)
+    assert 20 < size < 32
+    go.set()
+    await task
+    assert server.body == b"%d" % (32 * len(piece))
+
+
+async def test_the_end_of_a_body_can_be_waited_for() -> None:
+    async def handler(request: web.Request) -> web.Response:
+        await request.content.wait_eof()
+        return web.Response(body=request.content.read_nowait())
+
+    assert (await FakeServer(body=b"hello").serve(app_of(handler))).body == b"hello"
+
+
+async def test_two_readers_are_one_too_many() -> None:
+    async def handler(request: web.Request) -> web.Response:
+        first = asyncio.create_task(request.content.read(1))
+        await asyncio.sleep(0)
+        with pytest.raises(RuntimeError, match="already waiting"):
+            await request.content.read(1)
+        assert request.transport is not None  # to watch while somebody reads
+        server.put(b"hello")
+        return web.Response(body=await first + await request.content.read())
+
+    server = FakeServer(method="POST", headers=[(b"content-length", b"5")])
+    server.incoming.get_nowait()
+    await server.serve(app_of(handler))
+    assert server.body == b"hello"
+
+
+async def test_a_reading_that_was_given_up_loses_nothing() -> None:
+    async def handler(request: web.Request) -> web.Response:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0):
+                await request.read()
+        server.put(b"hello")
+        return web.Response(body=await request.read())
+
+    server = FakeServer(method="POST", headers=[(b"content-length", b"5")])
+    server.incoming.get_nowait()
+    await server.serve(app_of(handler))
+    assert server.body == b"hello"
+
+
+async def test_a_body_read_after_the_response_is_no_longer_there() -> None:
+    tasks: list[asyncio.Task[bytes]] = []
+    go = asyncio.Event()
+
+    async def read(request: web.Request) -> bytes:
+        await go.wait()
+        return await request.read()
+
+    async def handler(request: web.Request) -> web.Response:
+        tasks.append(asyncio.create_task(read(request)))
+        return web.Response()
+
+    await FakeServer(body=b"hello").serve(app_of(handler))
+    go.set()
+    with pytest.raises(web.PayloadAccessError):
+        await tasks[0]
+
+
+@pytest.mark.parametrize("kind", [web.Response, web.StreamResponse])
+async def test_the_rest_of_an_unread_body_is_thrown_away_before_the_response_ends(
+    kind: type[web.StreamResponse],
+) -> None:
+    async def handler(request: web.Request) -> web.StreamResponse:
+        return kind(status=403)
+
+    server = FakeServer(method="POST", headers=[(b"transfer-encoding", b"chunked")])
+    server.incoming.get_nowait()
+    server.put(b"one", more=True)
+    task = asyncio.create_task(server.serve(app_of(handler)))
+    await server.progress.wait()
+    assert (server.status, server.complete) == (403, False)
+    server.put(b"two")
+    await task
+    assert server.complete
+
+
+async def test_a_body_that_waits_to_be_asked_for_is_not_waited_for() -> None:
+    async def handler(request: web.Request) -> web.Response:
+        raise web.HTTPForbidden
+
+    headers = [(b"expect", b"100-continue"), (b"content-length", b"5")]
+    server = FakeServer(method="POST", headers=headers)
+    server.incoming.get_nowait()
+    await server.serve(app_of(handler))
+    assert (server.status, server.complete) == (403, True)
+
+
+async def test_a_client_that_goes_is_not_waited_for() -> None:
+    server = FakeServer(method="POST", headers=[(b"content-length", b"5")])
+    server.incoming.get_nowait()
+    server.put_type("http.disconnect")
+    await server.serve(app_of(hello))
+    assert server.complete
+
+
+async def test_a_bomb_is_decoded_in_bounded_pieces() -> None:
+    async def handler(request: web.Request) -> web.Response:
+        sizes = [len(chunk) async for chunk in request.content.iter_any()]
+        return web.json_response([max(sizes), sum(sizes)])
+
+    bomb = gzip.compress(b"\0" * 2**24)
+    server = FakeServer(body=bomb, headers=[(b"content-encoding", b"GZIP")])
+    server.incoming.get_nowait()
+    server.put(b"", more=True)
+    for start in range(0, len(bomb), 5000):
+        server.put(bomb[start : start + 5000], more=True)
+    server.put(b"")
+    await server.serve(app_of(handler))
+    largest, total = map(int, server.body.strip(b"[]").split(b","))
+    assert total == 2**24
+    assert largest <= 2**20
+
+
+async def test_a_watched_bomb_is_decoded_as_it_is_read() -> None:
+    async def handler(request: web.Request) -> web.Response:
+        assert request.transport is not None
+        return web.Response(text=str(sum([len(chunk) async for chunk in request.content.iter_any()])))
+
+    server = FakeServer(body=gzip.compress(b"\0" * 2**22), headers=[(b"content-encoding", b"gzip")])
+    assert (await server.serve(app_of(handler))).body == b"%d" % 2**22
+
+
+async def test_a_body_that_cannot_be_decoded_fails_its_reader() -> None:
+    async def handler(request: web.Request) -> web.Response:
+        with pytest.raises(web.RequestPayloadError):
+            await request.read()
+        with pytest.raises(web.RequestPayloadError):
+            await request.read()
+        return web.Response(text="caught")
+
+    server = FakeServer(body=b"not gzip", headers=[(b"content-encoding", b"gzip")])
+    assert (await server.serve(app_of(handler))).body == b"caught"
+
+
+async def test_a_body_in_a_coding_without_its_library_is_passed_on_as_it_came(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def handler(request: web.Request) -> web.Response:
+        return web.Response(body=await request.read())
+
+    monkeypatch.setattr("aiohttp.http_parser.HAS_BROTLI", False)
+    server = await FakeServer(body=b"coded", headers=[(b"content-encoding", b"br")]).serve(app_of(handler))
+    assert (server.status, server.body) == (200, b"coded")
+
+
+# Responses
+
+
+async def test_a_plain_response_is_two_messages() -> None:
+    server = await FakeServer().serve(app_of(hello))
+    assert server.sent == [
+        {
+            "type": "http.response.start",
+            "status": 200,
+            "headers": [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", b"5")],
+        },
+        {"type": "http.response.body", "body": b"hello"},
+    ]
+
+
+@pytest.mark.parametrize("version", ["1.0", "1.1", "2", "3"])
+async def test_the_servers_headers_are_left_to_it(version: str) -> None:
+    async def handler(request: web.Request) -> web.Response:
+        headers = {
+            "Date": "x", "Server": "x", "Connection": "close", "Keep-Alive": "x", "Transfer-Encoding": "x",
+            "Upgrade": "x", "X-Own": "x", "X-Latin": "\u00e9\t\u2028",
+        }  # fmt: skip
+        return web.Response(headers=headers, body=b"x")
+
+    server = await FakeServer(http_version=version).serve(app_of(handler))
+    expected = {b"x-own", b"x-latin", b"content-type", b"content-length"}
+    assert set(server.headers) == (expected | {b"connection"} if version < "2" else expected)
+    assert server.headers[b"x-latin"] == "\u00e9\t\u2028".encode()
+
+
+@pytest.mark.parametrize(("name", "value"), [("X-A", "a\r\nSet-Cookie: b=1"), ("X-A\nB", "1"), ("X-A", "\x7f")])
+@pytest.mark.parametrize("kind", [web.Response, web.StreamResponse])
+async def test_no_header_is_injected(name: str, value: str, kind: type[web.StreamResponse]) -> None:
+    async def handler(request: web.Request) -> web.StreamResponse:
+        return kind(headers={name: value})
+
+    server = await FakeServer().serve(app_of(handler))
+    assert server.status == 500
+    assert server.complete
+
+
+async def test_a_response_cannot_be_sent_twice() -> None:
+    response = web.Response(text="once")
+
+    async def handler(request: web.Request) -> web.Response:
+        return response
+
+    app = app_of(handler)
+    assert (await FakeServer().serve(app)).body == b"once"
+    assert (await FakeServer().serve(app)).status == 500
+
+
+@pytest.mark.parametrize("length", [2, 10])
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+async def test_a_body_of_another_length_than_announced(length: int, method: str) -> None:
+    async def handler(request: web.Request) -> web.Response:
+        return web.Response(body=b"hello", headers={"Content-Length": str(length)})
+
+    server = await FakeServer(method=method).serve(app_of(handler))
+    if method == "HEAD":
+        assert (server.status, server.body, server.headers[b"content-length"]) == (200, b"", b"%d" % length)
+    elif length < 5:
+        assert (server.status, server.body) == (200, b"he")
+    else:
+        assert server.status == 500
+
+
+async def test_a_stream_that_is_too_short_is_broken_off() -> None:
+    async def handler(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        response.content_length = 10
+        await response.prepare(request)
+        await response.write(b"hello")
+        return response
+
+    server = FakeServer()
+    with pytest.raises(RuntimeError, match="lacks 5 bytes"):
+        await server.serve(app_of(handler))
+    assert not server.complete
+
+
+@pytest.mark.parametrize("status", [204, 304])
+async def test_a_body_that_must_not_be_is_left_out(status: int) -> None:
+    async def handler(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(status=status)
+        await response.prepare(request)
+        await response.write(b"a body")
+        await response.write_eof(b"more of it")
+        await response.write_eof(b"and still more")
+        return response
+
+    server = await FakeServer().serve(app_of(handler))
+    assert (server.status, server.body, server.complete) == (status, b"", True)
+
+
+async def test_the_head_of_a_stream_does_not_wait_for_its_body() -> None:
+    go = asyncio.Event()
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        await go.wait()
+        return response
+
+    server = FakeServer()
+    task = asyncio.create_task(server.serve(app_of(handler)))
+    await server.progress.wait()
+    assert server.status == 200
+    go.set()
+    await task
+    assert server.complete
+
+
+async def test_nothing_but_a_response_is_one(caplog: pytest.LogCaptureFixture) -> None:
+    async def handler(request: web.Request) -> None:
+        return None
+
+    assert (await FakeServer().serve(app_of(handler))).status == 500
+    assert "must return a response, not None" in caplog.text
+
+
+async def test_a_second_response_breaks_off_the_first() -> None:
+    async def handler(request: web.Request) -> web.Response:
+        await streaming(request)
+        return web.Response(text="another")
+
+    server = FakeServer()
+    with pytest.raises(RuntimeError, match="another response"):
+        await server.serve(app_of(handler))
+    assert not server.complete
+
+
+async def test_an_error_after_the_response_is_only_logged(caplog: pytest.LogCaptureFixture) -> None:
+    async def handler(request: web.Request) -> web.Response:
+        response = await streaming(request)
+        await response.write_eof()
+        raise ValueError("too late")
+
+    server = await FakeServer().serve(app_of(handler))
+    assert (server.body, server.complete) == (b"one", True)
+    assert "too late" in caplog.text
+
+
+async def test_an_error_between_the_head_and_the_body_breaks_the_response_off() -> None:
+    async def handler(request: web.Request) -> web.Response:
+        await web.StreamResponse().prepare(request)
+        raise ValueError("half-way")
+
+    server = FakeServer()
+    with pytest.raises(ValueError, match="half-way"):
+        await server.serve(app_of(handler))
+    assert server.status == 200
+    assert not server.complete
+
+
+async def test_an_error_of_a_body_before_its_first_byte_is_answered() -> None:
+    async def handler(request: web.Request) -> web.Response:
+        async def body() -> AsyncIterator[bytes]:
+            raise ValueError("no body")
+            yield b""
+
+        return web.Response(body=body())
+
+    assert (await FakeServer().serve(app_of(handler))).status == 500
+
+
+async def test_a_returned_http_exception_is_deprecated() -> None:
+    async def handler(request: web.Request) -> web.HTTPException:
+        return web.HTTPNotFound()
+
+    with pytest.warns(DeprecationWarning, match="raise"):
+        assert (await FakeServer().serve(app_of(handler))).status == 404
+
+
+async def test_a_debugging_loop_shows_tracebacks_escaped() -> None:
+    async def handler(request: web.Request) -> web.Response:
+        raise ValueError("<script>")
+
+    asyncio.get_running_loop().set_debug(True)
+    app = app_of(handler)
+    plain = await FakeServer().serve(app)
+    html = await FakeServer(headers=[(b"accept", b"text/html")]).serve(app)
+    assert b"ValueError: <script>" in plain.body
+    assert b"ValueError: &lt;script&gt;" in html.body
+
+
+async def test_interim_responses_of_expect_handlers_are_the_servers() -> None:
+    async def expecting(request: web.Request) -> None:
+        await request.writer.write(b"HTTP/1.1 102 Processing\r\n\r\n")
+        await request.writer.drain()
+
+    app = web.Application()
+    app.router.add_get("/", hello, expect_handler=expecting)
+    server = await FakeServer(headers=[(b"expect", b"patience")]).serve(AiohttpASGI(app))
+    assert (server.status, server.body) == (200, b"hello")
+
+
+async def test_an_upgrade_to_a_websocket_is_refused() -> None:
+    async def handler(request: web.Request) -> web.WebSocketResponse:
+        response = web.WebSocketResponse()
+        assert not response.can_prepare(request)
+        await response.prepare(request)
+        return response
+
+    headers = [
+        (b"upgrade", b"websocket"), (b"connection", b"upgrade"), (b"sec-websocket-version", b"13"),
+        (b"sec-websocket-key", b"dGhlIHNhbXBsZSBub25jZQ=="),
+    ]  # fmt: skip
+    assert (await FakeServer(headers=headers).serve(app_of(handler))).status == 400
+
+
+async def test_a_middleware_that_prepares_sees_aiohttps_headers() -> None:
+    app = web.Application()
+    seen: list[str] = []
+
+    async def look(request: web.Request, response: web.StreamResponse) -> None:
+        seen.extend(response.headers)
+        del response.headers["Server"]
+
+    app.on_response_prepare.append(look)
+    app.router.add_get("/", hello)
+    server = await FakeServer().serve(AiohttpASGI(app))
+    assert {"Content-Length", "Date", "Server"} <= set(seen)
+    assert set(server.headers) == {b"content-type", b"content-length"}
+
+
+async def test_several_tasks_may_write_to_one_response() -> None:
+    class Slow(FakeServer):
+        async def send(self, message: Any) -> None:
+            before = len(self.sent)
+            for _ in range(3):
+                await asyncio.sleep(0)
+            assert len(self.sent) == before, "two messages at once"
+            await super().send(message)
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        await asyncio.sleep(0)
+        await asyncio.gather(*(response.write(b"%d" % number) for number in range(5)))
+        return response
+
+    server = await Slow().serve(app_of(handler))
+    assert sorted(server.body) == sorted(b"01234")
+
+
+async def test_the_loop_runs_while_a_server_takes_everything() -> None:
+    beats = 0
+
+    async def beat() -> None:
+        nonlocal beats
+        while True:
+            beats += 1
+            await asyncio.sleep(0)
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        heart = asyncio.create_task(beat())
+        for _ in range(100):
+            await response.write(b"x" * 2**15)
+        heart.cancel()
+        return response
+
+    await FakeServer().serve(app_of(handler))
+    assert beats >= 30
+
+
+async def test_files_are_read_by_servers_of_any_loop(folder: pathlib.Path) -> None:
+    async def handler(request: web.Request) -> web.FileResponse:
+        return web.FileResponse(folder / "big.bin")
+
+    server = await FakeServer().serve(app_of(handler))
+    assert server.body == (folder / "big.bin").read_bytes()
+
+
+async def test_a_header_that_is_not_utf_8_keeps_its_octets() -> None:
+    headers = [(b"x-latin", b"caf\xe9"), (b"x-utf", "caf\u00e9".encode())]
+    found = await told(lambda request: [request.headers["X-Latin"], request.headers["X-Utf"]], headers=headers)
+    assert found == ["caf\udce9", "caf\u00e9"]
+
+
+async def test_a_compressed_stream() -> None:
+    async def handler(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        response.enable_compression(web.ContentCoding.gzip)
+        await response.prepare(request)
+        await response.write(b"one")
+        await response.write_eof(b"two")
+        return response
+
+    server = await FakeServer().serve(app_of(handler))
+    assert gzip.decompress(server.body) == b"onetwo"
+
+
+async def test_a_request_of_http_2_that_is_gone_at_once_is_not_handled() -> None:
+    server = FakeServer(http_version="2")
+    server.incoming.get_nowait()
+    server.disconnect()
+    await server.serve(app_of(hello))
+    assert server.sent == []
+
+
+# Disconnections
+
+
+async def test_a_reader_learns_of_a_disconnection() -> None:
+    caught: list[BaseException] = []
+
+    async def handler(request: web.Request) -> web.Response:
+        try:
+            await request.read()
+        except ConnectionResetError as error:
+            caught.append(error)
+            assert request.transport is None
+            raise
+        raise AssertionError
+
+    server = FakeServer(method="POST", headers=[(b"content-length", b"5")])
+    server.incoming.get_nowait()
+    server.put(b"x", more=True)
+    server.disconnect()
+    await server.serve(app_of(handler))
+    assert str(caught[0]) == "Connection lost"
+
+
+@pytest.mark.parametrize("broken", [False, True])
+async def test_a_writer_learns_of_a_disconnection(broken: bool, caplog: pytest.LogCaptureFixture) -> None:
+    caught: list[BaseException] = []
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        try:
+            while True:
+                await response.write(b"x" * 2**14)
+                await asyncio.sleep(0)
+                server.broken = broken
+                if not broken and not server.gone:
+                    server.disconnect()
+        except ClientConnectionResetError as error:
+            caught.append(error)
+            raise
+
+    server = FakeServer()
+    await server.serve(app_of(handler))
+    assert len(caught) == 1
+    assert caplog.text == "", "a client that goes is no error"
+
+
+async def test_a_flush_that_fails_is_learned_of_by_the_next_write() -> None:
+    async def handler(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        for _ in range(5):
+            await asyncio.sleep(0)
+        with pytest.raises(ClientConnectionResetError):
+            await response.write(b"x")
+        return response
+
+    server = FakeServer()
+    server.broken = True
+    await server.serve(app_of(handler))
+    assert server.sent == []
+
+
+async def test_a_plain_response_to_nobody_is_no_error() -> None:
+    server = FakeServer()
+    server.broken = True
+    await server.serve(app_of(hello))
+    assert server.sent == []
+
+
+async def test_a_receive_that_fails_is_a_disconnection() -> None:
+    class Failing(FakeServer):
+        async def receive(self) -> Any:
+            raise OSError("gone")
+
+    outcomes: list[str] = []
+
+    async def reading(request: web.Request) -> web.Response:
+        with pytest.raises(ConnectionResetError):
+            await request.read()
+        outcomes.append("reading")
+        return web.Response()
+
+    async def watching(request: web.Request) -> web.Response:
+        while request.transport is not None:  # noqa: ASYNC110  # the idiom that is tested
+            await asyncio.sleep(0)
+        outcomes.append("watching")
+        return web.Response()
+
+    await Failing(body=b"x").serve(app_of(reading))
+    await Failing().serve(app_of(watching))
+    assert outcomes == ["reading", "watching"]
+
+
+async def test_an_error_of_a_handler_whose_client_has_gone_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    async def handler(request: web.Request) -> web.Response:
+        while request.transport is not None:  # noqa: ASYNC110  # the idiom that is tested
+            await asyncio.sleep(0)
+        raise ValueError("unrelated")
+
+    server = FakeServer()
+    server.disconnect()
+    await server.serve(app_of(handler))
+    assert "unrelated" in caplog.text
+    assert server.sent == []
+
+
+async def test_a_handler_is_not_cancelled_by_default() -> None:
+    done: list[str] = []
+
+    async def handler(request: web.Request) -> web.Response:
+        while request.transport is not None:  # noqa: ASYNC110  # the idiom that is tested
+            await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        done.append("to the end")
+        return web.Response()
+
+    server = FakeServer()
+    server.disconnect()
+    await server.serve(app_of(handler))
+    assert done == ["to the end"]
+
+
+async def test_a_handler_is_cancelled_if_so_desired() -> None:
+    outcomes: list[str] = []
+
+    async def handler(request: web.Request) -> web.Response:
+        try:
+            server.disconnect()
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            outcomes.append("cancelled")
+            raise
+        raise AssertionError
+
+    server = FakeServer()
+    app = app_of(handler, handler_cancellation=True)
+    await server.serve(app)
+    assert outcomes == ["cancelled"]
+    task = asyncio.current_task()
+    assert task is not None
+    assert task.cancelling() == 0
+    ordinary = FakeServer()
+    assert (await ordinary.serve(app_of(hello, handler_cancellation=True))).body == b"hello"
+
+
+async def test_the_servers_own_cancellation_goes_through() -> None:
+    started = asyncio.Event()
+
+    async def handler(request: web.Request) -> web.Response:
+        started.set()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    task = asyncio.create_task(FakeServer().serve(app_of(handler)))
+    await started.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def test_a_server_that_goes_on_and_on_is_not_listened_to() -> None:
+    class Endless(FakeServer):
+        async def receive(self) -> Any:
+            return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def handler(request: web.Request) -> web.Response:
+        assert request.transport is not None
+        for _ in range(5):
+            await asyncio.sleep(0)
+        return web.Response(text="hello")
+
+    assert (await Endless().serve(app_of(handler))).body == b"hello"
+
+
+async def test_the_transport() -> None:
+    async def handler(request: web.Request) -> web.Response:
+        transport = request.transport
+        assert transport is not None
+        assert transport is request.transport
+        assert request.get_extra_info("peername") == ("192.0.2.1", 4711)
+        assert request.get_extra_info("sslcontext") is not None
+        assert request.get_extra_info("cipher", "none") == "none"
+        assert not transport.is_closing()
+        assert request.protocol.connected
+        transport.close()
+        assert transport.is_closing()
+        assert request.transport is None
+        return web.Response(text="to nobody")
+
+    server = FakeServer(scheme="https")
+    with pytest.raises(ConnectionAbortedError):
+        await server.serve(app_of(handler))
+
+
+async def test_awaitables_that_are_no_coroutines_will_do() -> None:
+    server = FakeServer(body=b"hello")
+
+    def receive() -> Awaitable[Any]:
+        return asyncio.ensure_future(server.receive())
+
+    def send(message: Any) -> Awaitable[None]:
+        return asyncio.ensure_future(server.send(message))
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        body = await request.read()
+        response = await streaming(request)
+        await response.write(body)
+        return response
+
+    await app_of(handler)(server.scope, receive, send)
+    assert server.body == b"onehello"
+
+
+async def test_old_middlewares_and_uploads_leave_no_file_open() -> None:
+    files: list[Any] = []
+
+    @web.middleware
+    async def passing(request: web.Request, handler: Handler) -> web.StreamResponse:
+        return await handler(request)
+
+    async def handler(request: web.Request) -> web.Response:
+        field = (await request.post())["f"]
+        assert isinstance(field, web.FileField)
+        files.append(field.file)
+        return web.Response(body=field.file.read())
+
+    app = web.Application(middlewares=[passing])
+    app.router.add_post("/", handler)
+    body = b'--b\r\nContent-Disposition: form-data; name="f"; filename="f"\r\n\r\ndata\r\n--b--\r\n'
+    server = FakeServer(body=body, headers=[(b"content-type", b"multipart/form-data; boundary=b")])
+    await server.serve(AiohttpASGI(app))
+    assert server.body == b"data"
+    assert files[0].closed
+
+
+@pytest.fixture(autouse=True)
+def loud(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING)

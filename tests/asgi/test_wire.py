@@ -1,0 +1,200 @@
+"""What no HTTP client would send, or see: odd requests, disconnections, back-pressure, handshakes."""
+
+import asyncio
+import contextlib
+import pathlib
+import re
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+
+from tests.asgi.serving import HANDLER_CANCELLATION, KINDS, REFERENCE, Kind, served
+
+HTTP_1 = [REFERENCE, *(kind for kind in KINDS if not kind.http2)]
+PortOf = Callable[[Kind], int]
+each_server = pytest.mark.parametrize("kind", HTTP_1, ids=lambda kind: kind.name)
+
+
+class Connection:
+    """A connection to a server, and no opinion on what goes over it."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader = reader
+        self.writer = writer
+
+    async def send(self, text: bytes) -> None:
+        self.writer.write(text)
+        await self.writer.drain()
+
+    async def ask(self, line: str, *headers: str, body: bytes = b"") -> int:
+        """Send a request and read its response, which must tell its length; its status is the value."""
+        await self.send("\r\n".join([line, "Host: localhost", *headers, "", ""]).encode() + body)
+        status, _ = await self.response()
+        return status
+
+    async def response(self) -> tuple[int, bytes]:
+        async with asyncio.timeout(20):
+            head = (await self.reader.readuntil(b"\r\n\r\n")).lower()
+            length = re.search(rb"\r\ncontent-length: (\d+)", head)
+            body = await self.reader.readexactly(int(length[1])) if length else b""
+            return int(head.split()[1]), body
+
+
+@contextlib.asynccontextmanager
+async def connected(port: int) -> AsyncIterator[Connection]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        yield Connection(reader, writer)
+    finally:
+        writer.transport.abort()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
+
+
+async def ask(port: int, line: str) -> tuple[int, bytes]:
+    async with connected(port) as connection:
+        await connection.send(f"{line} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n".encode())
+        return await connection.response()
+
+
+ODD = [
+    b"OPTIONS * HTTP/1.1", b"GET http://example.org/facts?a=1 HTTP/1.1", b"GET //facts HTTP/1.1",
+    b"GET ///a//b HTTP/1.1", b"GET /%zz%%%2 HTTP/1.1", b"GET /\xff\xfe HTTP/1.1", b"GET /facts#fragment HTTP/1.1",
+    b"GET /facts?? HTTP/1.1", b"GET ? HTTP/1.1", b"GET facts HTTP/1.1", b"CONNECT example.org:443 HTTP/1.1",
+    b"GET http:///facts HTTP/1.1", b"GET http://[::1/facts HTTP/1.1", b"GET /" + b"x" * 7000 + b" HTTP/1.1",
+    b"GET /facts HTTP/1.0", b"GET /..%5c..%5c HTTP/1.1", b"GET /a;b=c,d HTTP/1.1", b"GET /%00 HTTP/1.1",
+]  # fmt: skip
+
+
+@each_server
+async def test_odd_targets_crash_nothing(kind: Kind, port_of: PortOf) -> None:
+    port = port_of(kind)
+    statuses: dict[bytes, int | None] = {}
+    for line in ODD:
+        async with connected(port) as connection:
+            await connection.send(line + b"\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+            answer = await asyncio.wait_for(connection.reader.read(), 20)
+            statuses[line[:40]] = int(answer.split()[1]) if answer else None
+    # aiohttp's own server, of some versions, just closes the connection.
+    assert set(statuses.values()) - ({None} if kind is REFERENCE else set()) <= {200, 400, 404}, statuses
+    assert statuses[b"GET /facts HTTP/1.0"] == 200
+    assert statuses[b"GET /%zz%%%2 HTTP/1.1"] == 404
+    assert (await ask(port, "GET /facts"))[0] == 200
+
+
+@each_server
+async def test_an_http_1_0_client_sees_the_end_of_a_stream(kind: Kind, port_of: PortOf) -> None:
+    async with connected(port_of(kind)) as connection:
+        await connection.send(b"GET /stream HTTP/1.0\r\n\r\n")
+        answer = await asyncio.wait_for(connection.reader.read(), 20)
+    head, _, body = answer.partition(b"\r\n\r\n")
+    if b"transfer-encoding: chunked" in head.lower():
+        # uvicorn chunks for everybody
+        assert kind.module in {"h11", "httptools"}
+        assert body.endswith(b"0\r\n\r\n")
+    else:
+        assert body.endswith(b"line 4\nend")
+
+
+@each_server
+async def test_an_unread_body_does_no_harm_to_the_next_request(kind: Kind, port_of: PortOf) -> None:
+    async with connected(port_of(kind)) as connection:
+        body = b"x" * 300
+        assert await connection.ask("POST /unread HTTP/1.1", "Content-Length: 300", body=body) == 200
+        with contextlib.suppress(asyncio.IncompleteReadError, OSError):  # a server may close the connection instead
+            assert await connection.ask("POST /count HTTP/1.1", "Content-Length: 300", body=body) == 200
+            assert await connection.ask("GET /facts HTTP/1.1") == 200
+    assert (await ask(port_of(kind), "GET /facts"))[0] == 200
+
+
+@each_server
+async def test_pipelined_requests_are_answered_in_order(kind: Kind, port_of: PortOf) -> None:
+    requests = [b"GET /items/%d HTTP/1.1\r\nHost: localhost\r\n\r\n" % number for number in range(5)]
+    async with connected(port_of(kind)) as connection:
+        await connection.send(b"".join(requests))
+        assert [await connection.response() for _ in requests] == [(200, b"got %d" % number) for number in range(5)]
+
+
+@each_server
+async def test_a_client_is_asked_to_continue(kind: Kind, port_of: PortOf) -> None:
+    async with connected(port_of(kind)) as connection:
+        await connection.send(
+            b"POST /echo HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n"
+        )
+        assert (await connection.response())[0] == 100
+        await connection.send(b"hello")
+        assert await connection.response() == (200, b"hello")
+
+
+@each_server
+async def test_a_websocket_is_refused_and_never_left_hanging(kind: Kind, port_of: PortOf) -> None:
+    async with connected(port_of(kind)) as connection:
+        status = await connection.ask(
+            "GET /websocket HTTP/1.1", "Upgrade: websocket", "Connection: Upgrade", "Sec-WebSocket-Version: 13",
+            "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
+        )  # fmt: skip
+    assert status == 101 if kind is REFERENCE else status in {400, 403, 501}
+
+
+async def outcome(port: int, name: str) -> str:
+    return (await ask(port, f"GET /noted/{name}"))[1].decode()
+
+
+@each_server
+async def test_writing_fails_when_the_client_has_gone(kind: Kind, port_of: PortOf) -> None:
+    port = port_of(kind)
+    await ask(port, "POST /expect/endless")
+    async with connected(port) as connection:
+        await connection.send(b"GET /endless?name=endless HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        await connection.reader.readexactly(100_000)
+    assert await outcome(port, "endless") == "ConnectionResetError"
+
+
+@each_server
+async def test_reading_fails_when_the_client_has_gone(kind: Kind, port_of: PortOf) -> None:
+    port = port_of(kind)
+    await ask(port, "POST /expect/upload")
+    async with connected(port) as connection:
+        await connection.send(
+            b"POST /waiting_reader?name=upload HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\n"
+            b"Content-Length: 1000\r\n\r\n"
+        )
+        assert (await connection.response())[0] == 100  # the handler runs
+        await connection.send(b"x" * 100)
+    assert await outcome(port, "upload") == "ConnectionResetError"
+
+
+@each_server
+async def test_a_handler_that_does_not_read_makes_the_client_stop(kind: Kind, port_of: PortOf) -> None:
+    port = port_of(kind)
+    size = 64 * 2**20
+    piece = b"x" * 2**16
+    sent = 0
+    async with connected(port) as connection:
+        connection.writer.transport.set_write_buffer_limits(0)
+        connection.writer.write(
+            b"POST /hold?name=hold HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % size
+        )
+        with contextlib.suppress(TimeoutError):
+            while sent < size:
+                connection.writer.write(piece)
+                sent += len(piece)
+                await asyncio.wait_for(connection.writer.drain(), 1)
+        assert sent < size, "the server has taken all that nobody read"
+        await ask(port, "POST /release/hold")
+        while sent < size:
+            connection.writer.write(piece)
+            sent += len(piece)
+            await connection.writer.drain()
+        assert await connection.response() == (200, b'{"total": %d}' % size)
+
+
+async def test_a_handler_is_cancelled_if_so_desired(folder: pathlib.Path) -> None:
+    with served(KINDS[0], folder, **{HANDLER_CANCELLATION: "1"}) as port:
+        await ask(port, "POST /expect/endless")
+        async with connected(port) as connection:
+            await connection.send(b"GET /endless?name=endless HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            await connection.reader.readexactly(10_000)
+        # A cancelled handler notes no error.
+        assert await outcome(port, "endless") in {"nothing", "ConnectionResetError"}
+        assert (await ask(port, "GET /facts"))[0] == 200
