@@ -70,6 +70,10 @@ bench-asgi: .venv/everything.stamp ## measure the ASGI adapter beside its peers
 lock: .tools/poetry/made.stamp .venv/made.stamp ## resolve the dependencies anew after a change in pyproject.toml
 	$(POETRY) lock
 
+.PHONY: crash
+crash: .venv/everything.stamp ## kill the service 200 times under load, and look whether anything was lost
+	$(BIN)/python -m tests.e2e.crash --kills 200
+
 .PHONY: docker
 docker: ## build the container image
 # podman's own image format has no HEALTHCHECK

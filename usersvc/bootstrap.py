@@ -4,13 +4,17 @@ import logging
 import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import timedelta
 
 from aiohttp import web
 
 from usersvc.adapters.bcrypt_hasher import BcryptPasswordHasher
 from usersvc.adapters.logging_notifier import LoggingNotifier
 from usersvc.adapters.memory import InMemoryUsers
+from usersvc.adapters.smtp_notifier import Security, SmtpNotifier
 from usersvc.adapters.sqlite import SqliteUsers
+from usersvc.application.notifications import LEASE, NotificationDispatcher
+from usersvc.application.ports import Notifier
 from usersvc.application.registration import UserRegistrationService
 from usersvc.asgi import AiohttpASGI
 from usersvc.config import BadSetting, Settings, SqliteDatabase
@@ -23,14 +27,20 @@ WEAK_COST = 10
 """Under this bcrypt is too fast (OWASP Password Storage Cheat Sheet, "bcrypt")."""
 
 
-def create_service_app(settings: Settings) -> web.Application:
-    """The whole service as an aiohttp application; it opens what it needs when it starts."""
+def create_service_app(settings: Settings, *, lease: timedelta = LEASE) -> web.Application:
+    """The whole service as an aiohttp application; it opens what it needs when it starts.
+
+    Args:
+        settings: as read from the environment.
+        lease: how long a crashed process keeps others from the notifications that it had in hand.
+    """
     users = _users(settings)
     hasher = BcryptPasswordHasher(
         cost=settings.bcrypt_cost, workers=settings.hash_workers, pepper=settings.password_pepper
     )
+    dispatcher = NotificationDispatcher(users.outbox, _notifier(settings), lease=lease)
     service = UserRegistrationService(
-        users, hasher, LoggingNotifier(), password_min_length=settings.password_min_length
+        users, hasher, password_min_length=settings.password_min_length, on_registered=dispatcher.wake
     )
 
     @asynccontextmanager
@@ -41,6 +51,9 @@ def create_service_app(settings: Settings) -> web.Application:
             await stack.enter_async_context(hasher)
             if settings.bcrypt_cost < WEAK_COST:
                 log.warning("USERSVC_BCRYPT_COST is under %d: hashes are quick to guess", WEAK_COST)
+            await stack.enter_async_context(dispatcher)
+            if settings.smtp is not None and settings.smtp.user and settings.smtp.security is Security.NONE:
+                log.warning("USERSVC_SMTP_URL sends its password unprotected: use smtps:// or smtp+starttls://")
             for name in settings.without_effect:
                 log.warning("%s has no effect in this version", name)
             log.warning("nothing protects GET /users: whoever reaches the service can list everybody")
@@ -63,6 +76,12 @@ async def check_storage(settings: Settings) -> None:
     if isinstance(users, SqliteUsers):
         async with users:
             await users.check()
+
+
+def _notifier(settings: Settings) -> Notifier:
+    if settings.smtp is None:
+        return LoggingNotifier()
+    return SmtpNotifier(settings.smtp, sender=settings.mail_from)
 
 
 def create_asgi_app() -> AiohttpASGI:

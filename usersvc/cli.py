@@ -2,46 +2,103 @@
 
 import argparse
 import asyncio
+import json
+import os
 import signal
 import socket
 import sys
-from collections.abc import Sequence
-from typing import NoReturn
+from collections.abc import Callable, Coroutine, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
 
 import uvicorn
 from uvicorn.config import STARTUP_FAILURE
 
 import usersvc
-from usersvc.application.ports import StorageUnavailable
+from usersvc.adapters import sqlite_file
+from usersvc.adapters.sqlite import SqliteUsers
+from usersvc.application.ports import Outbox, OutboxEntry, StorageUnavailable, timestamp, utc_now
 from usersvc.bootstrap import check_storage, settings_or_exit
+from usersvc.config import SqliteDatabase
 from usersvc.logs import logging_config
 
-GRACE = 8
-"""How long a stop waits for requests in hand, in seconds; container engines wait ten before they kill."""
+GRACE = 5
+"""How long a stop waits for requests in hand, in seconds.
+
+With what the notifications take, this stays within the ten that container engines wait before they kill.
+"""
+
+SHOWN_FINDINGS = 5
+"""How much damage one line tells of."""
+
+
+class Failure(Exception):
+    """A command could not do its work; the text says why, in one line."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command that the arguments name.
 
     Raises:
-        SystemExit: with code 2 for wrong arguments or a bad setting, with uvicorn's for a failed start.
+        SystemExit: with code 1 when the command fails, 2 for wrong arguments or a bad setting, with uvicorn's own for
+            a failed start.
     """
+    chosen = _parser().parse_args(arguments)
+    try:
+        chosen.run(chosen)
+        sys.stdout.flush()
+    except (Failure, StorageUnavailable) as error:
+        print(f"usersvc: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+    except BrokenPipeError:
+        # Whoever reads has seen enough, as `head` does. What is still in the buffer must not raise again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="usersvc", description=usersvc.__doc__)
     parser.add_argument("--version", action="version", version=f"%(prog)s {usersvc.__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    commands.add_parser(
-        "serve", help="run the service", description="Run the service; USERSVC_* variables and .env set it up."
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    serving = commands.add_parser(
+        "serve",
+        help="run the service",
+        description="Run the service until it is stopped. USERSVC_* variables, or a file .env here, set it up.",
     )
-    parser.parse_args(arguments)
-    serve()
+    serving.set_defaults(run=lambda _: serve())
+
+    outbox = commands.add_parser("outbox", help="look after mails that are still to be sent")
+    on_outbox = outbox.add_subparsers(required=True, metavar="COMMAND")
+    listing = on_outbox.add_parser("list", help="everything that waits or is set aside, a line each")
+    listing.set_defaults(run=_on_outbox(_list))
+    showing = on_outbox.add_parser("show", help="one entry, as JSON")
+    showing.add_argument("id", type=int)
+    showing.set_defaults(run=_on_outbox(_show))
+    retrying = on_outbox.add_parser("retry", help="send an entry now, also one that is set aside")
+    which = retrying.add_mutually_exclusive_group(required=True)
+    which.add_argument("id", type=int, nargs="?")
+    which.add_argument("--all", action="store_true", help="every entry that is set aside")
+    retrying.set_defaults(run=_on_outbox(_retry))
+
+    database = commands.add_parser("db", help="look after the database file")
+    on_database = database.add_subparsers(required=True, metavar="COMMAND")
+    saving = on_database.add_parser("backup", help="copy it as it is at one moment, while the service runs")
+    saving.add_argument("file", type=Path, help="must not exist yet")
+    saving.set_defaults(run=lambda chosen: _backup(chosen.file))
+    checking = on_database.add_parser("check", help="look for damage")
+    checking.set_defaults(run=lambda _: _check())
+    return parser
 
 
 def serve() -> None:
     """Run the service under uvicorn until it is told to stop."""
     settings = settings_or_exit()
     try:
-        socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    except OSError:
+        [(family, kind, protocol, _, address), *_] = socket.getaddrinfo(settings.host, 0, type=socket.SOCK_STREAM)
+        with socket.socket(family, kind, protocol) as tried:
+            tried.bind(address)
+    except (OSError, UnicodeError):
         _end("USERSVC_HOST accepts an address or a name of this machine.", code=2)
     if settings.workers > 1:
         # uvicorn ends without a failure when its workers cannot start, so what may fail is tried first.
@@ -49,12 +106,17 @@ def serve() -> None:
             asyncio.run(check_storage(settings))
         except StorageUnavailable as error:
             _end(str(error), code=STARTUP_FAILURE)
-    port = settings.port or "<a free port, see below>"
+    port = settings.port or "<a free port>"
     base = f"http://{f'[{settings.host}]' if ':' in settings.host else settings.host}:{port}"
-    sys.stdout.write(
-        f"usersvc {usersvc.__version__}\n  service   {base}\n  docs      {base}/docs\n  database  {settings.database}\n"
+    # Not lost in a buffer when the process is killed, and nothing to fail for when nobody reads it.
+    print(
+        f"usersvc {usersvc.__version__}",
+        f"  service   {base}",
+        f"  docs      {base}/docs",
+        f"  database  {settings.database}",
+        sep="\n",
+        flush=True,
     )
-    sys.stdout.flush()
     # After a graceful stop uvicorn raises the signal again, for whoever had it before: that is not a failure.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     uvicorn.run(
@@ -78,5 +140,94 @@ def serve() -> None:
 
 
 def _end(reason: str, *, code: int) -> NoReturn:
-    sys.stderr.write(f"usersvc: {reason}\n")
+    print(f"usersvc: {reason}", file=sys.stderr)
     raise SystemExit(code)
+
+
+def _database() -> Path:
+    database = settings_or_exit().database
+    if not isinstance(database, SqliteDatabase):
+        raise Failure("USERSVC_DATABASE_URL names no file, and this command works on one")
+    if not database.path.exists():
+        raise Failure(f"there is no database at {database}")
+    return database.path
+
+
+def _on_outbox(
+    work: Callable[[Outbox, argparse.Namespace], Coroutine[Any, Any, None]],
+) -> Callable[[argparse.Namespace], None]:
+    async def opened(chosen: argparse.Namespace) -> None:
+        async with SqliteUsers(_database()) as users:
+            await work(users.outbox, chosen)
+
+    return lambda chosen: asyncio.run(opened(chosen))
+
+
+async def _list(outbox: Outbox, _: argparse.Namespace) -> None:
+    entries = await outbox.entries()
+    for entry in entries:
+        due = "set aside" if entry.due_at is None else timestamp(entry.due_at)
+        print(entry.id, due, f"attempts={entry.attempts}", entry.event.user_id, entry.reason or "", sep="\t")
+    if not entries:
+        print("nothing waits to be sent", file=sys.stderr)
+
+
+async def _show(outbox: Outbox, chosen: argparse.Namespace) -> None:
+    entry = await _entry(outbox, chosen.id)
+    document = {
+        "id": entry.id,
+        "user_id": str(entry.event.user_id),
+        "email": entry.event.email,
+        "registered_at": timestamp(entry.event.occurred_at),
+        "attempts": entry.attempts,
+        "due_at": None if entry.due_at is None else timestamp(entry.due_at),
+        "set_aside": entry.due_at is None,
+        "reason": entry.reason,
+    }
+    # Escaped where the terminal or pipe cannot take it as it is.
+    text = json.dumps(document, indent=2, ensure_ascii=False)
+    print(text if _can_print(text) else json.dumps(document, indent=2))
+
+
+def _can_print(text: str) -> bool:
+    try:
+        text.encode(sys.stdout.encoding or "ascii")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+async def _entry(outbox: Outbox, entry_id: int) -> OutboxEntry:
+    found = [entry for entry in await outbox.entries() if entry.id == entry_id]
+    if not found:
+        raise Failure(f"the outbox has no entry {entry_id}")
+    return found[0]
+
+
+async def _retry(outbox: Outbox, chosen: argparse.Namespace) -> None:
+    if chosen.all:
+        wanted = [entry.id for entry in await outbox.entries() if entry.due_at is None]
+    else:
+        wanted = [(await _entry(outbox, chosen.id)).id]
+    retried = [await outbox.retry(entry_id, now=utc_now()) for entry_id in wanted]
+    if not (chosen.all or any(retried)):
+        raise Failure(f"entry {chosen.id} is being sent just now")
+    # The service notices by itself; it looks every now and then.
+    print(f"{sum(retried)} to be sent again")
+
+
+def _backup(target: Path) -> None:
+    if target.exists():
+        raise Failure(f"{target} exists already")
+    sqlite_file.backup(_database(), target)
+    print(f"saved to {target}")
+
+
+def _check() -> None:
+    damage = sqlite_file.damage(_database())
+    if damage:
+        # SQLite writes some findings over several lines.
+        found = "; ".join(" ".join(finding.split()) for finding in damage[:SHOWN_FINDINGS])
+        more = f"; and {len(damage) - SHOWN_FINDINGS} more" if len(damage) > SHOWN_FINDINGS else ""
+        raise Failure(f"the database is not as it should be: {found}{more}")
+    print("ok")

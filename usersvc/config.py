@@ -1,29 +1,35 @@
 """The settings, read once from the environment and from a ``.env`` file."""
 
+import io
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
+from urllib.parse import unquote, urlsplit
 
-from dotenv import dotenv_values
+from dotenv.parser import parse_stream
 
 from usersvc.adapters.bcrypt_hasher import MAX_COST, MIN_COST
-from usersvc.domain.user import Password
+from usersvc.adapters.smtp_notifier import Security, SmtpServer
+from usersvc.domain.errors import RulesBroken
+from usersvc.domain.user import EmailAddress, Password
 
 T = TypeVar("T")
 
 MIN_PEPPER_LENGTH = 16
 
+SMTP_URL_FORMS = "smtp://host, smtps://host or smtp+starttls://host, with user:password@ and :port as needed"
+
 LATER = {
     "USERSVC_ADMIN_TOKEN": "would protect the lists of users",
-    "USERSVC_SMTP_URL": "would send real mail",
 }
 """Settings of the contract that this version does not know, and whose absence would do harm unnoticed."""
 
 
-UNHEEDED = ("USERSVC_REGISTER_RATE", "USERSVC_TRUSTED_PROXIES", "USERSVC_HASH_QUEUE", "USERSVC_MAIL_FROM")
-"""Settings of the contract that this version does not know, and whose absence a warning is enough for."""
+def cores() -> int:
+    """Those that this process may use, which in a container may be fewer than there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class BadSetting(Exception):
@@ -57,11 +63,14 @@ class Settings:
     """Processes."""
     database: MemoryDatabase | SqliteDatabase = field(default=SqliteDatabase(Path("usersvc.db")))
     bcrypt_cost: int = 12
-    hash_workers: int = field(default_factory=lambda: os.cpu_count() or 1)
-    """Threads."""
+    hash_workers: int = field(default_factory=cores)
+    """Threads in each process."""
     password_min_length: int = Password.MIN_LENGTH
     """Code points."""
     password_pepper: bytes | None = field(default=None, repr=False)
+    smtp: SmtpServer | None = None
+    mail_from: str = ""
+    """Whom mails are from; an address, given whenever ``smtp`` is."""
     max_body_bytes: int = 16384
     log_level: str = "info"
     log_format: str = "console"
@@ -80,14 +89,11 @@ class Settings:
         """
         if environ is None:
             # Without interpolation, so that a secret may hold a dollar sign.
-            try:
-                stored = dotenv_values(".env", interpolate=False)
-            except (OSError, UnicodeDecodeError):
-                raise BadSetting(".env accepts lines NAME=value in UTF-8.") from None
-            environ = {name: value for name, value in stored.items() if value is not None} | dict(os.environ)
+            environ = _stored() | dict(os.environ)
         defaults = cls()
 
         def read(name: str, accepts: str, parse: Callable[[str], T], default: T) -> T:
+            known.add(f"USERSVC_{name}")
             text = environ.get(f"USERSVC_{name}", "")
             if not text:
                 return default
@@ -96,16 +102,19 @@ class Settings:
             except ValueError:
                 raise BadSetting(f"USERSVC_{name} accepts {accepts}.") from None
 
+        known = set(LATER)
+
         def number(name: str, least: int, most: int, default: int) -> int:
             return read(name, f"a whole number from {least} to {most}", _between(least, most), default)
 
         for name, purpose in LATER.items():
             if environ.get(name):
                 raise BadSetting(f"{name} accepts nothing in this version: it {purpose}, which is not there yet.")
+        workers = number("WORKERS", 1, 256, defaults.workers)
         settings = cls(
-            host=environ.get("USERSVC_HOST") or defaults.host,
+            host=read("HOST", "an address or a name of this machine", str, defaults.host),
             port=number("PORT", 0, 65535, defaults.port),
-            workers=number("WORKERS", 1, 256, defaults.workers),
+            workers=workers,
             database=read(
                 "DATABASE_URL",
                 "sqlite:///relative/file, sqlite:////absolute/file or memory://",
@@ -113,19 +122,44 @@ class Settings:
                 defaults.database,
             ),
             bcrypt_cost=number("BCRYPT_COST", MIN_COST, MAX_COST, defaults.bcrypt_cost),
-            hash_workers=number("HASH_WORKERS", 1, 256, defaults.hash_workers),
+            # The cores are shared by the processes.
+            hash_workers=number("HASH_WORKERS", 1, 256, max(1, cores() // workers)),
             password_min_length=number("PASSWORD_MIN_LENGTH", Password.MIN_LENGTH, 64, defaults.password_min_length),
             password_pepper=read(
                 "PASSWORD_PEPPER", f"a secret of at least {MIN_PEPPER_LENGTH} characters", _pepper, None
             ),
+            smtp=read("SMTP_URL", SMTP_URL_FORMS, _smtp, None),
+            mail_from=read("MAIL_FROM", "an email address, as alice@example.com", _address, defaults.mail_from),
             max_body_bytes=number("MAX_BODY_BYTES", 1024, 16 * 1024 * 1024, defaults.max_body_bytes),
             log_level=read("LOG_LEVEL", "debug, info, warning, error or critical", _log_level, defaults.log_level),
             log_format=read("LOG_FORMAT", "console or json", _one_of("console", "json"), defaults.log_format),
-            without_effect=tuple(name for name in UNHEEDED if environ.get(name)),
+            without_effect=tuple(sorted(name for name in environ if name.startswith("USERSVC_") and name not in known)),
         )
         if isinstance(settings.database, MemoryDatabase) and settings.workers > 1:
             raise BadSetting("USERSVC_WORKERS accepts 1 with memory://: processes do not share their memory.")
+        if settings.smtp is not None and not settings.mail_from:
+            raise BadSetting("USERSVC_MAIL_FROM accepts an email address, and is needed with USERSVC_SMTP_URL.")
         return settings
+
+
+def _stored() -> dict[str, str]:
+    """What the file ``.env`` in this folder holds.
+
+    Raises:
+        BadSetting: it has a line that sets nothing, or is no text.
+    """
+    try:
+        # With "-sig", a mark at the beginning, as some editors leave one, is no part of the first name.
+        lines = list(parse_stream(io.StringIO(Path(".env").read_text("utf-8-sig"))))
+    except FileNotFoundError:
+        return {}
+    except (OSError, UnicodeDecodeError):
+        raise BadSetting(".env accepts lines NAME=value in UTF-8.") from None
+    for line in lines:
+        if line.error or ((line.key or "").startswith("USERSVC_") and line.value is None):
+            raise BadSetting(f".env accepts lines NAME=value in UTF-8; see its line {line.original.line}.")
+    # Read without interpolation, so that a secret may hold a dollar sign.
+    return {line.key: line.value for line in lines if line.key is not None and line.value is not None}
 
 
 def _between(least: int, most: int) -> Callable[[str], int]:
@@ -158,6 +192,33 @@ def _database(url: str) -> MemoryDatabase | SqliteDatabase:
     if path == url or not path or path.startswith((":", "file:")) or "?" in path or "\0" in path:
         raise ValueError
     return SqliteDatabase(Path(path))
+
+
+def _smtp(url: str) -> SmtpServer:
+    parts = urlsplit(url)
+    security = {"smtp": Security.NONE, "smtps": Security.TLS, "smtp+starttls": Security.STARTTLS}.get(parts.scheme)
+    host, port = parts.hostname, parts.port
+    if security is None or not host or parts.path not in {"", "/"} or parts.query or parts.fragment:
+        raise ValueError
+    # urlsplit would drop some control characters; bytes that are no UTF-8 are not printable either.
+    if not url.isprintable() or " " in url or port == 0:
+        raise ValueError
+    if bool(parts.username) != bool(parts.password):
+        raise ValueError
+    return SmtpServer(
+        host=host,
+        port=port or security.default_port,
+        security=security,
+        user=unquote(parts.username) if parts.username else None,
+        password=unquote(parts.password) if parts.password else None,
+    )
+
+
+def _address(text: str) -> str:
+    try:
+        return EmailAddress(text).typed
+    except RulesBroken:
+        raise ValueError from None
 
 
 def _pepper(text: str) -> bytes:

@@ -151,7 +151,7 @@ def missing(path: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "workers", "reason"),
     [
-        (missing, "1", "unable to open database file"),
+        (missing, "1", "No such file or directory"),
         (corrupt, "1", "file is not a database"),
         (newer, "1", "newer usersvc"),
         (newer, "2", "newer usersvc"),

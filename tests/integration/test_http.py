@@ -1,6 +1,7 @@
 """The web side over aiohttp's own server, on fakes: what needs no process of its own."""
 
 import asyncio
+import json
 import logging
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, MutableMapping
@@ -12,13 +13,25 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 
-from tests.fakes import quick_service
+from tests.fakes import QuickHasher, quick_service
 from usersvc.adapters.memory import InMemoryUsers
 from usersvc.application.ports import Order, Page, StorageUnavailable, UserView
+from usersvc.application.registration import UserRegistrationService
 from usersvc.asgi import AiohttpASGI
-from usersvc.domain.user import User
+from usersvc.domain.user import Password, PasswordHash, User
 from usersvc.web.app import create_app
 from usersvc.web.problems import PROBLEMS
+
+REGISTER_SCOPE: dict[str, Any] = {
+    "type": "http",
+    "asgi": {"version": "3.0"},
+    "http_version": "1.1",
+    "method": "POST",
+    "path": "/register",
+    "raw_path": b"/register",
+    "query_string": b"",
+    "headers": [(b"content-type", b"application/json"), (b"content-length", b"99")],
+}
 
 Client = TestClient[web.Request, web.Application]
 Connect = Callable[[web.Application], Awaitable[Client]]
@@ -126,6 +139,7 @@ class TestRegister:
             ({**ALICE, "password": "half a pair \ud800"}, {("password", "invalid-character")}),
             ({**ALICE, "\ud800": 1}, {("\\ud800", "unknown-field")}),
             ({**ALICE, "x" * 1000: 1}, {("x" * 64, "unknown-field")}),
+            ({**ALICE, "_schema": 1}, {("_schema", "unknown-field")}),
             ([ALICE], {("body", "wrong-type")}),
             ("alice", {("body", "wrong-type")}),
             (17, {("body", "wrong-type")}),
@@ -283,6 +297,14 @@ class TestShow:
     async def test_of_somebody_unknown(self, client: Client, user_id: str) -> None:
         await problem(await client.get(f"/users/{user_id}"), 404, "user-not-found")
 
+    async def test_takes_an_id_in_its_own_form_alone(self, client: Client) -> None:
+        registered = await (await client.post("/register", json=ALICE)).json()
+        user_id = registered["data"]["id"]
+
+        assert (await client.get(f"/users/{user_id.upper()}")).status == 200
+        for other in (user_id.replace("-", ""), f"{{{user_id}}}", f"urn:uuid:{user_id}", f"%20{user_id[1:]}"):
+            await problem(await client.get(f"/users/{other}"), 404, "user-not-found")
+
 
 class TestEveryAnswer:
     @pytest.mark.parametrize("path", ["/nope", "/", "/users/", "/docs/static/index.html", "/docs/static/../app.py"])
@@ -405,6 +427,48 @@ class TestTrouble:
         assert "ZeroDivisionError: secret detail" in caplog.text
         assert ALICE["password"] not in caplog.text
 
+    async def test_when_it_is_stopped_is_told_to_whoever_waits(self) -> None:
+        hashing = asyncio.Event()
+
+        class EndlessHasher(QuickHasher):
+            async def hash(self, password: Password) -> PasswordHash:
+                hashing.set()
+                await asyncio.Event().wait()
+                raise AssertionError
+
+        class Answer:
+            status: int
+
+            def __init__(self) -> None:
+                self.headers: dict[str, str] = {}
+
+            async def json(self) -> Any:
+                return json.loads(body)
+
+        sent: list[MutableMapping[str, Any]] = []
+        posted = [{"type": "http.request", "body": json.dumps(ALICE).encode()}]
+
+        async def receive() -> MutableMapping[str, Any]:
+            return posted.pop()
+
+        async def send(message: MutableMapping[str, Any]) -> None:
+            sent.append(message)
+
+        app = AiohttpASGI(create_app(UserRegistrationService(InMemoryUsers(), EndlessHasher())))
+        request = asyncio.create_task(app(REGISTER_SCOPE, receive, send))
+        await hashing.wait()
+        # This is what uvicorn does to a request that is still in hand when a stop has to come to its end.
+        request.cancel()
+        await request
+
+        start, end = sent
+        body = end["body"]
+        answer = Answer()
+        answer.status = start["status"]
+        answer.headers = {name.decode().title().replace("Id", "ID"): value.decode() for name, value in start["headers"]}
+        await problem(answer, 503, "overloaded")
+        assert int(answer.headers["Retry-After"]) > 0
+
     async def test_of_a_client_that_vanishes_is_no_failure_of_the_service(
         self, caplog: pytest.LogCaptureFixture
     ) -> None:
@@ -419,18 +483,8 @@ class TestTrouble:
         async def send(message: MutableMapping[str, Any]) -> None:
             sent.append(message)
 
-        scope = {
-            "type": "http",
-            "asgi": {"version": "3.0"},
-            "http_version": "1.1",
-            "method": "POST",
-            "path": "/register",
-            "raw_path": b"/register",
-            "query_string": b"",
-            "headers": [(b"content-type", b"application/json"), (b"content-length", b"99")],
-        }
         with caplog.at_level(logging.INFO):
-            await AiohttpASGI(create_app(quick_service()))(scope, receive, send)
+            await AiohttpASGI(create_app(quick_service()))(REGISTER_SCOPE, receive, send)
 
         assert sent == []
         assert caplog.text == ""
@@ -443,7 +497,7 @@ class TestTrouble:
 
 
 class TestLifeCycle:
-    async def test_resources_are_open_while_it_serves_and_until_everybody_is_told(self, connect: Connect) -> None:
+    async def test_resources_are_open_while_it_serves(self, connect: Connect) -> None:
         steps: list[str] = []
 
         @asynccontextmanager
@@ -452,19 +506,11 @@ class TestLifeCycle:
             yield
             steps.append("close")
 
-        service = quick_service()
-        drain = service.drain
-
-        async def noted_drain() -> None:
-            await drain()
-            steps.append("drained")
-
-        service.drain = noted_drain  # type: ignore[method-assign]  # to see when it is called
-        client = await connect(create_app(service, resources=resources))
+        client = await connect(create_app(quick_service(), resources=resources))
         assert (await client.get("/livez")).status == 200
         assert steps == ["open"]
         await client.close()
-        assert steps == ["open", "drained", "close"]
+        assert steps == ["open", "close"]
 
 
 class TestAccessLog:

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from usersvc.adapters.smtp_notifier import Security, SmtpServer
 from usersvc.config import BadSetting, MemoryDatabase, Settings, SqliteDatabase
 
 
@@ -87,7 +88,24 @@ def test_the_database_may_be_memory() -> None:
         ("database_url", "sqlite:///users.db?mode=ro"),
         ("database_url", "postgresql://user:hunter2@host/db"),
         ("admin_token", "hunter2"),
-        ("smtp_url", "smtp://user:hunter2@host"),
+        ("smtp_url", "mail.example.com"),
+        ("smtp_url", "http://mail.example.com"),
+        ("smtp_url", "smtp://"),
+        ("smtp_url", "smtp://user@host"),
+        ("smtp_url", "smtp://user:hunter2@host/path"),
+        ("smtp_url", "smtp://user:hunter2@host:port"),
+        ("smtp_url", "smtp://[half:hunter2"),
+        ("smtp_url", "smtp://user:hunter2@host:0"),
+        ("smtp_url", "smtp://user:@host"),
+        ("smtp_url", "smtp://:hunter2@host"),
+        ("smtp_url", "smtp://user:hunter2@host name"),
+        ("smtp_url", "smtp://user:hunter2@ho\nst"),
+        ("smtp_url", "smtp://user:hunter2\udcff@host"),
+        ("smtp_url", "smtp://user:hunter2@host?tls=no"),
+        ("smtp_url", "smtp://user:hunter2@host#top"),
+        ("smtp_url", "smtp://user:hunter2@host:65536"),
+        ("mail_from", "nobody"),
+        ("mail_from", "Service <service@example.com>"),
     ],
 )
 def test_a_bad_value_is_refused_by_name_and_not_repeated(name: str, value: str) -> None:
@@ -105,7 +123,10 @@ def test_memory_is_for_one_process() -> None:
         read(database_url="memory://", workers="2")
 
 
-@given(st.sampled_from(["PORT", "WORKERS", "BCRYPT_COST", "DATABASE_URL", "LOG_LEVEL", "PASSWORD_PEPPER"]), st.text())
+@given(
+    st.sampled_from(["PORT", "WORKERS", "BCRYPT_COST", "DATABASE_URL", "LOG_LEVEL", "PASSWORD_PEPPER", "MAIL_FROM"]),
+    st.text(),
+)
 def test_any_text_is_accepted_or_refused(name: str, text: str) -> None:
     try:
         Settings.from_environment({f"USERSVC_{name}": text})
@@ -113,12 +134,24 @@ def test_any_text_is_accepted_or_refused(name: str, text: str) -> None:
         assert f"USERSVC_{name}" in str(refused)
 
 
+@given(st.sampled_from(["smtp://", "smtps://u:p@", "smtp+starttls://", ""]), st.text())
+def test_any_text_is_a_mail_server_or_refused(start: str, text: str) -> None:
+    try:
+        settings = read(smtp_url=start + text, mail_from="service@example.com")
+    except BadSetting as refused:
+        assert "USERSVC_SMTP_URL" in str(refused)
+    else:
+        assert settings.smtp is None or settings.smtp.host
+
+
 def test_a_pepper_is_never_shown() -> None:
     assert "sixteen or more!" not in repr(read(password_pepper="sixteen or more!"))
 
 
 def test_the_environment_wins_over_the_env_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / ".env").write_text("USERSVC_PORT=8001\nUSERSVC_PASSWORD_PEPPER='with $DOLLAR and ${BRACES}'\nEMPTY\n")
+    (tmp_path / ".env").write_text(
+        "USERSVC_PORT=8001\nUSERSVC_PASSWORD_PEPPER='with $DOLLAR and ${BRACES}'\n# done\n", "utf-8-sig"
+    )
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("USERSVC_PORT", raising=False)
     assert Settings.from_environment().port == 8001
@@ -126,3 +159,50 @@ def test_the_environment_wins_over_the_env_file(tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setenv("USERSVC_PORT", "8002")
     assert Settings.from_environment().port == 8002
+
+
+@pytest.mark.parametrize(
+    ("url", "server"),
+    [
+        ("smtp://mail.example.com", SmtpServer("mail.example.com", 25)),
+        ("smtp://[::1]:2525", SmtpServer("::1", 2525)),
+        ("smtps://mail.example.com", SmtpServer("mail.example.com", 465, Security.TLS)),
+        (
+            "smtp+starttls://us%40er:pass%2Fword@mail.example.com:588/",
+            SmtpServer("mail.example.com", 588, Security.STARTTLS, "us@er", "pass/word"),
+        ),
+    ],
+)
+def test_a_mail_server_is_named_by_its_url(url: str, server: SmtpServer) -> None:
+    settings = read(smtp_url=url, mail_from="service@example.com")
+    assert (settings.smtp, settings.mail_from) == (server, "service@example.com")
+    assert "pass/word" not in repr(settings)
+
+
+def test_a_mail_server_needs_a_sender() -> None:
+    with pytest.raises(BadSetting, match="USERSVC_MAIL_FROM accepts an email address, and is needed"):
+        read(smtp_url="smtp://mail.example.com")
+
+
+@pytest.mark.parametrize("line", ["USERSVC_PASSWORD_PEPPER hunter2hunter2", "USERSVC_PORT", "'unclosed", "=8000"])
+def test_a_line_of_the_env_file_that_sets_nothing_is_refused(
+    line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / ".env").write_text(f"USERSVC_WORKERS=2\n{line}\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(BadSetting, match=r"\.env accepts lines NAME=value in UTF-8; see its line 2"):
+        Settings.from_environment()
+
+
+def test_a_name_that_is_no_setting_is_noticed() -> None:
+    assert read(password_min_lenght="15", register_rate="60/minute", port="1").without_effect == (
+        "USERSVC_PASSWORD_MIN_LENGHT",
+        "USERSVC_REGISTER_RATE",
+    )
+
+
+def test_processes_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("usersvc.config.cores", lambda: 8)
+    assert read(workers="3").hash_workers == 2
+    assert read(workers="16").hash_workers == 1
+    assert read(workers="3", hash_workers="5").hash_workers == 5

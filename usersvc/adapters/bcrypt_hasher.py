@@ -51,8 +51,8 @@ class BcryptPasswordHasher:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """End the threads, after what they have in hand."""
-        await asyncio.to_thread(self._threads.shutdown)
+        """End the threads, after what they have in hand; what still waits is not begun."""
+        await asyncio.to_thread(self._threads.shutdown, cancel_futures=True)
 
     async def hash(self, password: Password) -> PasswordHash:
         """See ``PasswordHasher.hash``."""
@@ -81,5 +81,5 @@ class BcryptPasswordHasher:
 
 
 def _fingerprint(pepper: bytes) -> str:
-    """Which pepper it was, in 32 bits: enough to tell two apart, and nothing about either."""
-    return hmac.digest(pepper, b"usersvc pepper fingerprint", hashlib.sha256).hex()[:8]
+    """Which pepper it was, in 32 bits: enough to tell two apart; slow, so that it helps nobody to guess one."""
+    return hashlib.scrypt(pepper, salt=b"usersvc pepper fingerprint", n=2**14, r=8, p=1, dklen=4).hex()

@@ -1,10 +1,78 @@
-"""Users in memory: for tests, and for a service whose users may be forgotten."""
+"""Users and their outbox in memory: for tests, and for a service whose users may be forgotten."""
 
-from uuid import UUID
+from dataclasses import replace
+from datetime import datetime
+from heapq import nsmallest
+from uuid import UUID, uuid4
 
-from usersvc.application.ports import Order, Page, UserView, view_of
+from usersvc.application.ports import Order, OutboxEntry, Page, UserView, view_of
 from usersvc.domain.errors import EmailAlreadyRegistered
+from usersvc.domain.events import UserRegistered
 from usersvc.domain.user import User
+
+
+class InMemoryOutbox:
+    """An ``Outbox`` that lives as long as the process."""
+
+    def __init__(self) -> None:
+        self._entries: dict[int, OutboxEntry] = {}
+        self._last_id = 0
+
+    def put(self, event: UserRegistered) -> None:
+        """Add an event, due at once."""
+        self._last_id += 1
+        self._entries[self._last_id] = OutboxEntry(
+            id=self._last_id, event=event, attempts=0, due_at=event.occurred_at, reason=None
+        )
+
+    async def lease(self, *, now: datetime, until: datetime, limit: int) -> list[OutboxEntry]:
+        """See ``Outbox.lease``."""
+        due = [
+            (entry.due_at, entry.id, entry)
+            for entry in self._entries.values()
+            if entry.due_at is not None and entry.due_at <= now
+        ]
+        leased = [
+            replace(entry, attempts=entry.attempts + 1, due_at=until, lease=str(uuid4()))
+            for *_, entry in nsmallest(limit, due)
+        ]
+        self._entries.update((entry.id, entry) for entry in leased)
+        return leased
+
+    async def delivered(self, entry: OutboxEntry) -> None:
+        """See ``Outbox.delivered``."""
+        if self._is_held(entry):
+            del self._entries[entry.id]
+
+    async def postpone(self, entry: OutboxEntry, *, due_at: datetime, reason: str) -> None:
+        """See ``Outbox.postpone``."""
+        if self._is_held(entry):
+            self._entries[entry.id] = replace(entry, due_at=due_at, reason=reason, lease=None)
+
+    async def set_aside(self, entry: OutboxEntry, *, reason: str) -> None:
+        """See ``Outbox.set_aside``."""
+        if self._is_held(entry):
+            self._entries[entry.id] = replace(entry, due_at=None, reason=reason, lease=None)
+
+    async def next_due(self) -> datetime | None:
+        """See ``Outbox.next_due``."""
+        return min((entry.due_at for entry in self._entries.values() if entry.due_at is not None), default=None)
+
+    async def entries(self) -> list[OutboxEntry]:
+        """See ``Outbox.entries``."""
+        return list(self._entries.values())
+
+    async def retry(self, entry_id: int, *, now: datetime) -> bool:
+        """See ``Outbox.retry``."""
+        entry = self._entries.get(entry_id)
+        if entry is None or (entry.lease is not None and entry.due_at is not None and entry.due_at > now):
+            return False
+        self._entries[entry_id] = replace(entry, due_at=now, attempts=0, lease=None)
+        return True
+
+    def _is_held(self, entry: OutboxEntry) -> bool:
+        held = self._entries.get(entry.id)
+        return held is not None and held.lease is not None and held.lease == entry.lease
 
 
 class InMemoryUsers:
@@ -14,6 +82,7 @@ class InMemoryUsers:
     """
 
     def __init__(self) -> None:
+        self.outbox = InMemoryOutbox()
         self._users: list[User] = []
         self._position_of_mailbox: dict[str, int] = {}
         self._position_of_id: dict[UUID, int] = {}
@@ -24,6 +93,8 @@ class InMemoryUsers:
             raise EmailAlreadyRegistered
         self._users.append(user)
         self._position_of_mailbox[user.email.mailbox] = self._position_of_id[user.id] = len(self._users)
+        for event in user.events:
+            self.outbox.put(event)
 
     async def find(self, user_id: UUID) -> UserView | None:
         """See ``Users.find``."""

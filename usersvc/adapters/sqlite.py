@@ -1,55 +1,35 @@
-"""Users in one SQLite file: the embedded default."""
+"""Users and their outbox in one SQLite file: the embedded default."""
 
 import asyncio
 import sqlite3
-import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, closing, contextmanager
+from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import aiosqlite
 
-from usersvc.application.ports import Order, Page, StorageUnavailable, UserView, view_of
+from usersvc.adapters.sqlite_file import MIGRATIONS, DatabaseFile
+from usersvc.application.ports import Order, OutboxEntry, Page, UserView, timestamp, view_of
 from usersvc.domain.errors import EmailAlreadyRegistered
+from usersvc.domain.events import UserRegistered
 from usersvc.domain.user import User
 
-BUSY_TIMEOUT = 5.0
-"""How long to wait for another process's write lock, in seconds."""
-
-MIGRATIONS = (
-    # AUTOINCREMENT: a position is never given out again, even when its user is gone.
-    """
-    CREATE TABLE users (
-        position INTEGER PRIMARY KEY AUTOINCREMENT,
-        id TEXT NOT NULL UNIQUE,
-        mailbox TEXT NOT NULL UNIQUE,
-        email TEXT NOT NULL,
-        age INTEGER NOT NULL,
-        password_hash TEXT NOT NULL,
-        registered_at TEXT NOT NULL
-    ) STRICT
-    """,
-)
-"""What leads from each schema version (``PRAGMA user_version``) to the next."""
-
 _VIEW = "id, email, age, registered_at"
+_ENTRY = "id, user_id, email, occurred_at, attempts, due_at, reason, lease"
 
 
 class SqliteUsers:
     """A ``Users`` in a SQLite file; an asynchronous context manager that opens and closes it.
 
-    What ``add`` has acknowledged is on the disk (WAL with ``synchronous=FULL``). Reads have a connection of their
-    own, and so never wait for a write.
+    Reads have a connection of their own, and so never wait for a write. ``outbox`` is in the same file.
     """
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        self._writer: aiosqlite.Connection
-        self._reader: aiosqlite.Connection
-        self._open = AsyncExitStack()
+        self._file = DatabaseFile(path)
+        self.outbox = SqliteOutbox(self._file)
 
     async def __aenter__(self) -> Self:
         """Open the file, made if it is missing, and bring its schema up to date.
@@ -57,30 +37,22 @@ class SqliteUsers:
         Raises:
             StorageUnavailable: the file cannot be opened, is no SQLite database, or is of a newer schema.
         """
-        async with AsyncExitStack() as stack:
-            with _told_as_unavailable(f"cannot open {self._path}"):
-                # First without aiosqlite, whose thread may outlive the event loop when it cannot open a file.
-                await asyncio.to_thread(_prepare, self._path)
-                self._writer = await stack.enter_async_context(_connection(self._path))
-                await self._writer.execute("PRAGMA synchronous = FULL")
-                self._reader = await stack.enter_async_context(_connection(self._path))
-                await self._reader.execute("PRAGMA query_only = ON")
-            self._open = stack.pop_all()
+        await self._file.open()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Close the file."""
-        await self._open.aclose()
+        await self._file.close()
 
     async def add(self, user: User) -> None:
         """See ``Users.add``."""
         view = view_of(user)
-        with _told_as_unavailable("cannot store a user"):
+
+        async def insert(connection: aiosqlite.Connection) -> None:
             try:
-                # One statement in autocommit mode is one transaction.
-                await self._writer.execute(
+                await connection.execute(
                     f"INSERT INTO users ({_VIEW}, mailbox, password_hash) VALUES (?, ?, ?, ?, ?, ?)",  # noqa: S608  # constants
                     (*view.values(), user.email.mailbox, user.password_hash),
                 )
@@ -88,10 +60,18 @@ class SqliteUsers:
                 if "users.mailbox" not in str(error):
                     raise
                 raise EmailAlreadyRegistered from None
+            for event in user.events:
+                occurred_at = timestamp(event.occurred_at)
+                await connection.execute(
+                    "INSERT INTO outbox (user_id, email, occurred_at, due_at) VALUES (?, ?, ?, ?)",
+                    (str(event.user_id), event.email, occurred_at, occurred_at),
+                )
+
+        await self._file.write(insert)
 
     async def find(self, user_id: UUID) -> UserView | None:
         """See ``Users.find``."""
-        rows = await self._read(f"SELECT {_VIEW} FROM users WHERE id = ?", [str(user_id)])  # noqa: S608  # a constant
+        rows = await self._file.read(f"SELECT {_VIEW} FROM users WHERE id = ?", [str(user_id)])  # noqa: S608  # a constant
         return _view(rows[0]) if rows else None
 
     async def page(self, *, limit: int, order: Order, after: int | None, mailbox: str | None) -> Page:
@@ -103,7 +83,7 @@ class SqliteUsers:
             conditions["mailbox = ?"] = mailbox
         where = f"WHERE {' AND '.join(conditions)}" if conditions else ""
         # One more than asked for tells whether there is a next page.
-        rows = await self._read(
+        rows = await self._file.read(
             f"SELECT {_VIEW}, position FROM users {where} ORDER BY position {order} LIMIT ?",  # noqa: S608  # constants
             [*conditions.values(), limit + 1],
         )
@@ -111,71 +91,90 @@ class SqliteUsers:
         return Page(users=[_view(row) for row in shown], next_after=shown[-1][4] if len(rows) > limit else None)
 
     async def check(self) -> None:
-        """See ``Users.check``."""
-        await self._read("SELECT 1 FROM users LIMIT 1", [])
+        """See ``Users.check``: a page is read, and one is written as it was, which needs a disk that is not full."""
+        await asyncio.gather(
+            self._file.read("SELECT 1 FROM users LIMIT 1"),
+            self._file.change(f"PRAGMA user_version = {len(MIGRATIONS)}"),
+        )
 
-    async def _read(self, query: str, values: list[int | str]) -> list[Any]:
-        with _told_as_unavailable("cannot read users"):
-            return list(await self._reader.execute_fetchall(query, values))
+
+class SqliteOutbox:
+    """An ``Outbox`` in the file of a ``SqliteUsers``."""
+
+    def __init__(self, file: DatabaseFile) -> None:
+        self._file = file
+
+    async def lease(self, *, now: datetime, until: datetime, limit: int) -> list[OutboxEntry]:
+        """See ``Outbox.lease``."""
+        # Looking is cheap and harms nobody; a write transaction is neither.
+        if not await self._file.read("SELECT 1 FROM outbox WHERE due_at <= ? LIMIT 1", [timestamp(now)]):
+            return []
+
+        async def take(connection: aiosqlite.Connection) -> list[OutboxEntry]:
+            rows = await connection.execute_fetchall(
+                f"SELECT {_ENTRY} FROM outbox WHERE due_at <= ? ORDER BY due_at, id LIMIT ?",  # noqa: S608  # a constant
+                (timestamp(now), limit),
+            )
+            leased = [
+                replace(entry, attempts=entry.attempts + 1, due_at=until, lease=str(uuid4()))
+                for entry in map(_entry, map(tuple, rows))
+            ]
+            await connection.executemany(
+                "UPDATE outbox SET attempts = ?, due_at = ?, lease = ? WHERE id = ?",
+                [(entry.attempts, timestamp(until), entry.lease, entry.id) for entry in leased],
+            )
+            return leased
+
+        return await self._file.write(take)
+
+    async def delivered(self, entry: OutboxEntry) -> None:
+        """See ``Outbox.delivered``."""
+        await self._answer("DELETE FROM outbox", [], entry)
+
+    async def postpone(self, entry: OutboxEntry, *, due_at: datetime, reason: str) -> None:
+        """See ``Outbox.postpone``."""
+        await self._answer("UPDATE outbox SET due_at = ?, reason = ?, lease = NULL", [timestamp(due_at), reason], entry)
+
+    async def set_aside(self, entry: OutboxEntry, *, reason: str) -> None:
+        """See ``Outbox.set_aside``."""
+        await self._answer("UPDATE outbox SET due_at = NULL, reason = ?, lease = NULL", [reason], entry)
+
+    async def next_due(self) -> datetime | None:
+        """See ``Outbox.next_due``."""
+        [[due_at]] = await self._file.read("SELECT min(due_at) FROM outbox WHERE due_at IS NOT NULL")
+        return None if due_at is None else datetime.fromisoformat(due_at)
+
+    async def entries(self) -> list[OutboxEntry]:
+        """See ``Outbox.entries``."""
+        return [_entry(row) for row in await self._file.read(f"SELECT {_ENTRY} FROM outbox ORDER BY id")]  # noqa: S608  # a constant
+
+    async def retry(self, entry_id: int, *, now: datetime) -> bool:
+        """See ``Outbox.retry``."""
+        changed = await self._file.change(
+            """
+            UPDATE outbox SET due_at = ?1, attempts = 0, lease = NULL
+            WHERE id = ?2 AND (lease IS NULL OR due_at <= ?1)
+            RETURNING id
+            """,
+            (timestamp(now), entry_id),
+        )
+        return bool(changed)
+
+    async def _answer(self, change: str, values: list[str], entry: OutboxEntry) -> None:
+        await self._file.change(f"{change} WHERE id = ? AND lease = ?", (*values, entry.id, entry.lease))
 
 
 def _view(row: tuple[Any, ...]) -> UserView:
     return {"id": row[0], "email": row[1], "age": row[2], "registered_at": row[3]}
 
 
-@contextmanager
-def _told_as_unavailable(what: str) -> Iterator[None]:
-    """Any failure of SQLite, in the language of the port."""
-    try:
-        yield
-    except sqlite3.Error as error:
-        raise StorageUnavailable(f"{what}: {error}") from error
-
-
-@asynccontextmanager
-async def _connection(path: Path) -> AsyncIterator[aiosqlite.Connection]:
-    # Autocommit: a transaction begins where the code says so, and nowhere else.
-    connection = await aiosqlite.connect(path, timeout=BUSY_TIMEOUT, isolation_level=None)
-    try:
-        yield connection
-    finally:
-        await connection.close()
-
-
-def _prepare(path: Path) -> None:
-    """Make the file if it is missing, switch it to WAL for good, and bring its schema up to date."""
-    with closing(sqlite3.connect(path, timeout=BUSY_TIMEOUT, isolation_level=None)) as connection:
-        _use_wal(connection)
-        _migrate(connection)
-
-
-def _use_wal(connection: sqlite3.Connection) -> None:
-    # SQLite does not always wait for locks here, so the processes that start on a new file at once take turns.
-    deadline = time.monotonic() + BUSY_TIMEOUT
-    while True:
-        try:
-            connection.execute("PRAGMA journal_mode = WAL")
-        except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
-                raise
-            time.sleep(0.01)
-        else:
-            return
-
-
-def _migrate(connection: sqlite3.Connection) -> None:
-    """Run the missing migrations in one transaction."""
-    connection.execute("BEGIN IMMEDIATE")
-    try:
-        [version] = connection.execute("PRAGMA user_version").fetchone()
-        if version > len(MIGRATIONS):
-            raise StorageUnavailable(
-                f"the database has schema {version}, made by a newer usersvc; this one knows up to {len(MIGRATIONS)}"
-            )
-        for migration in MIGRATIONS[version:]:
-            connection.execute(migration)
-        connection.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
-    except BaseException:
-        connection.execute("ROLLBACK")
-        raise
-    connection.execute("COMMIT")
+def _entry(row: tuple[Any, ...]) -> OutboxEntry:
+    entry_id, user_id, email, occurred_at, attempts, due_at, reason, lease = row
+    return OutboxEntry(
+        id=entry_id,
+        event=UserRegistered(UUID(user_id), email, datetime.fromisoformat(occurred_at)),
+        attempts=attempts,
+        due_at=None if due_at is None else datetime.fromisoformat(due_at),
+        reason=reason,
+        lease=lease,
+    )

@@ -1,7 +1,7 @@
 """What the use cases need from outside, in the language of the domain, and what can go wrong there."""
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Protocol, TypedDict
 from uuid import UUID
@@ -22,6 +22,11 @@ class UserView(TypedDict):
     email: str
     age: int
     registered_at: str
+
+
+def utc_now() -> datetime:
+    """The time, in UTC."""
+    return datetime.now(UTC)
 
 
 def timestamp(at: datetime) -> str:
@@ -63,7 +68,7 @@ class Users(Protocol):
     """
 
     async def add(self, user: User) -> None:
-        """Store a new user; when this returns, the user is durable.
+        """Store a new user and its events in one transaction; when this returns, both are durable.
 
         Raises:
             EmailAlreadyRegistered: the mailbox belongs to somebody already.
@@ -102,6 +107,66 @@ class Users(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class OutboxEntry:
+    """An event that somebody is still to be told of."""
+
+    id: int
+    event: UserRegistered
+    attempts: int
+    """How often it has been tried, this time included."""
+    due_at: datetime | None
+    """When it is to be tried next, in UTC; None when it has been set aside."""
+    reason: str | None
+    """Why the last attempt failed."""
+    lease: str | None = None
+    """Names who holds it, for the answers below."""
+
+
+class Outbox(Protocol):
+    """Events stored together with their users, until somebody has been told.
+
+    Whoever leases an entry holds it alone until the lease ends, and gives one of three answers; an answer that comes
+    after the lease was given to somebody else changes nothing. Every method raises ``StorageUnavailable`` when the
+    store cannot answer.
+    """
+
+    async def lease(self, *, now: datetime, until: datetime, limit: int) -> list[OutboxEntry]:
+        """Take at most ``limit`` entries that are due, the longest due first; nobody else has them before ``until``."""
+        ...
+
+    async def delivered(self, entry: OutboxEntry) -> None:
+        """Forget the entry: the person has been told."""
+        ...
+
+    async def postpone(self, entry: OutboxEntry, *, due_at: datetime, reason: str) -> None:
+        """Have it tried again."""
+        ...
+
+    async def set_aside(self, entry: OutboxEntry, *, reason: str) -> None:
+        """Keep it, but do not try it again by itself."""
+        ...
+
+    async def next_due(self) -> datetime | None:
+        """When the first entry is, or ends being leased and is, due; None when none waits."""
+        ...
+
+    async def entries(self) -> list[OutboxEntry]:
+        """Everything in it, in order of registration."""
+        ...
+
+    async def retry(self, entry_id: int, *, now: datetime) -> bool:
+        """Make an entry due, also one that was set aside, with its attempts forgotten.
+
+        False when there is none, or when somebody holds it, who is trying it just now.
+        """
+        ...
+
+
+class Undeliverable(DomainError):
+    """This message will never reach this person; the text says why, and names no address."""
+
+
 class PasswordHasher(Protocol):
     """Turns a password into what may be stored, without keeping the event loop waiting."""
 
@@ -114,5 +179,10 @@ class Notifier(Protocol):
     """Tells people things."""
 
     async def welcome(self, event: UserRegistered) -> None:
-        """Send the mail to a new user. May raise anything: the caller copes."""
+        """Send the mail to a new user.
+
+        Raises:
+            Undeliverable: trying again is of no use.
+            Exception: anything else means that trying again may help.
+        """
         ...

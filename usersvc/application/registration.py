@@ -1,18 +1,12 @@
 """The use cases around registration."""
 
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import datetime
 from uuid import UUID
 
-from usersvc.application.notifications import Notifications
-from usersvc.application.ports import Notifier, Order, Page, PasswordHasher, Users, UserView, view_of
+from usersvc.application.ports import Order, Page, PasswordHasher, Users, UserView, utc_now, view_of
 from usersvc.domain.errors import Violation
 from usersvc.domain.user import EmailAddress, Password, User
-
-
-def utc_now() -> datetime:
-    """The time, in UTC."""
-    return datetime.now(UTC)
 
 
 class UserRegistrationService:
@@ -22,19 +16,28 @@ class UserRegistrationService:
         self,
         users: Users,
         hasher: PasswordHasher,
-        notifier: Notifier,
         *,
         password_min_length: int = Password.MIN_LENGTH,
         clock: Callable[[], datetime] = utc_now,
+        on_registered: Callable[[], None] = lambda: None,
     ) -> None:
+        """Make the service.
+
+        Args:
+            users: where users are kept.
+            hasher: makes a password fit to be kept.
+            password_min_length: in code points; at least ``Password.MIN_LENGTH``.
+            clock: the time, in UTC.
+            on_registered: called when a new event is in the outbox; must return at once.
+        """
         self._users = users
         self._hasher = hasher
-        self._notifications = Notifications(notifier)
         self._clock = clock
+        self._on_registered = on_registered
         self.password_min_length = password_min_length
 
     async def register(self, *, email: str, password: str, age: int) -> UserView:
-        """Make a person a user; when this returns the user is stored, and is being told so.
+        """Make a person a user; when this returns the user is stored, and so is that the person is to be told.
 
         Raises:
             RulesBroken: with every rule that the data break.
@@ -48,7 +51,7 @@ class UserRegistrationService:
         # The time is read after the slow step, right before the user is stored, so that times follow positions.
         user = registration.complete(password_hash, at=self._clock())
         await self._users.add(user)
-        self._notifications.publish(*user.events)
+        self._on_registered()
         return view_of(user)
 
     def violations(
@@ -95,7 +98,3 @@ class UserRegistrationService:
             StorageUnavailable: they cannot.
         """
         await self._users.check()
-
-    async def drain(self) -> None:
-        """Wait until everybody registered so far has been told, or could not be."""
-        await self._notifications.drain()

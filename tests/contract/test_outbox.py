@@ -1,0 +1,320 @@
+"""What every ``Outbox`` has to do, together with the ``Users`` that fill it, run against each of them."""
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import AsyncExitStack
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from usersvc.adapters.memory import InMemoryUsers
+from usersvc.adapters.sqlite import SqliteUsers
+from usersvc.application.ports import Order, Outbox, OutboxEntry
+from usersvc.domain.errors import EmailAlreadyRegistered
+from usersvc.domain.user import PasswordHash, User
+
+NOW = datetime(2026, 1, 31, 9, 30, 0, 123, tzinfo=UTC)
+MINUTE = timedelta(minutes=1)
+LONG_AFTER = NOW + 100 * MINUTE
+
+AnyUsers = InMemoryUsers | SqliteUsers
+Answer = Callable[[Outbox, OutboxEntry], Coroutine[Any, Any, None]]
+
+
+@pytest.fixture(params=["memory", "sqlite"])
+async def views(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[list[AnyUsers]]:
+    """One and the same store as two processes see it; memory is seen by one alone."""
+    if request.param == "memory":
+        users = InMemoryUsers()
+        yield [users, users]
+        return
+    async with AsyncExitStack() as stack:
+        yield [await stack.enter_async_context(SqliteUsers(tmp_path / "users.db")) for _ in range(2)]
+
+
+@pytest.fixture
+def users(views: list[AnyUsers]) -> AnyUsers:
+    return views[0]
+
+
+@pytest.fixture
+def outbox(users: AnyUsers) -> Outbox:
+    return users.outbox
+
+
+def person(email: str, *, at: datetime = NOW) -> User:
+    registration = User.register(email=email, password="correct horse battery", age=30)
+    return registration.complete(PasswordHash("$hash"), at=at)
+
+
+async def add_people(users: AnyUsers, *names: str) -> None:
+    for name in names:
+        await users.add(person(f"{name}@example.com"))
+
+
+async def lease(
+    outbox: Outbox, *, at: datetime = NOW, until: datetime | None = None, limit: int = 10
+) -> list[OutboxEntry]:
+    return await outbox.lease(now=at, until=until or at + MINUTE, limit=limit)
+
+
+def names(entries: list[OutboxEntry]) -> list[str]:
+    return [entry.event.email.partition("@")[0] for entry in entries]
+
+
+async def delivered(outbox: Outbox, entry: OutboxEntry) -> None:
+    await outbox.delivered(entry)
+
+
+async def postponed(outbox: Outbox, entry: OutboxEntry) -> None:
+    await outbox.postpone(entry, due_at=NOW + timedelta(days=1), reason="too late")
+
+
+async def set_aside(outbox: Outbox, entry: OutboxEntry) -> None:
+    await outbox.set_aside(entry, reason="too late")
+
+
+ANSWERS = [delivered, postponed, set_aside]
+
+
+@pytest.mark.parametrize("email", ["alice@example.com", "jo\u0308rg.Müller@bücher.example", '"a \\"b"@example.com'])
+async def test_an_event_is_stored_with_its_user(users: AnyUsers, outbox: Outbox, email: str) -> None:
+    alice = person(email)
+    await users.add(alice)
+
+    assert await users.find(alice.id)
+    [entry] = await outbox.entries()
+    assert (entry.event,) == alice.events
+    assert (entry.event.email, entry.event.occurred_at) == (email, NOW)
+    assert (entry.attempts, entry.due_at, entry.reason, entry.lease) == (0, NOW, None, None)
+
+
+async def test_a_refused_user_leaves_no_event(users: AnyUsers, outbox: Outbox) -> None:
+    await users.add(person("alice@example.com"))
+    with pytest.raises(EmailAlreadyRegistered):
+        await users.add(person("ALICE@example.com"))
+
+    assert [entry.event.email for entry in await outbox.entries()] == ["alice@example.com"]
+
+
+async def test_every_user_has_an_event_and_every_event_a_user(views: list[AnyUsers]) -> None:
+    async def attempt(number: int) -> None:
+        try:
+            await views[number % 2].add(person(f"user{number // 2}@example.com"))
+        except EmailAlreadyRegistered:
+            return
+
+    await asyncio.gather(*map(attempt, range(40)))
+
+    listed = await views[0].page(limit=100, order=Order.ASC, after=None, mailbox=None)
+    told_of = [str(entry.event.user_id) for entry in await views[1].outbox.entries()]
+    assert [user["id"] for user in listed.users] == told_of
+    assert len(told_of) == 20
+
+
+async def test_a_leased_entry_is_the_events_and_is_held(users: AnyUsers, outbox: Outbox) -> None:
+    alice = person("alice@example.com")
+    await users.add(alice)
+    [entry] = await lease(outbox)
+
+    assert (entry.event,) == alice.events
+    assert (entry.attempts, entry.due_at, entry.reason) == (1, NOW + MINUTE, None)
+    assert entry.lease
+    assert await outbox.entries() == [entry]
+
+
+async def test_an_empty_outbox_has_nothing_to_lease(outbox: Outbox) -> None:
+    assert await lease(outbox) == []
+    assert await outbox.next_due() is None
+    assert await outbox.entries() == []
+
+
+async def test_what_is_not_due_yet_is_not_leased(users: AnyUsers, outbox: Outbox) -> None:
+    await add_people(users, "alice")
+    assert await lease(outbox, at=NOW - timedelta(microseconds=1)) == []
+    assert names(await lease(outbox, at=NOW)) == ["alice"]
+
+
+async def test_at_most_as_many_as_wanted_are_leased_the_longest_due_first(users: AnyUsers, outbox: Outbox) -> None:
+    for name, minutes in {"third": 3, "first": 1, "fourth": 4, "second": 2}.items():
+        await users.add(person(f"{name}@example.com", at=NOW + minutes * MINUTE))
+
+    assert names(await lease(outbox, at=LONG_AFTER, limit=3)) == ["first", "second", "third"]
+    assert names(await lease(outbox, at=LONG_AFTER, limit=3)) == ["fourth"]
+
+
+async def test_what_is_due_since_the_same_time_comes_in_order_of_registration(users: AnyUsers, outbox: Outbox) -> None:
+    await add_people(users, *"dacb")
+    assert names(await lease(outbox)) == ["d", "a", "c", "b"]
+
+
+async def test_whoever_leases_holds_alone(views: list[AnyUsers]) -> None:
+    await add_people(views[0], *(f"user{n}" for n in range(40)))
+    leases = await asyncio.gather(*(lease(views[n % 2].outbox, limit=3) for n in range(20)))
+
+    held = [entry for leased in leases for entry in leased]
+    assert Counter(names(held)) == {f"user{n}": 1 for n in range(40)}
+    assert len({(entry.id, entry.lease) for entry in held}) == 40
+
+
+async def test_a_lease_ends(views: list[AnyUsers]) -> None:
+    await add_people(views[0], "alice")
+    [first] = await lease(views[0].outbox)
+
+    assert await lease(views[1].outbox, at=NOW + MINUTE - timedelta(microseconds=1)) == []
+    [second] = await lease(views[1].outbox, at=NOW + MINUTE)
+    assert (second.id, second.attempts) == (first.id, 2)
+    assert second.lease != first.lease
+
+
+async def test_what_is_delivered_is_forgotten(users: AnyUsers, outbox: Outbox) -> None:
+    await add_people(users, "alice", "bob")
+    [alice] = await lease(outbox, limit=1)
+    await outbox.delivered(alice)
+
+    assert names(await outbox.entries()) == ["bob"]
+    assert names(await lease(outbox, at=LONG_AFTER)) == ["bob"]
+    assert await users.find(alice.event.user_id)
+
+
+async def test_what_is_postponed_comes_again_when_it_is_due(users: AnyUsers, outbox: Outbox) -> None:
+    await add_people(users, "alice")
+    [entry] = await lease(outbox)
+    due_at = NOW + 5 * MINUTE
+    await outbox.postpone(entry, due_at=due_at, reason="ConnectionError: größer")
+
+    [waiting] = await outbox.entries()
+    assert (waiting.attempts, waiting.due_at, waiting.reason) == (1, due_at, "ConnectionError: größer")
+    assert waiting.lease is None
+    assert await lease(outbox, at=due_at - timedelta(microseconds=1)) == []
+    [again] = await lease(outbox, at=due_at)
+    assert (again.id, again.attempts, again.reason) == (entry.id, 2, "ConnectionError: größer")
+
+
+async def test_what_is_set_aside_stays_but_does_not_come_again(users: AnyUsers, outbox: Outbox) -> None:
+    await add_people(users, "alice")
+    [entry] = await lease(outbox)
+    await outbox.set_aside(entry, reason="nobody lives there")
+
+    [kept] = await outbox.entries()
+    assert (kept.event, kept.attempts) == (entry.event, 1)
+    assert (kept.due_at, kept.reason, kept.lease) == (None, "nobody lives there", None)
+    assert await lease(outbox, at=NOW + timedelta(days=1000)) == []
+    assert await outbox.next_due() is None
+
+
+@pytest.mark.parametrize("answer", ANSWERS)
+async def test_an_answer_after_somebody_else_has_the_lease_changes_nothing(
+    views: list[AnyUsers], answer: Answer
+) -> None:
+    await add_people(views[0], "alice")
+    [late] = await lease(views[0].outbox)
+    [held] = await lease(views[1].outbox, at=NOW + MINUTE)
+    await answer(views[0].outbox, late)
+
+    assert await views[0].outbox.entries() == [held]
+
+
+@pytest.mark.parametrize("answer", ANSWERS)
+@pytest.mark.parametrize("first", ANSWERS)
+async def test_a_second_answer_changes_nothing(users: AnyUsers, outbox: Outbox, first: Answer, answer: Answer) -> None:
+    await add_people(users, "alice")
+    [entry] = await lease(outbox)
+    await first(outbox, entry)
+    after_the_first = await outbox.entries()
+    await answer(outbox, entry)
+
+    assert await outbox.entries() == after_the_first
+
+
+@pytest.mark.parametrize("answer", ANSWERS)
+async def test_an_answer_for_what_was_never_leased_changes_nothing(
+    users: AnyUsers, outbox: Outbox, answer: Answer
+) -> None:
+    await add_people(users, "alice")
+    [entry] = await outbox.entries()
+    await answer(outbox, entry)
+    assert await outbox.entries() == [entry]
+
+
+async def test_an_answer_still_counts_after_the_end_of_a_lease_that_nobody_else_has(
+    users: AnyUsers, outbox: Outbox
+) -> None:
+    await add_people(users, "alice")
+    [entry] = await lease(outbox)
+    # No clock is involved: the mail has been sent, and nobody is sending it again.
+    await outbox.delivered(entry)
+    assert await outbox.entries() == []
+
+
+async def test_next_due_is_when_the_first_is_due_or_ends_being_leased(users: AnyUsers, outbox: Outbox) -> None:
+    await users.add(person("later@example.com", at=NOW + 3 * MINUTE))
+    await users.add(person("soon@example.com", at=NOW))
+    assert await outbox.next_due() == NOW
+    [soon] = await lease(outbox, until=NOW + 2 * MINUTE)
+    assert await outbox.next_due() == NOW + 2 * MINUTE
+    await outbox.postpone(soon, due_at=NOW + 5 * MINUTE, reason="-")
+    assert await outbox.next_due() == NOW + 3 * MINUTE
+
+
+async def test_entries_are_in_order_of_registration_whatever_became_of_them(users: AnyUsers, outbox: Outbox) -> None:
+    await add_people(users, *"abcd")
+    [a, b, *_] = await lease(outbox, limit=3)
+    await outbox.postpone(a, due_at=LONG_AFTER, reason="-")
+    await outbox.set_aside(b, reason="-")
+    assert names(await outbox.entries()) == ["a", "b", "c", "d"]
+
+
+async def test_an_id_is_never_given_out_again(users: AnyUsers, outbox: Outbox) -> None:
+    await add_people(users, "alice")
+    [alice] = await lease(outbox)
+    await outbox.delivered(alice)
+    await add_people(users, "bob")
+    [bob] = await lease(outbox)
+    assert bob.id != alice.id
+
+
+async def test_a_retry_of_what_was_set_aside_makes_it_due_with_its_attempts_forgotten(
+    users: AnyUsers, outbox: Outbox
+) -> None:
+    await add_people(users, "alice")
+    [entry] = await lease(outbox)
+    await outbox.set_aside(entry, reason="nobody lives there")
+
+    assert await outbox.retry(entry.id, now=LONG_AFTER)
+    assert await outbox.next_due() == LONG_AFTER
+    [again] = await lease(outbox, at=LONG_AFTER)
+    assert (again.id, again.attempts, again.reason) == (entry.id, 1, "nobody lives there")
+
+
+async def test_a_retry_of_what_waits_makes_it_due_now(users: AnyUsers, outbox: Outbox) -> None:
+    await add_people(users, "alice")
+    [entry] = await lease(outbox)
+    await outbox.postpone(entry, due_at=LONG_AFTER, reason="-")
+
+    assert await outbox.retry(entry.id, now=NOW + MINUTE)
+    assert names(await lease(outbox, at=NOW + MINUTE)) == ["alice"]
+
+
+async def test_a_retry_of_what_somebody_is_just_trying_changes_nothing(users: AnyUsers, outbox: Outbox) -> None:
+    await add_people(users, "alice")
+    [held] = await lease(outbox)
+
+    assert not await outbox.retry(held.id, now=NOW + MINUTE / 2)
+    assert await outbox.entries() == [held]
+    # Its holder has crashed.
+    assert await outbox.retry(held.id, now=NOW + MINUTE)
+    await outbox.delivered(held)
+    [waiting] = await outbox.entries()
+    assert (waiting.attempts, waiting.due_at, waiting.lease) == (0, NOW + MINUTE, None)
+
+
+async def test_a_retry_of_what_is_not_there_is_told(users: AnyUsers, outbox: Outbox) -> None:
+    await add_people(users, "alice")
+    [alice] = await lease(outbox)
+    assert not await outbox.retry(alice.id + 1, now=NOW)
+    await outbox.delivered(alice)
+    assert not await outbox.retry(alice.id, now=NOW)

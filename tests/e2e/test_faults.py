@@ -1,0 +1,281 @@
+"""The real service while its disk is full, its file is locked or gone, and when it is stopped under load."""
+
+import os
+import resource
+import shutil
+import sqlite3
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.e2e.api import assert_problem, person, register
+from tests.e2e.server import SERVE, Service, StartService, run_to_end, running
+
+BOUND = 15.0
+"""Seconds within which everything is answered, whatever happens: the service promises four, machines may be slow."""
+
+
+@contextmanager
+def bounded_client(service: Service) -> Iterator[httpx.Client]:
+    """A client for which an answer that does not come in bounded time is an error."""
+    with httpx.Client(base_url=service.url, trust_env=False, timeout=BOUND) as client:
+        yield client
+
+
+def assert_unavailable(response: httpx.Response) -> None:
+    assert_problem(response, 503, "storage-unavailable")
+    assert int(response.headers["Retry-After"]) > 0
+
+
+def assert_fault_is_told(service: Service) -> None:
+    """Nothing is stored, many at once are told so, and the process lives."""
+    with bounded_client(service) as client, ThreadPoolExecutor(24) as crowd:
+        answers = list(crowd.map(lambda sent: client.post("/register", json=sent), [person() for _ in range(24)]))
+        for answer in answers:
+            assert_unavailable(answer)
+        assert_unavailable(client.get("/readyz"))
+        assert client.get("/livez").status_code == 200
+
+
+def assert_well(service: Service, registered: list[str]) -> None:
+    """The service takes somebody new, and has all who were registered before and nobody else."""
+    with bounded_client(service) as client:
+        assert client.get("/readyz").status_code == 200
+        registered.append(register(client)["id"])
+        assert ids(client) == registered
+
+
+def ids(client: httpx.Client) -> list[str]:
+    return [user["id"] for user in client.get("/users?limit=200").json()["data"]]
+
+
+def ids_in(path: Path) -> list[str]:
+    with closing(sqlite3.connect(path)) as database:
+        assert database.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+        return [user_id for (user_id,) in database.execute("SELECT id FROM users ORDER BY position")]
+
+
+# --- the disk -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="only Linux can limit another process")
+def test_no_room_for_a_file_to_grow_is_told_until_there_is(start: StartService) -> None:
+    service = start()
+    registered: list[str] = []
+    assert_well(service, registered)
+
+    def limit(size: int) -> None:
+        resource.prlimit(service._process.pid, resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+
+    limit(0)
+    assert_fault_is_told(service)
+    with bounded_client(service) as client:
+        assert ids(client) == registered
+    limit(resource.RLIM_INFINITY)
+    assert_well(service, registered)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """The folder of a file system with little room."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    options = ["-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)]
+    if os.geteuid() != 0 or subprocess.run(["mount", *options], capture_output=True, check=False).returncode != 0:
+        pytest.skip("this user may not mount")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def test_a_full_disk_is_told_until_there_is_room(small_disk: Path) -> None:
+    with running(small_disk) as service:
+        registered: list[str] = []
+        assert_well(service, registered)
+        ballast = small_disk / "ballast"
+        with ballast.open("wb", buffering=0) as file, suppress(OSError):
+            while file.write(bytes(4096)):
+                pass
+
+        assert_fault_is_told(service)
+
+        ballast.unlink()
+        assert_well(service, registered)
+        assert service.stop() == 0
+        assert ids_in(small_disk / "usersvc.db") == registered
+
+
+def test_a_read_only_disk_stops_the_start_in_one_line(small_disk: Path) -> None:
+    registered: list[str] = []
+    with running(small_disk) as service:
+        assert_well(service, registered)
+        service.stop()
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    refused = run_to_end(small_disk, {})
+    assert refused.returncode != 0
+    assert "StorageUnavailable: cannot open the database: the file cannot be written to" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    subprocess.run(["mount", "-o", "remount,rw", small_disk], check=True)
+    with running(small_disk) as service:
+        assert_well(service, registered)
+
+
+# --- locks ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lock", ["IMMEDIATE", "EXCLUSIVE"])
+def test_a_lock_that_is_held_for_long_is_told_until_it_is_gone(start: StartService, lock: str) -> None:
+    service = start()
+    registered: list[str] = []
+    assert_well(service, registered)
+    with closing(sqlite3.connect(service.folder / "usersvc.db", isolation_level=None)) as other:
+        other.execute(f"BEGIN {lock}")
+        assert_fault_is_told(service)
+        with bounded_client(service) as client:
+            assert ids(client) == registered
+    assert_well(service, registered)
+
+
+def test_asked_to_stop_while_the_file_is_locked_it_answers_and_ends(start: StartService) -> None:
+    service = start()
+    with (
+        closing(sqlite3.connect(service.folder / "usersvc.db", isolation_level=None)) as other,
+        bounded_client(service) as client,
+        ThreadPoolExecutor(8) as crowd,
+    ):
+        other.execute("BEGIN IMMEDIATE")
+        answers = [crowd.submit(client.post, "/register", json=person()) for _ in range(8)]
+        # One line for the first that has waited for the lock: the others are waiting by then.
+        service.wait_for_output("storage-unavailable")
+        late = crowd.submit(client.post, "/register", json=person())
+        service.ask_to_stop()
+        for answer in answers:
+            assert_unavailable(answer.result())
+        # Unless it came when nothing new was taken any more.
+        with suppress(httpx.TransportError):
+            assert_unavailable(late.result())
+        assert service.ended() == 0
+
+
+# --- the file goes --------------------------------------------------------------------------------------------------
+
+
+def _move_file(folder: Path) -> Callable[[], object]:
+    elsewhere = folder / "elsewhere.db"
+    (folder / "usersvc.db").rename(elsewhere)
+    return lambda: elsewhere.rename(folder / "usersvc.db")
+
+
+def _move_folder(folder: Path) -> Callable[[], object]:
+    elsewhere = folder.with_name("elsewhere")
+    folder.rename(elsewhere)
+    return lambda: elsewhere.rename(folder)
+
+
+def _replace_folder(folder: Path) -> Callable[[], object]:
+    elsewhere = folder.with_name("elsewhere")
+    folder.rename(elsewhere)
+    folder.mkdir()
+
+    def restore() -> None:
+        folder.rmdir()
+        elsewhere.rename(folder)
+
+    return restore
+
+
+def _replace_file(folder: Path) -> Callable[[], object]:
+    elsewhere = folder / "elsewhere.db"
+    (folder / "usersvc.db").rename(elsewhere)
+    (folder / "usersvc.db").touch()
+    return lambda: elsewhere.rename(folder / "usersvc.db")
+
+
+def test_storage_that_goes_is_missed_until_it_is_back(tmp_path: Path) -> None:
+    folder = tmp_path / "volume"
+    folder.mkdir()
+    path = folder / "usersvc.db"
+    registered: list[str] = []
+    # Its working folder is another one, as that would stay whatever its name.
+    with running(tmp_path, {"USERSVC_DATABASE_URL": f"sqlite:///{path}"}) as service:
+        for fault in (_move_file, _move_folder, _replace_folder, _replace_file):
+            assert_well(service, registered)
+            restore = fault(folder)
+            assert_fault_is_told(service)
+            assert not path.exists() or path.stat().st_size == 0
+            restore()
+        assert_well(service, registered)
+        assert service.stop() == 0
+    assert ids_in(path) == registered
+
+
+def test_a_restored_copy_is_used_without_a_restart(tmp_path: Path) -> None:
+    folder = tmp_path / "volume"
+    folder.mkdir()
+    path = folder / "usersvc.db"
+    settings = {"USERSVC_DATABASE_URL": f"sqlite:///{path}"}
+    registered: list[str] = []
+    with running(tmp_path, settings) as service:
+        assert_well(service, registered)
+        saved = run_to_end(tmp_path, settings, (*SERVE[:-1], "db", "backup", "saved.db"))
+        assert saved.returncode == 0, saved.stderr
+        assert_well(service, registered.copy())
+        shutil.rmtree(folder)
+        assert_fault_is_told(service)
+        folder.mkdir()
+        (tmp_path / "saved.db").rename(path)
+        assert_well(service, registered)
+        assert service.stop() == 0
+    assert ids_in(path) == registered
+
+
+# --- the end --------------------------------------------------------------------------------------------------------
+
+
+def test_asked_to_stop_under_load_it_keeps_what_it_has_answered(start: StartService) -> None:
+    service = start()
+    enough = threading.Event()
+    answered: list[str] = []
+    unanswered: list[str] = []
+
+    def register_on_and_on(*, keep_alive: bool) -> None:
+        """Until the service takes no more."""
+        headers = {} if keep_alive else {"Connection": "close"}
+        with bounded_client(service) as client:
+            while True:
+                sent = person()
+                try:
+                    response = client.post("/register", json=sent, headers=headers)
+                except httpx.ConnectError:
+                    return
+                except httpx.TransportError:
+                    unanswered.append(sent["email"])
+                    continue
+                assert response.status_code == 201, response.text
+                answered.append(sent["email"])
+                if len(answered) > 100:
+                    enough.set()
+
+    with ThreadPoolExecutor(8) as crowd:
+        people = [crowd.submit(register_on_and_on, keep_alive=bool(n % 2)) for n in range(8)]
+        assert enough.wait(30)
+        service.ask_to_stop()
+        assert service.ended() == 0
+        for somebody in people:
+            somebody.result()
+
+    assert "Application shutdown complete" in service.output
+    assert "Traceback" not in service.output
+    assert [file.name for file in service.folder.iterdir()] == ["usersvc.db"]
+    with closing(sqlite3.connect(service.folder / "usersvc.db")) as database:
+        stored = [email for (email,) in database.execute("SELECT email FROM users")]
+    # Who got no answer had come too late to be taken, and so is not there either.
+    assert sorted(stored) == sorted(answered)
+    assert not set(stored) & set(unanswered)

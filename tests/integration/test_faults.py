@@ -1,0 +1,342 @@
+"""What ``SqliteUsers`` does when its disk, its file or another process is in the way."""
+
+# ruff: noqa: ASYNC240  # no test waits for another while it moves its files
+
+import asyncio
+import os
+import shutil
+import sqlite3
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import closing
+from datetime import UTC, datetime
+from pathlib import Path
+
+import aiosqlite
+import pytest
+
+from usersvc.adapters import sqlite_file
+from usersvc.adapters.sqlite import SqliteUsers
+from usersvc.application.ports import Order, StorageUnavailable
+from usersvc.domain.user import PasswordHash, User
+
+
+def person(name: str) -> User:
+    registration = User.register(email=f"{name}@example.com", password="correct horse battery", age=30)
+    return registration.complete(PasswordHash("$hash"), at=datetime.now(UTC))
+
+
+async def names(users: SqliteUsers) -> list[str]:
+    page = await users.page(limit=200, order=Order.ASC, after=None, mailbox=None)
+    return [user["email"].partition("@")[0] for user in page.users]
+
+
+async def open_and_close(path: Path) -> None:
+    async with SqliteUsers(path):
+        pass
+
+
+async def assert_unavailable(users: SqliteUsers, name: str) -> None:
+    for attempt in (users.check(), users.add(person(name)), names(users), users.outbox.entries()):
+        with pytest.raises(StorageUnavailable):
+            await attempt
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    # A folder of its own, as a volume that can go.
+    folder = tmp_path / "volume"
+    folder.mkdir()
+    return folder / "users.db"
+
+
+@pytest.fixture
+async def users(path: Path) -> AsyncIterator[SqliteUsers]:
+    async with SqliteUsers(path) as users:
+        yield users
+
+
+# --- storage that goes, and comes back ------------------------------------------------------------------------------
+
+
+async def test_a_file_that_is_moved_away_is_missed_until_it_is_back(path: Path, users: SqliteUsers) -> None:
+    await users.add(person("alice"))
+    elsewhere = path.with_name("elsewhere")
+    path.rename(elsewhere)
+
+    await assert_unavailable(users, "bob")
+    assert not path.exists(), "an empty file in its place would let everybody in again"
+
+    elsewhere.rename(path)
+    await users.add(person("carol"))
+    assert await names(users) == ["alice", "carol"]
+
+
+async def test_a_folder_that_goes_is_missed_until_it_is_back(path: Path, users: SqliteUsers) -> None:
+    await users.add(person("alice"))
+    elsewhere = path.parent.with_name("elsewhere")
+    path.parent.rename(elsewhere)
+    await assert_unavailable(users, "bob")
+
+    path.parent.mkdir()
+    await assert_unavailable(users, "bob")
+    assert list(path.parent.iterdir()) == []
+
+    path.parent.rmdir()
+    elsewhere.rename(path.parent)
+    await users.add(person("carol"))
+    assert await names(users) == ["alice", "carol"]
+
+
+async def test_another_database_in_its_place_is_used(path: Path, users: SqliteUsers, tmp_path: Path) -> None:
+    await users.add(person("alice"))
+    saved = tmp_path / "saved.db"
+    sqlite_file.backup(path, saved)
+    await users.add(person("bob"))
+    shutil.rmtree(path.parent)
+    await assert_unavailable(users, "carol")
+
+    path.parent.mkdir()
+    saved.rename(path)
+
+    assert await names(users) == ["alice"]
+    await users.add(person("dave"))
+    assert await names(users) == ["alice", "dave"]
+    with closing(sqlite3.connect(path)) as file:
+        assert file.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+        assert file.execute("SELECT count(*) FROM users").fetchone() == (2,)
+
+
+async def test_another_database_beside_the_old_wal_is_not_touched(
+    path: Path, users: SqliteUsers, tmp_path: Path
+) -> None:
+    await users.add(person("alice"))
+    saved = tmp_path / "saved.db"
+    sqlite_file.backup(path, saved)
+    await users.add(person("bob"))
+    before = saved.read_bytes()
+    path.rename(tmp_path / "old.db")
+    shutil.copy(saved, path)
+
+    with pytest.raises(StorageUnavailable, match="-wal and -shm"):
+        await users.check()
+    await assert_unavailable(users, "carol")
+    assert path.read_bytes() == before
+
+    (tmp_path / "old.db").rename(path)
+    assert await names(users) == ["alice", "bob"]
+
+
+@pytest.mark.parametrize("content", [b"", b"no database" * 500], ids=["empty", "rubbish"])
+async def test_no_database_in_its_place_is_left_alone(path: Path, users: SqliteUsers, content: bytes) -> None:
+    await users.add(person("alice"))
+    elsewhere = path.parent.with_name("elsewhere")
+    path.parent.rename(elsewhere)
+    path.parent.mkdir()
+    path.write_bytes(content)
+
+    await assert_unavailable(users, "bob")
+    assert path.read_bytes() == content
+
+    shutil.rmtree(path.parent)
+    elsewhere.rename(path.parent)
+    await users.add(person("carol"))
+    assert await names(users) == ["alice", "carol"]
+
+
+async def test_a_file_that_went_while_it_was_written_to_does_not_count(path: Path, users: SqliteUsers) -> None:
+    async def go(connection: aiosqlite.Connection) -> None:
+        path.rename(path.with_name("elsewhere"))
+
+    with pytest.raises(StorageUnavailable, match="moved or replaced while it was used"):
+        await users._file.write(go)
+
+
+async def test_a_wal_without_its_database_is_not_thrown_away(path: Path, users: SqliteUsers, tmp_path: Path) -> None:
+    await users.add(person("alice"))
+    # As after a crash, with the file itself put elsewhere.
+    folder = tmp_path / "crashed"
+    folder.mkdir()
+    for suffix in ("", "-wal"):
+        shutil.copy(f"{path}{suffix}", folder / f"users.db{suffix}")
+    database, elsewhere = folder / "users.db", folder / "elsewhere"
+    database.rename(elsewhere)
+
+    for _ in range(2):
+        with pytest.raises(StorageUnavailable, match="-wal"):
+            await open_and_close(database)
+        # The second time there is an empty file.
+        database.touch()
+
+    elsewhere.rename(database)
+    async with SqliteUsers(database) as again:
+        assert await names(again) == ["alice"]
+
+
+# --- disks and files that cannot be written to ----------------------------------------------------------------------
+
+
+async def test_a_full_disk_takes_nothing_and_loses_nothing(users: SqliteUsers) -> None:
+    await users.add(person("alice"))
+    # SQLite's own idea of a full disk: the file may not grow.
+    [[pages]] = await users._file.change("PRAGMA page_count")
+    await users._file.change(f"PRAGMA max_page_count = {pages}")
+    stored = 0
+    try:
+        while stored < 1000:
+            await users.add(person(f"user{stored}"))
+            stored += 1
+    except StorageUnavailable as error:
+        assert "full" in str(error)
+    assert stored < 1000
+    await users._file.change("PRAGMA max_page_count = 1000000")
+    await users.add(person("bob"))
+    assert await names(users) == ["alice", *(f"user{n}" for n in range(stored)), "bob"]
+    assert len(await users.outbox.entries()) == stored + 2
+
+
+async def test_a_read_only_file_is_refused_until_it_can_be_written_to(path: Path) -> None:
+    async with SqliteUsers(path) as users:
+        await users.add(person("alice"))
+    path.chmod(0o444)
+    if os.access(path, os.W_OK):
+        pytest.skip("this user may write to every file")
+    with pytest.raises(StorageUnavailable, match="cannot be written to"):
+        await open_and_close(path)
+    # A look has left nothing behind that would be read-only later.
+    assert list(path.parent.iterdir()) == [path]
+    path.chmod(0o644)
+    async with SqliteUsers(path) as users:
+        await users.add(person("bob"))
+
+
+# --- waiting --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite_file, "BUSY_TIMEOUT", 0.05)
+    monkeypatch.setattr(sqlite_file, "PATIENCE", 0.2)
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_all_who_wait_for_a_locked_database_are_told(path: Path) -> None:
+    async with SqliteUsers(path) as users:
+        with closing(sqlite3.connect(path, isolation_level=None)) as other:
+            other.execute("BEGIN EXCLUSIVE")
+            async with asyncio.timeout(10):
+                outcomes = await asyncio.gather(
+                    *(users.add(person(f"user{n}")) for n in range(50)), return_exceptions=True
+                )
+            assert {type(outcome) for outcome in outcomes} == {StorageUnavailable}
+            assert await names(users) == []
+        await asyncio.gather(*(users.add(person(f"user{n}")) for n in range(5)))
+        assert len(await names(users)) == 5
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_a_disk_that_hangs_holds_nobody(path: Path) -> None:
+    async with SqliteUsers(path) as users:
+        woken = asyncio.Event()
+
+        async def hang(connection: aiosqlite.Connection) -> None:
+            await connection.execute("UPDATE sqlite_sequence SET seq = seq")
+            await woken.wait()
+
+        async with asyncio.timeout(10):
+            outcomes = await asyncio.gather(
+                users._file.write(hang),
+                *(users.add(person(f"user{n}")) for n in range(50)),
+                return_exceptions=True,
+            )
+            assert {str(outcome) for outcome in outcomes} == {"cannot write: no answer in time"}
+            # It still hangs, and reading does not.
+            with pytest.raises(StorageUnavailable, match="no answer in time"):
+                await users.check()
+            assert await names(users) == []
+
+        woken.set()
+        await users.add(person("alice"))
+        assert await names(users) == ["alice"]
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_reading_that_hangs_holds_nobody(path: Path) -> None:
+    async with SqliteUsers(path) as users:
+        woken = threading.Event()
+        await (await users._file._reader.current()).create_function("hang", 0, woken.wait)
+
+        async with asyncio.timeout(10):
+            outcomes = await asyncio.gather(
+                users._file.read("SELECT hang()"), *(names(users) for _ in range(50)), return_exceptions=True
+            )
+        assert {str(outcome) for outcome in outcomes} == {"cannot read: no answer in time"}
+        await users.add(person("alice"))
+        woken.set()
+        assert await names(users) == ["alice"]
+
+
+async def test_who_goes_in_the_middle_leaves_nothing_half_done(users: SqliteUsers) -> None:
+    for steps in range(40):
+        registration = asyncio.create_task(users.add(person(f"user{steps}")))
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        registration.cancel()
+        follower = users.add(person(f"follower{steps}"))
+        await asyncio.gather(registration, return_exceptions=True)
+        await follower
+
+    stored = await names(users)
+    assert sum(name.startswith("follower") for name in stored) == 40
+    assert [entry.event.email.partition("@")[0] for entry in await users.outbox.entries()] == stored
+
+
+async def test_a_write_whose_caller_has_gone_is_undone(users: SqliteUsers) -> None:
+    begun, woken = asyncio.Event(), asyncio.Event()
+
+    async def insert(connection: aiosqlite.Connection) -> None:
+        begun.set()
+        await woken.wait()
+        await connection.execute("INSERT INTO outbox (user_id, email, occurred_at) VALUES ('1', '', '')")
+
+    writing = asyncio.create_task(users._file.write(insert))
+    await begun.wait()
+    writing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await writing
+    woken.set()
+    await users.add(person("alice"))
+    assert [entry.event.email for entry in await users.outbox.entries()] == ["alice@example.com"]
+
+
+async def test_work_that_fails_is_undone_whole(users: SqliteUsers) -> None:
+    async def fail(connection: aiosqlite.Connection) -> None:
+        await connection.execute("INSERT INTO outbox (user_id, email, occurred_at) VALUES ('1', '', '')")
+        raise KeyError
+
+    with pytest.raises(KeyError):
+        await users._file.write(fail)
+    assert await users.outbox.entries() == []
+    await users.add(person("alice"))
+
+
+async def test_nothing_is_done_after_the_end(path: Path) -> None:
+    async with SqliteUsers(path) as users:
+        pass
+    await assert_unavailable(users, "alice")
+    assert [file.name for file in path.parent.iterdir()] == ["users.db"]
+
+
+@pytest.mark.parametrize("spoil", [lambda path: path.unlink(), lambda path: path.write_bytes(b"x" * 4096)])
+async def test_a_second_opening_that_fails_closes_the_first(
+    path: Path, monkeypatch: pytest.MonkeyPatch, spoil: Callable[[Path], object]
+) -> None:
+    prepare = sqlite_file._prepare
+
+    def prepare_and_spoil(path: Path, *, create: bool) -> None:
+        prepare(path, create=create)
+        spoil(path)
+
+    monkeypatch.setattr(sqlite_file, "_prepare", prepare_and_spoil)
+    with pytest.raises(StorageUnavailable):
+        await open_and_close(path)

@@ -1,0 +1,453 @@
+"""The SQLite file: its schema versions, who may use it when, how it is opened, copied and checked."""
+
+import asyncio
+import os
+import sqlite3
+import time
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextlib import closing, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import aiosqlite
+
+from usersvc.application.ports import StorageUnavailable
+
+T = TypeVar("T")
+
+Work = Callable[[aiosqlite.Connection], Coroutine[Any, Any, T]]
+
+BUSY_TIMEOUT = 2.0
+"""How long a statement waits for another process's lock, in seconds."""
+PATIENCE = 4.0
+"""How long any call waits for the store in all, in seconds, before it says that the store is not available."""
+OPENING_TIMEOUT = 10.0
+"""How long opening waits for a lock, in seconds: other processes may be making the file, or upgrading it."""
+
+WAL_LIMIT = 16 * 1024 * 1024
+"""What a WAL that a long read has let grow is cut back to, in bytes. It has about 4 MB when nobody reads for long."""
+LOOKED_THROUGH = 64 * 1024 * 1024
+"""Up to which size a file is looked through for damage when it is opened, in bytes.
+
+That takes some 2 ms a megabyte when the file is in memory, more when it is not: a restart would keep the users of a
+large file waiting. There, damage is found by whoever meets the page (it is told as not available, never shown as
+data), and by ``usersvc db check``.
+"""
+
+MIGRATIONS = (
+    # AUTOINCREMENT: a position is never given out again, even when its user is gone.
+    """
+    CREATE TABLE users (
+        position INTEGER PRIMARY KEY AUTOINCREMENT,
+        id TEXT NOT NULL UNIQUE,
+        mailbox TEXT NOT NULL UNIQUE,
+        email TEXT NOT NULL,
+        age INTEGER NOT NULL,
+        password_hash TEXT NOT NULL,
+        registered_at TEXT NOT NULL
+    ) STRICT;
+    """,
+    # Who was registered before there was an outbox has been told. due_at is null for an entry that is set aside, and
+    # the end of the lease for one that is leased.
+    """
+    CREATE TABLE outbox (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        user_id TEXT NOT NULL,
+        email TEXT NOT NULL,
+        occurred_at TEXT NOT NULL,
+        attempts INTEGER NOT NULL DEFAULT 0,
+        due_at TEXT,
+        reason TEXT,
+        lease TEXT
+    ) STRICT;
+    CREATE INDEX outbox_due_at ON outbox (due_at) WHERE due_at IS NOT NULL;
+    """,
+)
+"""What leads from each schema version (``PRAGMA user_version``) to the next."""
+
+
+class DatabaseFile:
+    """The open file: a connection that reads and one that writes, so that reading never waits for a write.
+
+    What ``write`` has returned for is on the disk, in the file that the path names. When that file is moved away, every
+    call says so until it is back; when another has taken its place whole, that one is used from then on.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._reader = _Connection(path, "PRAGMA query_only = ON")
+        self._writer = _Connection(path, "PRAGMA synchronous = FULL", f"PRAGMA journal_size_limit = {WAL_LIMIT}")
+        self._writing = asyncio.Lock()
+
+    async def open(self) -> None:
+        """Open it, made if it is missing, with its schema brought up to date.
+
+        Raises:
+            StorageUnavailable: it cannot be opened, is no SQLite database, is damaged, or is of a newer schema.
+        """
+        with _told_as_unavailable("cannot open the database"):
+            try:
+                # Before aiosqlite, whose thread may outlive the event loop when it cannot open a file.
+                await asyncio.to_thread(_prepare, self._path, create=True)
+                await self._writer.open()
+                await self._reader.open()
+            except BaseException:
+                await self.close()
+                raise
+
+    async def close(self) -> None:
+        """Let what is in hand finish, and close it; the last process to do so leaves one file, without a WAL."""
+        try:
+            await self._reader.close()
+        finally:
+            async with self._writing:
+                await self._writer.close()
+
+    async def read(self, query: str, values: Sequence[int | str] = ()) -> list[Any]:
+        """The rows that a query gives.
+
+        Raises:
+            StorageUnavailable: they cannot be read, or not within ``PATIENCE``.
+        """
+        with _told_as_unavailable("cannot read"):
+            async with asyncio.timeout(PATIENCE):
+                return await _rows(query, values, await self._reader.current())
+
+    async def change(self, statement: str, values: Sequence[int | str | None] = ()) -> list[Any]:
+        """Run one statement in a transaction of its own; give the rows that it returns. See ``write``."""
+        return await self.write(partial(_rows, statement, values))
+
+    async def write(self, work: Work[T]) -> T:
+        """Do some work in a transaction that has the only write lock from its beginning; give what the work gives.
+
+        Whatever the work raises undoes all of it, and so does giving up waiting, unless it is being stored just then.
+
+        Raises:
+            StorageUnavailable: it is not known whether the work was stored.
+        """
+        wanted = True
+
+        async def transaction() -> T:
+            connection = await self._writer.current()
+            await connection.execute("BEGIN IMMEDIATE")
+            try:
+                result = await work(connection)
+                if not wanted:
+                    # Whoever asked has been told that it failed, or has gone.
+                    raise TimeoutError
+                await connection.execute("COMMIT")
+            except BaseException:
+                # SQLite itself has rolled back after some failures, a full disk among them.
+                if connection.in_transaction:
+                    await connection.execute("ROLLBACK")
+                raise
+            self._writer.expect_unmoved()
+            return result
+
+        with _told_as_unavailable("cannot write"):
+            try:
+                async with asyncio.timeout(PATIENCE):
+                    return await _to_its_end(self._writing, transaction)
+            finally:
+                wanted = False
+
+
+async def _to_its_end(turn: asyncio.Lock, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """Do some work when its turn comes, and once it has begun to its end, even if its caller goes.
+
+    So who comes next finds nothing half done, and nothing is begun for somebody who has stopped waiting.
+    """
+    await turn.acquire()
+    # From here on nothing waits until the task has the turn, and gives it back.
+    task = asyncio.create_task(work())
+
+    def ended(_: asyncio.Task[T]) -> None:
+        turn.release()
+        if not task.cancelled():
+            # The caller may have gone, and asyncio complains of an error that nobody has looked at.
+            task.exception()
+
+    task.add_done_callback(ended)
+    # Unlike awaiting the task, this does not cancel it.
+    await asyncio.wait([task])
+    return task.result()
+
+
+async def _rows(statement: str, values: Sequence[int | str | None], connection: aiosqlite.Connection) -> list[Any]:
+    return list(await connection.execute_fetchall(statement, values))
+
+
+class _Connection:
+    """A connection to the file that the path names, whichever that is."""
+
+    def __init__(self, path: Path, *pragmas: str) -> None:
+        self._path = path
+        self._pragmas = pragmas
+        self._renewing = asyncio.Lock()
+        self._connection: aiosqlite.Connection | None = None
+        self._identity: tuple[int, int] | None = None
+        self._companions: list[tuple[int, int] | None] = []
+
+    async def open(self) -> None:
+        """Connect to the file, which must exist.
+
+        Raises:
+            sqlite3.Error: it cannot be opened.
+            StorageUnavailable: it was moved meanwhile.
+        """
+        identity = _identity(self._path)
+        # Autocommit: a transaction begins where the code says so, and nowhere else. mode=rw: see _renew.
+        connection = await aiosqlite.connect(
+            _uri(self._path, "rw"), uri=True, timeout=BUSY_TIMEOUT, isolation_level=None
+        )
+        try:
+            for pragma in self._pragmas:
+                await connection.execute_fetchall(pragma)
+            # The first look at the file is what makes its companions, which stay as long as somebody has them open.
+            await connection.execute_fetchall("SELECT 1 FROM sqlite_schema LIMIT 1")
+            if identity != _identity(self._path):
+                raise StorageUnavailable("the database file was moved while it was opened")
+        except BaseException:
+            await connection.close()
+            raise
+        self._connection, self._identity, self._companions = connection, identity, self._companions_now()
+
+    async def close(self) -> None:
+        """Let what was asked of it finish, and disconnect for good."""
+        async with self._renewing:
+            connection, self._connection = self._connection, None
+            if connection is not None:
+                await connection.close()
+
+    async def current(self) -> aiosqlite.Connection:
+        """The connection, made anew when the path names another file than before.
+
+        Raises:
+            StorageUnavailable: the path names no file, or one that must not be used.
+        """
+        if self._identity != _identity(self._path):
+            await _to_its_end(self._renewing, self._renew)
+        if self._connection is None:
+            raise StorageUnavailable("the database is closed")
+        return self._connection
+
+    def expect_unmoved(self) -> None:
+        """Look whether the path still names the file.
+
+        Raises:
+            StorageUnavailable: it does not, so that what was written may be lost.
+        """
+        if self._identity != _identity(self._path):
+            raise StorageUnavailable("the database file was moved or replaced while it was used")
+
+    async def _renew(self) -> None:
+        found = _identity(self._path)
+        if found is None:
+            # It is not made anew: an empty one in place of a volume that is not mounted would let everybody in again.
+            raise StorageUnavailable("the database file is gone")
+        before = self._connection
+        if before is not None and found != self._identity:
+            if any(ours and ours == now for ours, now in zip(self._companions, self._companions_now(), strict=True)):
+                # SQLite would play what they hold into whatever file they lie beside.
+                raise StorageUnavailable("the database file was replaced, but not the -wal and -shm files beside it")
+            await asyncio.to_thread(_prepare, self._path, create=False)
+            await self.open()
+            await before.close()
+
+    def _companions_now(self) -> list[tuple[int, int] | None]:
+        return [_identity(_beside(self._path, suffix)) for suffix in ("-wal", "-shm")]
+
+
+@contextmanager
+def _told_as_unavailable(what: str) -> Iterator[None]:
+    """Any failure of SQLite, in the language of the port."""
+    try:
+        yield
+    except StorageUnavailable as error:
+        raise StorageUnavailable(f"{what}: {error}") from None
+    except TimeoutError:
+        raise StorageUnavailable(f"{what}: no answer in time") from None
+    except sqlite3.Error as error:
+        raise StorageUnavailable(f"{what}: {error}") from error
+    except OSError as error:
+        # Without the path, which is for nobody's log.
+        raise StorageUnavailable(f"{what}: {error.strerror}") from error
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """What the path names just now: device and inode."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+def _beside(path: Path, suffix: str) -> Path:
+    return path.with_name(f"{path.name}{suffix}")
+
+
+def _uri(path: Path, mode: str) -> str:
+    return f"{path.absolute().as_uri()}?mode={mode}"
+
+
+def _prepare(path: Path, *, create: bool) -> None:
+    """Look whether the file is fit to be used, switch it to WAL for good, and bring its schema up to date.
+
+    Args:
+        path: the file.
+        create: make the file if it is missing, and its tables if it is empty.
+
+    Raises:
+        sqlite3.Error: it cannot be opened, or is no database.
+        StorageUnavailable: it is not fit.
+    """
+    # In this order: another process that makes the file has something in it before there is a WAL.
+    if _size(_beside(path, "-wal")) and not _size(path):
+        # SQLite would throw the WAL away, and with it what was stored last.
+        raise StorageUnavailable("there is a -wal file, but the database that it belongs to is missing or empty")
+    if path.exists() and not os.access(path, os.W_OK):
+        # SQLite would open it for reading, and would go on so when it can be written to again.
+        raise StorageUnavailable("the file cannot be written to")
+    if create:
+        # It holds addresses and hashes, so nobody else may read it; SQLite gives its companions the same mode.
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+    with closing(
+        sqlite3.connect(_uri(path, "rw"), uri=True, timeout=OPENING_TIMEOUT, isolation_level=None)
+    ) as connection:
+        version = _schema_version(connection)
+        if not create and version == 0:
+            raise StorageUnavailable("the file was replaced by an empty one")
+        if path.stat().st_size <= LOOKED_THROUGH:
+            found = _findings(connection, "quick_check(1)")
+            if found:
+                raise StorageUnavailable(f"the file is damaged: {found[0]}")
+        _use_wal(connection)
+        if version < len(MIGRATIONS):
+            _migrate(connection)
+
+
+def _schema_version(connection: sqlite3.Connection) -> int:
+    """Which schema the file has.
+
+    Raises:
+        StorageUnavailable: one that this version does not know.
+    """
+    version: int
+    [version] = connection.execute("PRAGMA user_version").fetchone()
+    if version > len(MIGRATIONS):
+        raise StorageUnavailable(
+            f"the database has schema {version}, made by a newer usersvc; this one knows up to {len(MIGRATIONS)}"
+        )
+    return version
+
+
+def _findings(connection: sqlite3.Connection, check: str) -> list[str]:
+    found = []
+    try:
+        for [finding] in connection.execute(f"PRAGMA {check}"):
+            # SQLite puts several into one row, on several lines.
+            found += [] if finding == "ok" else [" ".join(finding.split())]
+    except sqlite3.DatabaseError as error:
+        # Some damage ends the check.
+        if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_CORRUPT:
+            raise
+        found.append(str(error))
+    return found
+
+
+def _use_wal(connection: sqlite3.Connection) -> None:
+    # SQLite does not always wait for locks here, so the processes that start on a new file at once take turns.
+    deadline = time.monotonic() + OPENING_TIMEOUT
+    while True:
+        try:
+            [mode] = connection.execute("PRAGMA journal_mode = WAL").fetchone()
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+        else:
+            break
+    if mode != "wal":
+        raise StorageUnavailable("a write-ahead log cannot be kept beside the file")
+
+
+def _migrate(connection: sqlite3.Connection) -> None:
+    """Run the missing migrations in one transaction."""
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        # Asked again: another process may have been quicker.
+        for migration in MIGRATIONS[_schema_version(connection) :]:
+            for statement in filter(str.strip, migration.split(";")):
+                connection.execute(statement)
+        connection.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+
+
+def backup(source: Path, target: Path) -> None:
+    """Copy a database as it is at one moment, while others go on writing to it.
+
+    Args:
+        source: the database.
+        target: where the copy appears, whole or not at all; it must be in a folder that exists.
+
+    Raises:
+        StorageUnavailable: one of the two cannot be read or written.
+    """
+    unfinished = _beside(target, ".unfinished")
+    with _told_as_unavailable(f"cannot copy {source} to {target}"):
+        unfinished.unlink(missing_ok=True)
+        # It holds what the database holds, so nobody else may read it either.
+        unfinished.touch(mode=source.stat().st_mode & 0o777, exist_ok=False)
+        try:
+            with (
+                closing(sqlite3.connect(_uri(source, "rw"), uri=True, timeout=BUSY_TIMEOUT)) as original,
+                closing(sqlite3.connect(_uri(unfinished, "rw"), uri=True)) as copy,
+            ):
+                original.backup(copy)
+                # One file, that needs no other beside it.
+                copy.execute("PRAGMA journal_mode = DELETE")
+            _sync(unfinished)
+            unfinished.rename(target)
+            _sync(target.absolute().parent)
+        finally:
+            for suffix in ("", "-journal", "-wal", "-shm"):
+                _beside(unfinished, suffix).unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    """Have the disk keep a file, or the names in a folder."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def damage(path: Path) -> list[str]:
+    """What is wrong with a database; empty when nothing is.
+
+    Raises:
+        StorageUnavailable: it cannot be read at all, or is of a newer schema.
+    """
+    with (
+        _told_as_unavailable(f"cannot read {path}"),
+        closing(sqlite3.connect(_uri(path, "rw"), uri=True, timeout=BUSY_TIMEOUT)) as connection,
+    ):
+        version = _schema_version(connection)
+        found = _findings(connection, "integrity_check")
+        if version < len(MIGRATIONS):
+            found.append(f"its schema is {version}; the next start brings it to {len(MIGRATIONS)}")
+    return found
