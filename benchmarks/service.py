@@ -22,7 +22,7 @@ class Service:
             free.bind(("127.0.0.1", 0))
             self.port: int = free.getsockname()[1]
         self._environment = {
-            **os.environ,
+            **{name: value for name, value in os.environ.items() if not name.startswith("USERSVC_")},
             "USERSVC_PORT": str(self.port),
             "USERSVC_DATABASE_URL": f"sqlite:///{database}",
             "USERSVC_BCRYPT_COST": str(cost),

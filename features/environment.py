@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from features.scene import Context, set_scene, skip_elsewhere
+from features.scene import Context, runs_at, set_scene
 from features.use_case_driver import UseCaseDriver
 
 
 def before_scenario(context: Context, scenario: Any) -> None:
-    skip_elsewhere(scenario, level="use_cases")
-    set_scene(context, UseCaseDriver())
+    if runs_at(scenario, level="use_cases"):
+        set_scene(context, UseCaseDriver())

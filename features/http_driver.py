@@ -1,11 +1,15 @@
-"""The service over HTTP: one uvicorn process and one SQLite file for all scenarios."""
+"""The service over HTTP: a uvicorn process and a SQLite file for many scenarios, which begin by emptying it."""
 
 import asyncio
 import re
 import sqlite3
+import sys
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -13,44 +17,70 @@ from uuid import uuid4
 
 import httpx
 
-from features.driver import TAKEN, Answer, Application, Page, Refused, Registered
-from tests.e2e.server import Service, running
+from features.driver import TAKEN, Answer, Application, MailServer, Page, Refused, Registered, Unsent
+from features.mail_server import HOST, SmtpServer
+from tests.e2e.server import Service, run_to_end, running
 from usersvc.adapters.bcrypt_hasher import MIN_COST, BcryptPasswordHasher
-from usersvc.application.ports import UserView
+from usersvc.application.ports import UserView, timestamp, utc_now
 from usersvc.domain.user import Password, PasswordHash
 
 TIME_LIMIT = 10.0
 """For one answer, in seconds."""
 
+PATIENCE = 20.0
+"""In which a mail is tried twice more, in seconds."""
+
 DATABASE = "users.db"
+DATABASE_URL = f"sqlite:///{DATABASE}"
+
+MARK = "the-end-so-far-"
+"""How the ids of those requests begin that are made for their lines in the log."""
 
 WELCOME = re.compile(r"sent a welcome mail to (.+) for user (\S+)$", re.MULTILINE)
 
 
 @contextmanager
-def running_service() -> Iterator[Service]:
-    """The service as it is run, with a database of its own."""
+def running_service(mail_server: SmtpServer | None = None) -> Iterator[Service]:
+    """The service as it is run, with a database of its own.
+
+    Args:
+        mail_server: without one, the service logs a line for each mail.
+    """
     with TemporaryDirectory() as folder:
         settings = {
-            "USERSVC_DATABASE_URL": f"sqlite:///{DATABASE}",
+            "USERSVC_DATABASE_URL": DATABASE_URL,
             "USERSVC_BCRYPT_COST": str(MIN_COST),
             # Everybody here registers from one client address.
             "USERSVC_REGISTER_RATE": "",
             # Then the log gives away the most that it ever does.
             "USERSVC_LOG_LEVEL": "debug",
         }
+        if mail_server is not None:
+            settings["USERSVC_SMTP_URL"] = f"smtp://{HOST}:{mail_server.port}"
+            settings["USERSVC_MAIL_FROM"] = "welcome@usersvc.example"
         with running(Path(folder), settings) as service:
+            threading.Thread(target=_outlive_no_run, args=[service], daemon=True).start()
             yield service
+
+
+def _outlive_no_run(service: Service) -> None:
+    """Kill the service when a run breaks off without its hooks, as it does when nobody reads its report any more.
+
+    The process could not end: it waits for the thread that reads what the service writes.
+    """
+    threading.main_thread().join()
+    with suppress(ProcessLookupError):
+        service.kill()
 
 
 class HttpDriver:
     """A ``Driver`` of a running service, which begins by emptying it."""
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service, mail_server: SmtpServer | None = None) -> None:
         self._service = service
+        self._mail_server = mail_server
         self._database = service.folder / DATABASE
-        self._forget_everybody()
-        self._begin = len(service.output)
+        self._begin = 0
         self._told: list[str] = []
         self._client = httpx.Client(
             base_url=service.url,
@@ -60,9 +90,28 @@ class HttpDriver:
             verify=False,
             event_hooks={"response": [self._keep]},
         )
+        self._forget_everybody()
+        if mail_server is not None:
+            mail_server.begin_anew()
+        self._begin = len(self._lines_so_far())
 
     def close(self) -> None:
         self._client.close()
+        if self._mail_server is not None:
+            # Then no mail stays in hand for long.
+            self._mail_server.go_down()
+
+    @property
+    def mail_server(self) -> MailServer:
+        return self._real_mail_server
+
+    @property
+    def _real_mail_server(self) -> SmtpServer:
+        assert self._mail_server is not None, "only scenarios with the tag @mail_server have one"
+        return self._mail_server
+
+    def now(self) -> datetime:
+        return utc_now()
 
     def register(self, application: Application) -> Answer:
         response = self._client.post("/register", json=vars(application))
@@ -97,11 +146,53 @@ class HttpDriver:
         return user
 
     def welcomes(self) -> list[tuple[str, str]]:
-        # Welcomes go out in the order in which people register: once this one is out, so are all that were due.
-        last = f"{uuid4()}@example.com"
-        self.register(Application(last, "a password for the last one", 30))
-        self._service.wait_for_output(f"sent a welcome mail to {last} for user ")
-        return [welcome for welcome in WELCOME.findall(self._output()) if welcome[0] != last]
+        self._wait_for_those_due()
+        if self._mail_server is not None:
+            return self._mail_server.welcomes()
+        return WELCOME.findall(self._output())
+
+    def words(self) -> list[str]:
+        """What people read in the mails that they were sent."""
+        self._wait_for_those_due()
+        return self._real_mail_server.words()
+
+    def wait_for_retries(self) -> None:
+        self._wait_until_none("SELECT id FROM outbox WHERE due_at IS NOT NULL")
+
+    def unsent(self) -> list[Unsent]:
+        self._wait_for_those_due()
+        return [self._unsent(line) for line in self._command("outbox", "list").splitlines()]
+
+    def _unsent(self, line: str) -> Unsent:
+        entry_id, due, _, user_id, reason = line.split("\t")
+        user = self.look_up(user_id)
+        assert user is not None, line
+        return Unsent(int(entry_id), user["email"], is_set_aside=due == "set aside", reason=reason)
+
+    def send_again(self, entry_id: int) -> None:
+        self._command("outbox", "retry", str(entry_id))
+
+    def _wait_for_those_due(self) -> None:
+        """Wait until each mail has been tried that is due by now; not for those that will get no answer."""
+        unanswered = [] if self._mail_server is None else [*self._mail_server.kept_waiting]
+        self._wait_until_none(
+            "SELECT id FROM outbox WHERE (lease IS NOT NULL OR due_at <= ?)"
+            f" AND (lease IS NULL OR email NOT IN ({', '.join('?' * len(unanswered))}))",
+            timestamp(utc_now()),
+            *unanswered,
+        )
+
+    def _wait_until_none(self, query: str, *values: str) -> None:
+        deadline = time.monotonic() + PATIENCE
+        while found := self._query(query, *values):
+            assert time.monotonic() < deadline, f"{len(found)} mails are not sent in time:\n{self._service.output}"
+            time.sleep(0.01)
+
+    def _command(self, *arguments: str) -> str:
+        settings = {"USERSVC_DATABASE_URL": DATABASE_URL}
+        done = run_to_end(self._service.folder, settings, (sys.executable, "-m", "usersvc", *arguments))
+        assert done.returncode == 0, done.stderr
+        return done.stdout
 
     def recognises(self, user_id: str, password: str) -> bool:
         [password_hash] = self._query("SELECT password_hash FROM users WHERE id = ?", user_id)
@@ -119,15 +210,30 @@ class HttpDriver:
         return self._query("SELECT password_hash FROM users")
 
     def shown(self) -> str:
-        return "\n".join([*self._told, self._output()])
+        mails = [] if self._mail_server is None else self._mail_server.words()
+        return "\n".join([*self._told, *mails, self._output()])
 
     def _output(self) -> str:
-        return self._service.output[self._begin :]
+        """What the service has written since the beginning of the scenario."""
+        return "\n".join(self._lines_so_far()[self._begin :])
+
+    def _lines_so_far(self) -> list[str]:
+        """Everything that the service has ever written up to now, none of it still on its way here."""
+        mark = f"{MARK}{uuid4()}"
+        self._client.get("/livez", headers={"X-Request-ID": mark}).raise_for_status()
+        self._service.wait_for_output(f"request {mark}")
+        return [line for line in self._service.output.split("\n") if MARK not in line]
 
     def _keep(self, response: httpx.Response) -> None:
+        if MARK in response.headers["X-Request-ID"]:
+            return
         self._told += [str(response.headers), response.read().decode()]
 
     def _forget_everybody(self) -> None:
+        # With those gone that nobody has in hand, none comes to hand any more, and the others soon go by themselves: so
+        # nothing of the last scenario happens in this one.
+        self._query("DELETE FROM outbox WHERE lease IS NULL")
+        self._wait_until_none("SELECT id FROM outbox WHERE lease IS NOT NULL")
         tables = self._query("SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%'")
         for table in tables:
             self._query(f'DELETE FROM "{table}"')

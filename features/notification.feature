@@ -15,6 +15,21 @@ Feature: Notification
       When 20 people register at once
       Then everybody who registered is sent one welcome, and nobody else is sent any
 
+    # Only a mail that is really sent has words.
+    @use.with_level=http @mail_server
+    Scenario: The welcome tells which address was registered, as it was typed
+      When Alice registers as "Alice@BÜCHER.example"
+      Then a welcome is sent to "Alice@xn--bcher-kva.example", and to nobody else
+      And it says that "Alice@BÜCHER.example" has been registered
+      And nobody has seen the password of Alice, nor what is stored of it
+
+    # Only time that is a fake can be made to pass.
+    @use.with_level=use_cases
+    Scenario: No second welcome comes later
+      Given Alice has registered as "alice@example.com"
+      When 48 hours pass
+      Then a welcome is sent to "alice@example.com", and to nobody else
+
   Rule: Whoever is not registered is sent nothing
 
     Scenario Outline: Bob is refused, aged <age> and with the password "<password>"
@@ -35,29 +50,108 @@ Feature: Notification
       When 20 people register as "alice@example.com" at once, each in another spelling
       Then everybody who registered is sent one welcome, and nobody else is sent any
 
-  # Only a fake mail can be made to misbehave at will.
-  @use.with_level=use_cases
-  Rule: Trouble with mail is no trouble with registering
+  @mail_server
+  Rule: Nobody waits for the mail server
 
-    Scenario: Alice's welcome cannot be sent
-      Given mail to "alice@example.com" cannot be sent
+    Scenario: The mail server does not answer when Alice registers
+      Given mail to "alice@example.com" gets no answer
       When Alice registers as "alice@example.com"
       Then she is registered
       And nobody is sent a welcome
 
-    Scenario: Alice's welcome cannot be sent, but Bob's can
-      Given mail to "alice@example.com" cannot be sent
-      When Alice registers as "alice@example.com"
-      And Bob registers as "bob@example.com"
-      Then a welcome is sent to "bob@example.com", and to nobody else
+    Scenario Outline: Bob's mail is not held up by Alice's, which <meets with trouble>
+      Given mail to "alice@example.com" <meets with trouble>
+      And Alice has registered as "alice@example.com"
+      When Bob registers as "bob@example.com"
+      Then he is registered
+      And a welcome is sent to "bob@example.com", and to nobody else
 
-    Scenario: Nobody waits for mail
-      Given mail is held up
-      When Alice registers
+      Examples:
+        | meets with trouble      |
+        | cannot be sent just now |
+        | can never be delivered  |
+        | gets no answer          |
+
+  @mail_server
+  Rule: A mail that cannot be sent just now is tried again, for more than a day
+
+    Scenario: Alice's mail arrives although the mail server was down when she registered
+      Given the mail server is down
+      When Alice registers as "alice@example.com"
       Then she is registered
+      And nobody is sent a welcome
+      And the operator is told that the mail to "alice@example.com" waits to be tried again
+      When the mail server is up again
+      Then a welcome is sent to "alice@example.com" in the end, and to nobody else
+      And the operator is told that no mail is left over
 
-    Scenario: Mail that was held up arrives in the end
-      Given mail is held up
+    @use.with_level=use_cases
+    Scenario: Alice's mail arrives although the mail server was down for a day
+      Given the mail server is down
+      And Alice has registered as "alice@example.com"
+      When 24 hours pass
+      And the mail server is up again
+      Then a welcome is sent to "alice@example.com" in the end, and to nobody else
+
+    @use.with_level=use_cases
+    Scenario: Alice's mail arrives although it got no answer for an hour
+      Given mail to "alice@example.com" gets no answer
+      And Alice has registered as "alice@example.com"
+      When 1 hours pass
+      And mail to "alice@example.com" can be delivered again
+      Then a welcome is sent to "alice@example.com" in the end, and to nobody else
+
+    @use.with_level=use_cases
+    Scenario: The mail server is down for a day, and is not asked more and more
+      Given the mail server is down
+      And Alice has registered as "alice@example.com"
+      When 24 hours pass
+      Then the mail to "alice@example.com" was tried after waits that grow from seconds to an hour
+      And the operator is told that the mail to "alice@example.com" waits to be tried again
+
+    @use.with_level=use_cases
+    Scenario: The mail server is down for days
+      Given the mail server is down
+      And Alice has registered as "alice@example.com"
+      When 96 hours pass
+      Then the operator is told that the mail to "alice@example.com" is set aside because nobody answers at the mail server
+
+  @mail_server
+  Rule: A mail that can never be delivered is set aside, and the operator decides
+
+    Scenario: The operator is told why
+      Given mail to "alice@example.com" can never be delivered
       When Alice registers as "alice@example.com"
-      And mail moves again
+      Then she is registered
+      And nobody is sent a welcome
+      And the operator is told that the mail to "alice@example.com" is set aside because the mail server refuses the recipient
+
+    # The service notices when it next has something to do.
+    Scenario: The operator has it sent again
+      Given mail to "alice@example.com" can never be delivered
+      And Alice has registered as "alice@example.com"
+      And the mail to "alice@example.com" was set aside
+      When mail to "alice@example.com" can be delivered again
+      And the operator has the mail to "alice@example.com" sent again
+      And Bob registers
+      Then everybody who registered is sent one welcome, and nobody else is sent any
+
+    # It also notices by itself, within a time that is too long to wait for it.
+    @use.with_level=use_cases
+    Scenario: The operator has it sent again, and nobody registers
+      Given mail to "alice@example.com" can never be delivered
+      And Alice has registered as "alice@example.com"
+      And the mail to "alice@example.com" was set aside
+      When mail to "alice@example.com" can be delivered again
+      And the operator has the mail to "alice@example.com" sent again
+      And a minute passes
       Then a welcome is sent to "alice@example.com", and to nobody else
+
+    @use.with_level=use_cases
+    Scenario: Nobody decides
+      Given mail to "alice@example.com" can never be delivered
+      And Alice has registered as "alice@example.com"
+      And the mail to "alice@example.com" was set aside
+      When mail to "alice@example.com" can be delivered again
+      And 24 hours pass
+      Then nobody is sent a welcome

@@ -4,14 +4,14 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, Protocol
 
 from behave import register_type
 from behave.tag_matcher import ActiveTagMatcher
 from parse import with_pattern
 
-from features.driver import Answer, Application, Driver, Page, Registered
+from features.driver import Answer, Application, Driver, Page, Registered, Trouble
 from usersvc.application.ports import UserView
 
 REASONS = {
@@ -33,7 +33,7 @@ class Scene:
     """The people of one scenario, and what they have been told and shown."""
 
     driver: Driver
-    began: datetime = field(default_factory=lambda: datetime.now(UTC))
+    began: datetime = field(init=False)
     applications: dict[str, Application] = field(default_factory=dict)
     """By name, what each person last handed in."""
     answers: dict[str, Answer] = field(default_factory=dict)
@@ -45,6 +45,9 @@ class Scene:
     pages: list[Page] = field(default_factory=list)
     """What somebody who looks through the list has been shown, since beginning to look."""
     _last_named: str = ""
+
+    def __post_init__(self) -> None:
+        self.began = self.driver.now()
 
     def name(self, who: str) -> str:
         """Resolve a pronoun: it stands for the person who was named last."""
@@ -90,10 +93,12 @@ def set_scene(context: Context, driver: Driver) -> None:
     context.scene = Scene(driver)
 
 
-def skip_elsewhere(scenario: Any, *, level: str) -> None:
-    """Skip a scenario whose tag @use.with_level=... names another level."""
+def runs_at(scenario: Any, *, level: str) -> bool:
+    """Whether a scenario runs at this level; it is skipped where a tag @use.with_level=... names another one."""
     if ActiveTagMatcher({"level": level}).should_exclude_with(scenario.effective_tags):
         scenario.skip()
+        return False
+    return True
 
 
 # --- words with a meaning, for the patterns of the steps ---
@@ -139,4 +144,9 @@ def _reasons(typed: str) -> frozenset[tuple[str, str]]:
     return frozenset(REASONS[reason] for reason in re.findall(_REASON, typed))
 
 
-register_type(Who=_who, People=_people, Number=_number, Age=_age, Text=_text, Reasons=_reasons)
+@with_pattern("|".join(trouble.value for trouble in Trouble))
+def _trouble(typed: str) -> Trouble:
+    return Trouble(typed)
+
+
+register_type(Who=_who, People=_people, Number=_number, Age=_age, Text=_text, Reasons=_reasons, Trouble=_trouble)

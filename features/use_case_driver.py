@@ -1,17 +1,21 @@
-"""The service as its use cases alone, with fakes around them: no network, no database."""
+"""The service as its use cases alone, with fakes around them: no network, no database, and time that passes at once."""
 
 import asyncio
 import logging
 import traceback
 from collections.abc import Coroutine, Sequence
+from contextlib import AsyncExitStack, closing
 from dataclasses import asdict
+from datetime import datetime, timedelta
 from typing import Any, TypeVar
 from uuid import UUID
 
-from features.driver import TAKEN, Answer, Application, Page, Refused, Registered
+from features.driver import TAKEN, Answer, Application, Page, Refused, Registered, Trouble, Unsent
+from tests.fake_time import FakeTimeLoop, now
 from tests.fakes import Mailbag, QuickHasher
 from usersvc.adapters.memory import InMemoryUsers
-from usersvc.application.ports import Order, UserView
+from usersvc.application.notifications import NotificationDispatcher
+from usersvc.application.ports import Order, Undeliverable, UserView
 from usersvc.application.registration import UserRegistrationService
 from usersvc.domain.errors import EmailAlreadyRegistered, RulesBroken
 from usersvc.domain.events import UserRegistered
@@ -19,8 +23,14 @@ from usersvc.domain.user import EmailAddress, Password, PasswordHash, User
 
 T = TypeVar("T")
 
-TIME_LIMIT = 5.0
-"""For one call of a use case, in seconds."""
+TIME_LIMIT = timedelta(seconds=5)
+"""For one call of a use case."""
+
+MOMENT = timedelta(seconds=1)
+"""In which everything happens that waits for no time to pass; less than the wait before anything is tried again."""
+
+PATIENCE = timedelta(hours=2)
+"""In which every mail is tried again; more than the longest wait before that."""
 
 PAGE_SIZE = 50
 """When none is asked for: the use case leaves it to its caller."""
@@ -34,20 +44,40 @@ class YieldingHasher(QuickHasher):
         return await super().hash(password)
 
 
-class Mail(Mailbag):
-    """A ``Mailbag`` that can be made to fail or to wait."""
+class FakeMailServer(Mailbag):
+    """A ``Mailbag`` that can be made to misbehave, and knows when it was tried."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.failing_for: set[str] = set()
-        self.moving = asyncio.Event()
-        self.moving.set()
+        self.attempts: list[tuple[str, datetime]] = []
+        self._is_up = True
+        self._troubles: dict[str, Trouble] = {}
+
+    def go_down(self) -> None:
+        self._is_up = False
+
+    def come_up(self) -> None:
+        self._is_up = True
+
+    def begin_trouble(self, email: str, trouble: Trouble) -> None:
+        self._troubles[email] = trouble
+
+    def end_trouble(self, email: str) -> None:
+        del self._troubles[email]
 
     async def welcome(self, event: UserRegistered) -> None:
-        await self.moving.wait()
-        if event.email in self.failing_for:
-            raise ConnectionRefusedError("no mail server")
-        await super().welcome(event)
+        self.attempts.append((event.email, now()))
+        if not self._is_up:
+            raise ConnectionRefusedError("nobody answers at the mail server")
+        match self._troubles.get(event.email):
+            case Trouble.JUST_NOW:
+                raise ConnectionAbortedError("the mailbox is busy")
+            case Trouble.FOR_GOOD:
+                raise Undeliverable("the mail server refuses the recipient")
+            case Trouble.NO_ANSWER:
+                await asyncio.Event().wait()
+            case None:
+                await super().welcome(event)
 
 
 class WatchedUsers(InMemoryUsers):
@@ -86,18 +116,31 @@ class UseCaseDriver:
     """A ``Driver`` of the use cases."""
 
     def __init__(self) -> None:
-        self.mail = Mail()
+        self.mail_server = FakeMailServer()
         self._users = WatchedUsers()
         self._hasher = YieldingHasher()
-        self._service = UserRegistrationService(self._users, self._hasher, self.mail)
+        dispatcher = NotificationDispatcher(self._users.outbox, self.mail_server, clock=now)
+        self._service = UserRegistrationService(self._users, self._hasher, clock=now, on_registered=dispatcher.wake)
         self._log = KeptLog()
         self._told: list[str] = []
         # One loop for the whole scenario, so that what goes on apart from a call is still there in the next one.
-        self._loop = asyncio.Runner()
+        self._loop = asyncio.Runner(loop_factory=FakeTimeLoop)
+        self._running = AsyncExitStack()
+        self._run(self._running.enter_async_context(dispatcher))
 
     def close(self) -> None:
-        self._log.close()
-        self._loop.close()
+        with self._loop, closing(self._log):
+            self._loop.run(self._running.aclose())
+
+    def now(self) -> datetime:
+        async def read_clock() -> datetime:
+            return now()
+
+        return self._run(read_clock())
+
+    def pass_time(self, duration: timedelta) -> None:
+        """Let time pass, and with it everything that is due meanwhile."""
+        self._loop.run(asyncio.sleep(duration.total_seconds()))
 
     def register(self, application: Application) -> Answer:
         return self._run(self._register(application))
@@ -125,7 +168,7 @@ class UseCaseDriver:
     def page(self, *, size: int | None = None, newest_first: bool = False, email: str | None = None) -> Page:
         # Left out where nobody asks for an order, so that the one by default is the service's.
         order = {"order": Order.DESC} if newest_first else {}
-        mailbox = None if email is None else EmailAddress.parse(email)
+        mailbox = None if email is None else EmailAddress(email)
 
         def begin(after: int | None) -> Page:
             page = self._run(self._service.page(limit=size or PAGE_SIZE, after=after, email=mailbox, **order))
@@ -141,8 +184,26 @@ class UseCaseDriver:
         return user
 
     def welcomes(self) -> list[tuple[str, str]]:
-        self._run(self._service.drain())
-        return [(event.email, str(event.user_id)) for event in self.mail.welcomes]
+        self.pass_time(MOMENT)
+        return [(event.email, str(event.user_id)) for event in self.mail_server.welcomes]
+
+    def wait_for_retries(self) -> None:
+        async def nothing_is_due_any_more() -> None:
+            async with asyncio.timeout(PATIENCE.total_seconds()):
+                while await self._users.outbox.next_due() is not None:  # noqa: ASYNC110  # nothing tells
+                    await asyncio.sleep(MOMENT.total_seconds())
+
+        self._loop.run(nothing_is_due_any_more())
+
+    def unsent(self) -> list[Unsent]:
+        self.pass_time(MOMENT)
+        return [
+            Unsent(entry.id, entry.event.email, is_set_aside=entry.due_at is None, reason=entry.reason or "")
+            for entry in self._run(self._users.outbox.entries())
+        ]
+
+    def send_again(self, entry_id: int) -> None:
+        assert self._run(self._users.outbox.retry(entry_id, now=self.now())), "it is not there, or is just being sent"
 
     def recognises(self, user_id: str, password: str) -> bool:
         [user] = (user for user in self._users.stored if str(user.id) == user_id)
@@ -156,7 +217,7 @@ class UseCaseDriver:
         return [user.password_hash for user in self._users.stored]
 
     def shown(self) -> str:
-        return "\n".join([*self._told, *map(repr, self.mail.welcomes), *self._log.lines])
+        return "\n".join([*self._told, *map(repr, self.mail_server.welcomes), *self._log.lines])
 
     def _run(self, call: Coroutine[Any, Any, T]) -> T:
-        return self._loop.run(asyncio.wait_for(call, TIME_LIMIT))
+        return self._loop.run(asyncio.wait_for(call, TIME_LIMIT.total_seconds()))

@@ -34,5 +34,5 @@ class BrokenNotifier:
 
 
 def quick_service(users: Users | None = None) -> UserRegistrationService:
-    """A service on fakes alone."""
-    return UserRegistrationService(users or InMemoryUsers(), QuickHasher(), Mailbag())
+    """A service on fakes alone, that tells nobody anything."""
+    return UserRegistrationService(users or InMemoryUsers(), QuickHasher())

@@ -2,26 +2,51 @@
 
 import logging
 import logging.config
+import traceback
 from datetime import UTC, datetime
+from typing import Any
 
 import orjson
 
-
-class ConsoleFormatter(logging.Formatter):
-    """For people: one line, whatever a message holds; a traceback follows on lines of its own."""
-
-    def __init__(self) -> None:
-        super().__init__("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
-
-    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  # logging's name
-        """Keep what came from outside from forging a line of its own."""
-        record.message = (
-            record.message.encode("utf-8", "backslashreplace").decode().replace("\n", "\\n").replace("\r", "\\r")
-        )
-        return super().formatMessage(record)
+NAMED_CAUSES, NAMED_PLACES = 5, 8
+"""How much of an error's history a line tells."""
 
 
-class JsonFormatter(logging.Formatter):
+def plain(text: str) -> str:
+    """Text that neither moves a terminal's cursor nor begins a line of its own, and that UTF-8 can hold."""
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+
+
+class OneLineErrors(logging.Formatter):
+    """Tells an error by its kind and by where it arose, innermost first, and never by its text or as a traceback.
+
+    An error's text may hold anything: a statement with its values, a path, an address.
+    """
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802  # logging's name
+        """The error in one line, with the errors that led to it."""
+        told: list[str] = []
+        error: BaseException | None = ei[1]
+        while error is not None and len(told) < NAMED_CAUSES:
+            places = reversed(list(traceback.walk_tb(error.__traceback__)))
+            where = [f"{frame.f_globals.get('__name__')}:{line}" for frame, line in places]
+            told.append(f"{type(error).__name__} at {' < '.join(where[:NAMED_PLACES]) or 'an unknown place'}")
+            error = error.__cause__ or error.__context__
+        return ", after ".join(told)
+
+
+class ConsoleFormatter(OneLineErrors):
+    """For people: one line each, whatever a message holds."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record as a line."""
+        line = plain(f"{self.formatTime(record)} {record.levelname:7} {record.name}: {record.getMessage()}")
+        return f"{line} [{self.formatException(record.exc_info)}]" if record.exc_info else line
+
+
+class JsonFormatter(OneLineErrors):
     """For machines: one JSON object a line."""
 
     def format(self, record: logging.LogRecord) -> str:
@@ -35,7 +60,7 @@ class JsonFormatter(logging.Formatter):
             "message": record.getMessage().encode("utf-8", "backslashreplace").decode(),
         }
         if record.exc_info:
-            line["traceback"] = self.formatException(record.exc_info)
+            line["error"] = self.formatException(record.exc_info)
         return orjson.dumps(line).decode()
 
 

@@ -1,28 +1,65 @@
+from datetime import timedelta
+from itertools import pairwise
+
 from behave import given, then, when
 
+from features.driver import Trouble, Unsent
+from features.http_driver import HttpDriver
 from features.scene import Context
-from features.use_case_driver import Mail, UseCaseDriver
+from features.use_case_driver import UseCaseDriver
+from usersvc.application.notifications import FIRST_WAIT, LONGEST_WAIT
 
 
-@given("mail to {email:Text} cannot be sent")
-def mail_fails(context: Context, email: str) -> None:
-    mail_of(context).failing_for.add(email)
+@given("the mail server is down")
+def mail_server_is_down(context: Context) -> None:
+    context.scene.driver.mail_server.go_down()
 
 
-@given("mail is held up")
-def mail_waits(context: Context) -> None:
-    mail_of(context).moving.clear()
+@when("the mail server is up again")
+def mail_server_is_up(context: Context) -> None:
+    context.scene.driver.mail_server.come_up()
 
 
-@when("mail moves again")
-def mail_moves(context: Context) -> None:
-    mail_of(context).moving.set()
+@given("mail to {email:Text} {trouble:Trouble}")
+def mail_meets_with_trouble(context: Context, email: str, trouble: Trouble) -> None:
+    context.scene.driver.mail_server.begin_trouble(email, trouble)
+
+
+@when("mail to {email:Text} can be delivered again")
+def mail_meets_with_no_trouble(context: Context, email: str) -> None:
+    context.scene.driver.mail_server.end_trouble(email)
+
+
+@when("{count:Number} hours pass")
+def hours_pass(context: Context, count: int) -> None:
+    in_fake_time(context).pass_time(timedelta(hours=count))
+
+
+@when("a minute passes")
+def minute_passes(context: Context) -> None:
+    in_fake_time(context).pass_time(timedelta(minutes=1))
+
+
+@given("the mail to {email:Text} was set aside")
+def was_set_aside(context: Context, email: str) -> None:
+    assert unsent_to(context, email).is_set_aside
+
+
+@when("the operator has the mail to {email:Text} sent again")
+def is_sent_again(context: Context, email: str) -> None:
+    context.scene.driver.send_again(unsent_to(context, email).entry_id)
 
 
 @then("a welcome is sent to {email:Text}, and to nobody else")
 def one_welcome(context: Context, email: str) -> None:
     addresses = [address for address, _ in context.scene.driver.welcomes()]
     assert addresses == [email], addresses
+
+
+@then("a welcome is sent to {email:Text} in the end, and to nobody else")
+def one_welcome_in_the_end(context: Context, email: str) -> None:
+    context.scene.driver.wait_for_retries()
+    one_welcome(context, email)
 
 
 @then("everybody who registered is sent one welcome, and nobody else is sent any")
@@ -37,7 +74,55 @@ def no_welcome(context: Context) -> None:
     assert welcomes == [], welcomes
 
 
-def mail_of(context: Context) -> Mail:
+@then("it says that {email:Text} has been registered")
+def welcome_says_address(context: Context, email: str) -> None:
     driver = context.scene.driver
-    assert isinstance(driver, UseCaseDriver), "only the fake mail can be told to misbehave"
-    return driver.mail
+    assert isinstance(driver, HttpDriver), "only mails that are really sent have words"
+    words = driver.words()
+    assert len(words) == len(("text", "HTML")), words
+    assert all(email in form for form in words), words
+
+
+@then("the operator is told that the mail to {email:Text} is set aside because {reason}")
+def is_told_why(context: Context, email: str, reason: str) -> None:
+    unsent = unsent_to(context, email)
+    assert unsent.is_set_aside, unsent
+    assert reason in unsent.reason, unsent
+
+
+@then("the operator is told that no mail is left over")
+def is_told_of_none(context: Context) -> None:
+    unsent = context.scene.driver.unsent()
+    assert unsent == [], unsent
+
+
+@then("the operator is told that the mail to {email:Text} waits to be tried again")
+def is_told_that_it_waits(context: Context, email: str) -> None:
+    unsent = unsent_to(context, email)
+    assert not unsent.is_set_aside, unsent
+    assert unsent.reason, unsent
+
+
+@then("the mail to {email:Text} was tried after waits that grow from seconds to an hour")
+def was_tried_after_growing_waits(context: Context, email: str) -> None:
+    tried_at = [at for address, at in in_fake_time(context).mail_server.attempts if address == email]
+    waits = [after - before for before, after in pairwise(tried_at)]
+    # Chance takes off up to half of each wait, so the long ones, which grow no more, are of different lengths.
+    growing = [wait for wait in waits if wait < LONGEST_WAIT / 2]
+    assert waits[0] <= FIRST_WAIT, waits
+    assert waits[: len(growing)] == sorted(growing), waits
+    assert len(growing) < len(waits), waits
+    assert max(waits) <= LONGEST_WAIT, waits
+
+
+def unsent_to(context: Context, email: str) -> Unsent:
+    unsent = context.scene.driver.unsent()
+    found = [mail for mail in unsent if mail.address == email]
+    assert len(found) == 1, unsent
+    return found[0]
+
+
+def in_fake_time(context: Context) -> UseCaseDriver:
+    driver = context.scene.driver
+    assert isinstance(driver, UseCaseDriver), "time that is real passes by itself"
+    return driver

@@ -1,4 +1,4 @@
-from datetime import UTC, datetime
+from datetime import datetime
 
 from behave import given, then, when
 
@@ -128,7 +128,7 @@ def is_not_recognised(context: Context, who: str, password: str) -> None:
 def is_shown_with_time(context: Context, who: str) -> None:
     scene = context.scene
     registered_at = datetime.fromisoformat(scene.users[scene.name(who)]["registered_at"])
-    assert scene.began <= registered_at <= datetime.now(UTC), registered_at
+    assert scene.began <= registered_at <= scene.driver.now(), registered_at
 
 
 def recognises(context: Context, who: str, password: str) -> bool:

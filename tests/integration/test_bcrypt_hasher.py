@@ -1,4 +1,6 @@
 import asyncio
+import base64
+import hmac
 import threading
 from collections.abc import Callable
 
@@ -96,3 +98,36 @@ async def test_bcrypt_runs_beside_the_event_loop_and_never_more_at_once_than_the
         await asyncio.gather(*hashing)
 
     assert 1 <= most <= 2
+
+
+@pytest.mark.parametrize(("pepper", "key"), [(None, b"usersvc"), (b"sixteen or more!", b"sixteen or more!")])
+async def test_what_bcrypt_gets_is_the_keyed_hmac_of_the_password(pepper: bytes | None, key: bytes) -> None:
+    async with BcryptPasswordHasher(cost=4, workers=1, pepper=pepper) as hasher:
+        hashed = await hasher.hash(Password("pässwörd 🔑"))
+
+    prepared = base64.b64encode(hmac.new(key, "pässwörd 🔑".encode(), "sha384").digest())
+    assert bcrypt.checkpw(prepared, hashed[hashed.index("$2b$") :].encode())
+
+
+async def test_hashes_that_are_stored_somewhere_verify_forever() -> None:
+    async with (
+        BcryptPasswordHasher(cost=4, workers=1) as plain,
+        BcryptPasswordHasher(cost=4, workers=1, pepper=b"sixteen or more!") as peppered,
+    ):
+        assert await plain.verify(
+            Password("correct horse"),
+            PasswordHash("$hmac-sha384-bcrypt$$2b$04$jRKga945DDoaYpj64cW1Guy78H1DuyzOPlIwcmh/xXLrFcWaq1pAa"),
+        )
+        assert await peppered.verify(
+            Password("correct horse"),
+            PasswordHash("$hmac-sha384-bcrypt$1f78920f$2b$04$aqbVU1RC0fsQef/FQArkieEcy7unHZcM42QZoycrXOO65h1ZOvNjO"),
+        )
+
+
+async def test_closing_begins_nothing_new_and_ends_what_is_in_hand() -> None:
+    hasher = BcryptPasswordHasher(cost=4, workers=1)
+    async with hasher:
+        hashed = await hasher.hash(Password("in hand"))
+    assert hashed
+    with pytest.raises(RuntimeError):
+        await hasher.hash(Password("too late"))

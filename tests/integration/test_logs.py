@@ -1,5 +1,6 @@
 import json
 import logging
+import re
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from uuid import UUID
@@ -34,8 +35,8 @@ async def test_the_line_for_a_mail_has_address_and_user_at_any_level(
 
 def test_a_message_cannot_forge_a_line(capsys: pytest.CaptureFixture[str]) -> None:
     configure_logging("info", "console")
-    logging.getLogger("x").info("one\r\ntwo \ud800")
-    assert capsys.readouterr().err.endswith("x: one\\r\\ntwo \\ud800\n")
+    logging.getLogger("x").info("one\r\ntwo \ud800 \x1b[31m \u2028 ü 🔑")
+    assert capsys.readouterr().err.endswith("x: one\\r\\ntwo \\ud800 \\x1b[31m \\u2028 ü 🔑\n")
 
 
 def test_the_level_counts(capsys: pytest.CaptureFixture[str]) -> None:
@@ -46,7 +47,26 @@ def test_the_level_counts(capsys: pytest.CaptureFixture[str]) -> None:
     assert line.endswith("x: but this")
 
 
-def test_json_is_one_object_a_line_with_the_traceback_inside(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("log_format", ["console", "json"])
+def test_an_error_is_told_by_kind_and_place_and_not_by_its_text(
+    log_format: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    configure_logging("info", log_format)
+    try:
+        try:
+            raise KeyError("INSERT INTO users ... 'alice@example.com' \ud800")
+        except KeyError as error:
+            raise ValueError("hunter2hunter2") from error
+    except ValueError:
+        logging.getLogger("x").exception("it failed")
+
+    [line] = capsys.readouterr().err.splitlines()
+    assert re.search(r"ValueError at [\w.]*test_logs:\d+, after KeyError at [\w.]*test_logs:\d+", line)
+    for secret in ("hunter2", "alice", "INSERT", "Traceback", "/"):
+        assert secret not in line.partition("it failed")[2]
+
+
+def test_json_is_one_object_a_line(capsys: pytest.CaptureFixture[str]) -> None:
     configure_logging("info", "json")
     try:
         raise ValueError("boom")
@@ -56,7 +76,7 @@ def test_json_is_one_object_a_line_with_the_traceback_inside(capsys: pytest.Capt
     [line] = capsys.readouterr().err.splitlines()
     told = json.loads(line)
     assert (told["level"], told["logger"], told["message"]) == ("error", "x", "it\nfailed \\ud800")
-    assert told["traceback"].endswith("ValueError: boom")
+    assert told["error"].startswith("ValueError at ")
     assert datetime.fromisoformat(told["time"]).tzinfo == UTC
 
 

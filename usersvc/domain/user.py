@@ -4,14 +4,14 @@
 objects below; the OpenAPI document reads the constants from here.
 """
 
+import re
 import unicodedata
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import cache
 from importlib.resources import files
-from typing import ClassVar, NewType, Self
+from typing import ClassVar, NewType, Self, TypeVar
 from uuid import UUID
 
 import email_validator
@@ -19,6 +19,8 @@ from uuid_utils.compat import uuid7
 
 from usersvc.domain.errors import RulesBroken, Violation
 from usersvc.domain.events import UserRegistered
+
+T = TypeVar("T")
 
 PasswordHash = NewType("PasswordHash", str)
 """A password after hashing, with the name of its scheme; the only form of it that is ever stored."""
@@ -39,22 +41,21 @@ class EmailAddress:
     """RFC 5321 section 4.5.3.1.3 (a path of 256 octets, less its two angle brackets), counted in UTF-8."""
 
     typed: str = field(compare=False)
-    mailbox: str
+    mailbox: str = field(init=False)
     """What decides uniqueness: NFC, case-folded, the domain in its IDNA (ASCII) form."""
 
-    @classmethod
-    def parse(cls, typed: str) -> Self:
-        """Read an address by the syntax of RFC 5321, 5322 and 6531, without looking anything up.
+    def __post_init__(self) -> None:
+        """Read the address by the syntax of RFC 5321, 5322 and 6531, without looking anything up.
 
         Raises:
             RulesBroken: it is no address, or is longer than ``MAX_OCTETS``.
         """
-        # A password-sized string is refused by its length first: the grammar is not run over megabytes.
-        if len(typed.encode("utf-8", "surrogatepass")) > cls.MAX_OCTETS:
-            raise RulesBroken([Violation("email", "too-long", f"Must have at most {cls.MAX_OCTETS} octets in UTF-8.")])
+        # Its length comes first, so that the grammar and Unicode's rules are never run over much.
+        if len(self.typed.encode("utf-8", "surrogatepass")) > self.MAX_OCTETS:
+            raise RulesBroken([Violation("email", "too-long", f"Must have at most {self.MAX_OCTETS} octets in UTF-8.")])
         try:
             address = email_validator.validate_email(
-                typed,
+                self.typed,
                 check_deliverability=False,
                 allow_quoted_local=True,
                 allow_domain_literal=True,
@@ -62,7 +63,8 @@ class EmailAddress:
             )
         except email_validator.EmailNotValidError:
             raise RulesBroken([Violation("email", "invalid-email", "Must be an email address.")]) from None
-        return cls(typed=typed, mailbox=f"{_caseless(address.local_part)}@{address.ascii_domain.lower()}")
+        mailbox = f"{_caseless(address.local_part)}@{address.ascii_domain.lower()}"
+        object.__setattr__(self, "mailbox", mailbox)
 
 
 def _caseless(text: str) -> str:
@@ -83,8 +85,8 @@ class Age:
         """Raises:
         RulesBroken: the age is outside ``MIN`` to ``MAX``.
         """
-        # A range holds whole numbers only.
-        if self.years not in range(self.MIN, self.MAX + 1):
+        # By its type, as True and 30.0 would pass for numbers in the range.
+        if type(self.years) is not int or not self.MIN <= self.years <= self.MAX:
             raise RulesBroken([Violation("age", "out-of-range", f"Must be from {self.MIN} to {self.MAX}.")])
 
 
@@ -117,17 +119,20 @@ class Password:
         def refuse(code: str, message: str) -> None:
             broken.append(Violation("password", code, message))
 
-        clear = unicodedata.normalize("NFC", typed)
+        # NFC takes long for text made to that end. It composes at most four code points into one, so that what is
+        # more than four times too long stays too long.
+        clear = unicodedata.normalize("NFC", typed) if len(typed) <= 4 * cls.MAX_LENGTH else typed
         if len(clear) < min_length:
             refuse("too-short", f"Must have at least {min_length} characters.")
         if len(clear) > cls.MAX_LENGTH:
             refuse("too-long", f"Must have at most {cls.MAX_LENGTH} characters.")
-        if any(unicodedata.category(character) == "Cs" for character in clear):
-            refuse("invalid-character", "Must not contain half of a surrogate pair, which is no character.")
-        if _caseless(clear) in _common_passwords():
-            refuse("common-password", "Must not be one of the commonly used passwords.")
-        if email is not None and _caseless(clear) in _spellings(email):
-            refuse("same-as-email", "Must not be the email address or the part of it before the @.")
+        else:
+            if any(unicodedata.category(character) == "Cs" for character in clear):
+                refuse("invalid-character", "Must not contain half of a surrogate pair, which is no character.")
+            if _caseless(clear) in _common_passwords():
+                refuse("common-password", "Must not be one of the commonly used passwords.")
+            if email is not None and _repeats(clear, email):
+                refuse("same-as-email", "Must not be the email address or the part of it before the @.")
         if broken:
             raise RulesBroken(broken)
         return cls(clear)
@@ -139,13 +144,18 @@ def _common_passwords() -> frozenset[str]:
     return frozenset(files("usersvc.domain").joinpath("common_passwords.txt").read_text("utf-8").splitlines())
 
 
-def _spellings(email: str) -> set[str]:
-    """The forms of an address that its owner's password may not take, caseless."""
-    whole = [email]
-    # A bad address is refused for itself; the password must not repeat it all the same.
-    with suppress(RulesBroken):
-        whole.append(EmailAddress.parse(email).mailbox)
-    return {_caseless(form) for address in whole for form in (address, address.rpartition("@")[0]) if form}
+def _repeats(password: str, email: str) -> bool:
+    """Whether a password is an address or the local part of one, in any spelling of either."""
+    if len(email) > EmailAddress.MAX_OCTETS:
+        return False  # the address is refused for itself
+    local = email.rpartition("@")[0]
+    bare = re.sub(r"\\(.)", r"\1", local[1:-1]) if local.startswith('"') else local
+    if _caseless(password) in {_caseless(form) for form in (email, local, bare, f'"{bare}"') if form}:
+        return True
+    try:
+        return EmailAddress(password) == EmailAddress(email)
+    except RulesBroken:
+        return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +171,13 @@ class User:
     """In UTC."""
     events: tuple[UserRegistered, ...] = field(default=(), compare=False)
     """What has happened to this user and nobody has been told yet."""
+
+    def __post_init__(self) -> None:
+        """Raises:
+        ValueError: the time of registration is not in UTC.
+        """
+        if self.registered_at.utcoffset() != timedelta(0):
+            raise ValueError("the time of registration has to be in UTC")
 
     @staticmethod
     def register(
@@ -180,14 +197,13 @@ class User:
         Raises:
             RulesBroken: with all violations of all three at once.
         """
-        broken = User.violations(email=email, password=password, age=age, password_min_length=password_min_length)
-        if broken:
+        broken: list[Violation] = []
+        address = _made(lambda: EmailAddress(email), broken)
+        chosen = _made(lambda: Password.choose(password, email=email, min_length=password_min_length), broken)
+        years = _made(lambda: Age(age), broken)
+        if address is None or chosen is None or years is None:
             raise RulesBroken(broken)
-        return Registration(
-            email=EmailAddress.parse(email),
-            password=Password.choose(password, email=email, min_length=password_min_length),
-            age=Age(age),
-        )
+        return Registration(email=address, password=chosen, age=years)
 
     @staticmethod
     def violations(
@@ -200,20 +216,21 @@ class User:
         """Every rule that the given values break; what is ``None`` is not judged."""
         broken: list[Violation] = []
         if email is not None:
-            broken += _broken_by(lambda: EmailAddress.parse(email))
+            _made(lambda: EmailAddress(email), broken)
         if password is not None:
-            broken += _broken_by(lambda: Password.choose(password, email=email, min_length=password_min_length))
+            _made(lambda: Password.choose(password, email=email, min_length=password_min_length), broken)
         if age is not None:
-            broken += _broken_by(lambda: Age(age))
+            _made(lambda: Age(age), broken)
         return tuple(broken)
 
 
-def _broken_by(make: Callable[[], object]) -> tuple[Violation, ...]:
+def _made(make: Callable[[], T], broken: list[Violation]) -> T | None:
+    """What can be made, or else None and the rules that forbid it."""
     try:
-        make()
+        return make()
     except RulesBroken as refused:
-        return refused.violations
-    return ()
+        broken += refused.violations
+        return None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,11 +1,12 @@
 """The aiohttp application: routes, middlewares, life cycle."""
 
+import asyncio
 import logging
 import re
 import time
 import warnings
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, nullcontext
 from functools import partial
 from http import HTTPStatus
 from uuid import uuid4
@@ -18,7 +19,7 @@ from aiohttp_apispec import validation_middleware
 from usersvc.application.registration import UserRegistrationService
 from usersvc.web import handlers, openapi
 from usersvc.web.parsing import BODY_TIMEOUT, StrictParser
-from usersvc.web.problems import NotAcceptable, problem_response
+from usersvc.web.problems import NotAcceptable, Stopping, problem_response
 from usersvc.web.schemas import RegistrationSchema
 
 access_log = logging.getLogger("usersvc.access")
@@ -43,7 +44,7 @@ post = partial(web.post, expect_handler=leave_to_server)
 ROUTES = [
     post("/register", handlers.register),
     get("/users", handlers.list_users),
-    get("/users/{user_id}", handlers.show_user),
+    get("/users/{user_id:[^/]+}", handlers.show_user),
     get("/livez", handlers.livez),
     get("/readyz", handlers.readyz),
     get("/problems/{code}", handlers.show_problem),
@@ -57,7 +58,7 @@ ROUTES = [
 def create_app(
     service: UserRegistrationService,
     *,
-    resources: Callable[[], AbstractAsyncContextManager[None]] | None = None,
+    resources: Callable[[], AbstractAsyncContextManager[None]] = nullcontext,
     max_body_bytes: int = MAX_BODY_BYTES,
     body_timeout: float = BODY_TIMEOUT,
 ) -> web.Application:
@@ -65,7 +66,7 @@ def create_app(
 
     Args:
         service: the use cases.
-        resources: what the service needs open; entered at start-up, left at clean-up, after the last notification.
+        resources: what the service needs open; entered at start-up, left at clean-up.
         max_body_bytes: a larger body is refused with 413.
         body_timeout: how long a body may take to arrive, in seconds, before it is refused with 408.
     """
@@ -87,13 +88,8 @@ def create_app(
     app[openapi.DOCUMENT] = orjson.dumps(document)
 
     async def life_cycle(_: web.Application) -> AsyncIterator[None]:
-        if resources is None:
+        async with resources():
             yield
-            await service.drain()
-        else:
-            async with resources():
-                yield
-                await service.drain()
 
     app.cleanup_ctx.append(life_cycle)
     return app
@@ -109,6 +105,9 @@ async def one_answer_shape(request: web.Request, handler: Handler) -> web.Stream
         response = await handler(request)
     except web.HTTPException as error:
         response = error if error.status < HTTPStatus.BAD_REQUEST else problem_response(error, request_id)
+    except asyncio.CancelledError:
+        # The server gives up waiting for this request, because it is to stop; the client can still be told.
+        response = problem_response(Stopping(), request_id)
     except Exception as error:
         if isinstance(error, ConnectionError) and request.transport is None:
             # The client went away while its body was read: nobody is left to answer, and nothing of ours has failed.

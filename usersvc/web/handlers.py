@@ -98,10 +98,14 @@ async def list_users(request: web.Request) -> web.Response:
 @response_schema(UserDocumentSchema, 200, description="The user.")
 async def show_user(request: web.Request) -> web.Response:
     """``GET /users/{id}``."""
+    text = request.match_info["user_id"]
     try:
-        user_id = UUID(request.match_info["user_id"])
+        user_id = UUID(text)
     except ValueError:
         raise UserNotFound("An id of a user is a UUID.") from None
+    # UUID() also takes braces, missing hyphens and digits of other scripts.
+    if str(user_id) != text.lower():
+        raise UserNotFound("An id of a user is a UUID.")
     user = await request.app[REGISTRATION].find(user_id)
     if user is None:
         raise UserNotFound("There is no user with this id.")

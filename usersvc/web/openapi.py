@@ -5,10 +5,11 @@ decorators left on the handlers (``__apispec__``) and makes an OpenAPI 3.0 docum
 bundled Swagger UI shows, and serves the UI's files behind a page that a strict Content-Security-Policy can lock.
 """
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from functools import cache
 from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 import aiohttp_apispec
@@ -188,7 +189,6 @@ def _schema_name(schema: Any) -> str:
     return kind.__name__.removesuffix("Schema")
 
 
-_ASSETS = Path(str(files(aiohttp_apispec))) / "static"
 _PAGE = """<!DOCTYPE html>
 <html lang="en">
   <head>
@@ -224,6 +224,7 @@ _CACHED = {"Cache-Control": "public, max-age=86400"}
 @aiohttp_apispec.docs(
     tags=["documentation"],
     summary="Swagger UI",
+    success_headers={"Content-Security-Policy": header("No script and no request but to this host.", _POLICY)},
     produces=["text/html"],
     responses={
         200: {
@@ -242,10 +243,21 @@ async def docs_script(_: web.Request) -> web.Response:
     return web.Response(text=_INIT, content_type="text/javascript", headers=_CACHED)
 
 
-async def docs_asset(request: web.Request) -> web.FileResponse:
+async def docs_asset(request: web.Request) -> web.Response:
     """One of Swagger UI's own files, by name; the route admits no others."""
-    return web.FileResponse(_ASSETS / request.match_info["name"], headers=_CACHED)
+    name = request.match_info["name"]
+    return web.Response(body=_asset(name), content_type=_ASSET_TYPES[name], headers=_CACHED)
 
 
-DOCS_ASSETS = r"/docs/static/{name:swagger-ui\.css|swagger-ui-bundle\.js|favicon-32x32\.png}"
+@cache
+def _asset(name: str) -> bytes:
+    return (files(aiohttp_apispec) / "static" / name).read_bytes()
+
+
+_ASSET_TYPES = {
+    "swagger-ui.css": "text/css",
+    "swagger-ui-bundle.js": "text/javascript",
+    "favicon-32x32.png": "image/png",
+}
+DOCS_ASSETS = f"/docs/static/{{name:{'|'.join(map(re.escape, _ASSET_TYPES))}}}"
 """The path of the files that the page needs."""

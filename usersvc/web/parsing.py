@@ -51,7 +51,7 @@ class StrictParser(AIOHTTPParser):
         """
         if req.content_type != "application/json" or "Content-Type" not in req.headers:
             raise UnsupportedMediaType("The body has to be application/json.")
-        if (req.charset or "utf-8").lower() != "utf-8":
+        if (req.charset or "utf-8").lower() not in {"utf-8", "utf8"}:
             raise UnsupportedMediaType("JSON has to be in UTF-8.")
         if req.headers.get("Content-Encoding", "identity").lower() not in CODINGS:
             raise UnsupportedMediaType(f"The body may be in the codings {', '.join(CODINGS)}.")

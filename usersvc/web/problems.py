@@ -38,6 +38,10 @@ class BodyTimeout(RequestRefused):
     """The body did not arrive in time."""
 
 
+class Stopping(RequestRefused):
+    """The service is being stopped and does not end what the request asked for."""
+
+
 class BodyTooLarge(RequestRefused):
     """The body is larger than the service takes."""
 
@@ -82,7 +86,7 @@ PROBLEMS: Mapping[str, Problem] = {
             404,
             "Not found",
             "There is nothing at this path.",
-            (web.HTTPNotFound, web.HTTPForbidden),
+            (web.HTTPNotFound,),
         ),
         Problem("user-not-found", 404, "User not found", "There is no user with this id.", (UserNotFound,)),
         Problem(
@@ -143,6 +147,14 @@ PROBLEMS: Mapping[str, Problem] = {
             (Exception,),
         ),
         Problem(
+            "overloaded",
+            503,
+            "Overloaded",
+            "The service has no room for the request just now, or is being stopped; it may be repeated.",
+            (Stopping,),
+            {"Retry-After": "5"},
+        ),
+        Problem(
             "storage-unavailable",
             503,
             "Storage unavailable",
@@ -169,10 +181,12 @@ def members(problem: Problem, detail: str, request_id: str) -> dict[str, Any]:
 
 
 def problem_response(error: Exception, request_id: str) -> web.Response:
-    """The answer to any failure. What was not foreseen is logged, and tells the client nothing."""
+    """The answer to any failure. Those of the service are logged; what was not foreseen tells the client nothing."""
     # The row of its own class, or that of the nearest base that has one.
     problem = next(_PROBLEM_OF[kind] for kind in type(error).__mro__ if kind in _PROBLEM_OF)
-    if problem.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+    if isinstance(error, StorageUnavailable):
+        log.error("request %s failed: %s: %s", request_id, problem.code, error)
+    elif problem.status == HTTPStatus.INTERNAL_SERVER_ERROR:
         log.error("request %s failed: %s", request_id, problem.code, exc_info=error)
     reason = str(error) if isinstance(error, RequestRefused) else ""
     document = members(problem, reason or problem.description, request_id)

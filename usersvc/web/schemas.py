@@ -7,7 +7,7 @@ import base64
 import binascii
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from marshmallow import INCLUDE, RAISE, Schema, ValidationError, fields, validates_schema
@@ -15,6 +15,7 @@ from marshmallow import INCLUDE, RAISE, Schema, ValidationError, fields, validat
 from usersvc.application.ports import Order, UserView
 from usersvc.domain.errors import RulesBroken, Violation
 from usersvc.domain.user import Age, EmailAddress, Password
+from usersvc.web.problems import PROBLEMS
 
 DEFAULT_LIMIT, MAX_LIMIT = 50, 200
 """Users on a page."""
@@ -36,7 +37,10 @@ def violations_in(messages: Any, field: str = "body") -> Iterable[Violation]:
     """Flatten what marshmallow collected under field names into violations."""
     if isinstance(messages, Mapping):
         for name, inner in messages.items():
-            yield from violations_in(inner, field if name == "_schema" else _shown(str(name)))
+            for violation in violations_in(inner, field if name == "_schema" else _shown(str(name))):
+                # marshmallow files what is wrong with the whole under a name that a member may have as well.
+                unknown = name == "_schema" and violation.code == "unknown-field"
+                yield replace(violation, field=name) if unknown else violation
     elif isinstance(messages, tuple):
         yield Violation(field, *messages)
     else:
@@ -169,7 +173,7 @@ class MailboxText(Parameter):
 
     def _deserialize(self, value: Any, attr: str | None, data: Any, **_: Any) -> EmailAddress:
         try:
-            return EmailAddress.parse(value)
+            return EmailAddress(value)
         except RulesBroken as refused:
             raise ValidationError([(flaw.code, flaw.message) for flaw in refused.violations]) from None
 
@@ -348,7 +352,9 @@ class ProblemSchema(Schema):
     instance = fields.String(
         required=True, metadata={"format": "uri-reference", "description": "Carries the request id."}
     )
-    code = fields.String(required=True, metadata={"description": "Stable; explained at /problems/{code}."})
+    code = fields.String(
+        required=True, metadata={"enum": sorted(PROBLEMS), "description": "Stable; explained at /problems/{code}."}
+    )
     errors = fields.List(
         fields.Nested(FieldErrorSchema),
         metadata={"description": "With validation-failed: every broken rule of every field."},

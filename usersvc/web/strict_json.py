@@ -10,7 +10,8 @@ MAX_DEPTH = 32
 """How deep arrays and objects may be nested; far from where a recursive parser ends its stack."""
 
 _MAX_DIGITS = 1000
-_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
+# Possessive and with an end that may be missing: so it never goes back, however the text was made to make it.
+_STRING = re.compile(rb'"(?:[^"\\]|\\.)*+"?', re.DOTALL)
 _BRACKET = re.compile(rb"[\[\]{}]")
 
 
