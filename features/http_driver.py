@@ -27,6 +27,9 @@ from usersvc.domain.user import Password, PasswordHash
 TIME_LIMIT = 10.0
 """For one answer, in seconds."""
 
+PROMPTLY = 5.0
+"""In which a mail is tried that is due, in seconds; less than one that gets no answer might hold it up."""
+
 PATIENCE = 20.0
 """In which a mail is tried twice more, in seconds."""
 
@@ -180,10 +183,11 @@ class HttpDriver:
             f" AND (lease IS NULL OR email NOT IN ({', '.join('?' * len(unanswered))}))",
             timestamp(utc_now()),
             *unanswered,
+            within=PROMPTLY,
         )
 
-    def _wait_until_none(self, query: str, *values: str) -> None:
-        deadline = time.monotonic() + PATIENCE
+    def _wait_until_none(self, query: str, *values: str, within: float = PATIENCE) -> None:
+        deadline = time.monotonic() + within
         while found := self._query(query, *values):
             assert time.monotonic() < deadline, f"{len(found)} mails are not sent in time:\n{self._service.output}"
             time.sleep(0.01)

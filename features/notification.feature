@@ -85,6 +85,13 @@ Feature: Notification
       Then a welcome is sent to "alice@example.com" in the end, and to nobody else
       And the operator is told that no mail is left over
 
+    Scenario: Alice's mailbox is busy
+      Given mail to "alice@example.com" cannot be sent just now
+      When Alice registers as "alice@example.com"
+      Then she is registered
+      And nobody is sent a welcome
+      And the operator is told that the mail to "alice@example.com" waits to be tried again
+
     @use.with_level=use_cases
     Scenario: Alice's mail arrives although the mail server was down for a day
       Given the mail server is down

@@ -2,12 +2,15 @@
 
 import argparse
 import asyncio
+import io
 import json
 import os
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -43,10 +46,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         SystemExit: with code 1 when the command fails, 2 for wrong arguments or a bad setting, with uvicorn's own for
             a failed start.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # What a terminal or pipe cannot take is no reason to fail.
+            stream.reconfigure(errors="backslashreplace")
     chosen = _parser().parse_args(arguments)
     try:
         chosen.run(chosen)
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except (Failure, StorageUnavailable) as error:
         print(f"usersvc: {error}", file=sys.stderr)
         raise SystemExit(1) from None
@@ -108,17 +116,18 @@ def serve() -> None:
             _end(str(error), code=STARTUP_FAILURE)
     port = settings.port or "<a free port>"
     base = f"http://{f'[{settings.host}]' if ':' in settings.host else settings.host}:{port}"
-    # Not lost in a buffer when the process is killed, and nothing to fail for when nobody reads it.
-    print(
-        f"usersvc {usersvc.__version__}",
-        f"  service   {base}",
-        f"  docs      {base}/docs",
-        f"  database  {settings.database}",
-        sep="\n",
-        flush=True,
-    )
+    # Flushed, so that it is not lost in a buffer when the process is killed; nothing to fail for when it cannot be.
+    with suppress(OSError):
+        print(
+            f"usersvc {usersvc.__version__}",
+            f"  service   {base}",
+            f"  docs      {base}/docs",
+            f"  database  {settings.database}",
+            sep="\n",
+            flush=True,
+        )
     # After a graceful stop uvicorn raises the signal again, for whoever had it before: that is not a failure.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    signal.signal(signal.SIGTERM, lambda *_: _end_in_order())
     uvicorn.run(
         "usersvc.bootstrap:create_asgi_app",
         factory=True,
@@ -142,6 +151,14 @@ def serve() -> None:
 def _end(reason: str, *, code: int) -> NoReturn:
     print(f"usersvc: {reason}", file=sys.stderr)
     raise SystemExit(code)
+
+
+def _end_in_order() -> NoReturn:
+    """End the process, now that everything is closed, even if a thread hangs in a look-up of a name."""
+    last_resort = threading.Timer(1, os._exit, [0])
+    last_resort.daemon = True
+    last_resort.start()
+    sys.exit(0)
 
 
 def _database() -> Path:

@@ -189,7 +189,7 @@ def _database(url: str) -> MemoryDatabase | SqliteDatabase:
         return MemoryDatabase()
     path = url.removeprefix("sqlite:///")
     # SQLite gives names with a colon or a question mark meanings that a file does not have.
-    if path == url or not path or path.startswith((":", "file:")) or "?" in path or "\0" in path:
+    if path == url or not Path(path).name or path.startswith((":", "file:")) or "?" in path or "\0" in path:
         raise ValueError
     return SqliteDatabase(Path(path))
 

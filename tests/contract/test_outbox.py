@@ -126,6 +126,17 @@ async def test_a_leased_entry_is_the_events_and_is_held(users: AnyUsers, outbox:
     assert await outbox.entries() == [entry]
 
 
+async def test_what_a_wrong_clock_put_off_for_ever_is_taken(users: AnyUsers, outbox: Outbox) -> None:
+    await add_people(users, "alice", "bob")
+    alice, bob = await lease(outbox)
+    await outbox.postpone(alice, due_at=NOW + timedelta(days=3650), reason="busy")
+    await outbox.postpone(bob, due_at=NOW + timedelta(hours=1), reason="busy")
+
+    entries = await outbox.lease(now=NOW, until=NOW + MINUTE, limit=10, latest=NOW + timedelta(hours=2))
+
+    assert names(entries) == ["alice"]
+
+
 async def test_an_empty_outbox_has_nothing_to_lease(outbox: Outbox) -> None:
     assert await lease(outbox) == []
     assert await outbox.next_due() is None

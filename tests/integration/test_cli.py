@@ -362,7 +362,26 @@ def test_an_index_that_lacks_a_row_is_damage(usersvc: Commands) -> None:
 
     told = usersvc.fails("db", "check")
     assert told.startswith("the database is not as it should be: row 1 missing from index outbox_due_at; row 2 ")
-    assert told.endswith("; and 15 more")
+    assert told.endswith("; and 16 more")
+
+
+def test_a_table_that_is_missing_is_damage(usersvc: Commands) -> None:
+    fill(usersvc.database, "alice@example.com")
+    with closing(sqlite3.connect(usersvc.database)) as file:
+        file.execute("DROP TABLE outbox")
+
+    told = usersvc.fails("db", "check")
+    assert "table outbox is missing or changed" in told
+
+
+def test_a_backup_takes_nobodys_place(usersvc: Commands, tmp_path: Path) -> None:
+    fill(usersvc.database, "alice@example.com")
+    notes = tmp_path / "copy.db.unfinished"
+    notes.write_text("notes")
+
+    assert usersvc("db", "backup", tmp_path / "copy.db").code == 0
+    assert notes.read_text() == "notes"
+    assert (tmp_path / "copy.db").stat().st_mode & 0o777 == 0o600
 
 
 def test_commands_work_as_processes(usersvc: Commands, tmp_path: Path) -> None:

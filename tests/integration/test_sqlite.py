@@ -1,5 +1,6 @@
 import asyncio
 import sqlite3
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -145,3 +146,35 @@ async def test_an_id_that_exists_is_no_taken_mailbox(tmp_path: Path) -> None:
         await users.add(alice)
         with pytest.raises(StorageUnavailable, match=r"users\.id"):
             await users.add(User(alice.id, bob.email, bob.age, bob.password_hash, bob.registered_at))
+
+
+async def test_looking_whether_it_can_be_written_to_does_not_undo_an_upgrade(tmp_path: Path) -> None:
+    path = tmp_path / "users.db"
+    async with SqliteUsers(path) as users:
+        with closing(sqlite3.connect(path)) as file:
+            file.execute("PRAGMA user_version = 99")
+        await users.check()
+        with closing(sqlite3.connect(path)) as file:
+            assert file.execute("PRAGMA user_version").fetchone() == (99,)
+
+
+async def test_nothing_is_acknowledged_once_the_log_beside_the_file_is_gone(tmp_path: Path) -> None:
+    path = tmp_path / "users.db"
+    async with SqliteUsers(path) as users:
+        await users.add(person("alice@example.com"))
+        (tmp_path / "users.db-wal").unlink()
+        with pytest.raises(StorageUnavailable, match="-wal"):
+            await users.add(person("bob@example.com"))
+        with pytest.raises(StorageUnavailable, match="-wal"):
+            await users.check()
+
+
+def modes(folder: Path) -> dict[str, int]:
+    return {file.name: file.stat().st_mode & 0o777 for file in folder.iterdir()}
+
+
+async def test_the_file_is_for_its_owner_alone(tmp_path: Path) -> None:
+    async with SqliteUsers(tmp_path / "users.db") as users:
+        await users.add(person("alice@example.com"))
+        found = modes(tmp_path)
+    assert found == dict.fromkeys(("users.db", "users.db-wal", "users.db-shm"), 0o600)

@@ -85,6 +85,8 @@ def test_the_database_may_be_memory() -> None:
         ("database_url", "sqlite://"),
         ("database_url", "sqlite:///"),
         ("database_url", "sqlite:///:memory:"),
+        ("database_url", "sqlite:////"),
+        ("database_url", "sqlite:///."),
         ("database_url", "sqlite:///users.db?mode=ro"),
         ("database_url", "postgresql://user:hunter2@host/db"),
         ("admin_token", "hunter2"),

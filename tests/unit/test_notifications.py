@@ -28,7 +28,7 @@ from usersvc.application.notifications import (
     NotificationDispatcher,
     wait_before,
 )
-from usersvc.application.ports import Notifier, Outbox, OutboxEntry, StorageUnavailable, Undeliverable
+from usersvc.application.ports import LAST, Notifier, Outbox, OutboxEntry, StorageUnavailable, Undeliverable
 from usersvc.application.registration import UserRegistrationService
 from usersvc.domain.events import UserRegistered
 from usersvc.domain.user import PasswordHash, User
@@ -306,9 +306,9 @@ class FlakyOutbox(InMemoryOutbox):
         if self.error is not None:
             raise self.error
 
-    async def lease(self, *, now: datetime, until: datetime, limit: int) -> list[OutboxEntry]:
+    async def lease(self, *, now: datetime, until: datetime, limit: int, latest: datetime = LAST) -> list[OutboxEntry]:
         self._fail()
-        return await super().lease(now=now, until=until, limit=limit)
+        return await super().lease(now=now, until=until, limit=limit, latest=latest)
 
     async def delivered(self, entry: OutboxEntry) -> None:
         self._fail()

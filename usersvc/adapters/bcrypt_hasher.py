@@ -21,7 +21,7 @@ _NO_PEPPER = b"usersvc"
 
 
 class BcryptPasswordHasher:
-    """A ``PasswordHasher``; an asynchronous context manager whose end waits for the hashes in hand.
+    """A ``PasswordHasher``; an asynchronous context manager after whose end no hash is begun.
 
     bcrypt reads at most 72 bytes and stops at a NUL. Its input is therefore the HMAC-SHA-384 of the password in
     base64: always 64 bytes, of which all of the password decides each one (OWASP Password Storage Cheat Sheet,
@@ -51,8 +51,8 @@ class BcryptPasswordHasher:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """End the threads, after what they have in hand; what still waits is not begun."""
-        await asyncio.to_thread(self._threads.shutdown, cancel_futures=True)
+        """Begin nothing that still waits. What is in hand ends by itself: nobody is left who waits for it."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def hash(self, password: Password) -> PasswordHash:
         """See ``PasswordHasher.hash``."""

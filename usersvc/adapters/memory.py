@@ -5,7 +5,7 @@ from datetime import datetime
 from heapq import nsmallest
 from uuid import UUID, uuid4
 
-from usersvc.application.ports import Order, OutboxEntry, Page, UserView, view_of
+from usersvc.application.ports import LAST, Order, OutboxEntry, Page, UserView, view_of
 from usersvc.domain.errors import EmailAlreadyRegistered
 from usersvc.domain.events import UserRegistered
 from usersvc.domain.user import User
@@ -25,12 +25,12 @@ class InMemoryOutbox:
             id=self._last_id, event=event, attempts=0, due_at=event.occurred_at, reason=None
         )
 
-    async def lease(self, *, now: datetime, until: datetime, limit: int) -> list[OutboxEntry]:
+    async def lease(self, *, now: datetime, until: datetime, limit: int, latest: datetime = LAST) -> list[OutboxEntry]:
         """See ``Outbox.lease``."""
         due = [
             (entry.due_at, entry.id, entry)
             for entry in self._entries.values()
-            if entry.due_at is not None and entry.due_at <= now
+            if entry.due_at is not None and not now < entry.due_at <= latest
         ]
         leased = [
             replace(entry, attempts=entry.attempts + 1, due_at=until, lease=str(uuid4()))

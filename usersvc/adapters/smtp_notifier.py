@@ -1,5 +1,6 @@
 """Mail through an SMTP server."""
 
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -123,6 +124,8 @@ class SmtpNotifier:
             start_tls=self._server.security is Security.STARTTLS,
             username=self._server.user,
             password=self._server.password,
+            # Without a name aiosmtplib looks one up, for as long as the resolver likes.
+            local_hostname=socket.gethostname(),
             timeout=self._timeout.total_seconds(),
         )
         await smtp.connect()

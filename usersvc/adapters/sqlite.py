@@ -11,12 +11,13 @@ from uuid import UUID, uuid4
 
 import aiosqlite
 
-from usersvc.adapters.sqlite_file import MIGRATIONS, DatabaseFile
-from usersvc.application.ports import Order, OutboxEntry, Page, UserView, timestamp, view_of
+from usersvc.adapters.sqlite_file import DatabaseFile
+from usersvc.application.ports import LAST, Order, OutboxEntry, Page, UserView, timestamp, view_of
 from usersvc.domain.errors import EmailAlreadyRegistered
 from usersvc.domain.events import UserRegistered
 from usersvc.domain.user import User
 
+_DUE = "(due_at <= ? OR due_at > ?)"
 _VIEW = "id, email, age, registered_at"
 _ENTRY = "id, user_id, email, occurred_at, attempts, due_at, reason, lease"
 
@@ -92,10 +93,13 @@ class SqliteUsers:
 
     async def check(self) -> None:
         """See ``Users.check``: a page is read, and one is written as it was, which needs a disk that is not full."""
-        await asyncio.gather(
-            self._file.read("SELECT 1 FROM users LIMIT 1"),
-            self._file.change(f"PRAGMA user_version = {len(MIGRATIONS)}"),
-        )
+
+        async def write_as_it_was(connection: aiosqlite.Connection) -> None:
+            # Asked for, not assumed: a newer program may have upgraded the file meanwhile.
+            [[version]] = await connection.execute_fetchall("PRAGMA user_version")
+            await connection.execute(f"PRAGMA user_version = {version}")
+
+        await asyncio.gather(self._file.read("SELECT 1 FROM users LIMIT 1"), self._file.write(write_as_it_was))
 
 
 class SqliteOutbox:
@@ -104,16 +108,17 @@ class SqliteOutbox:
     def __init__(self, file: DatabaseFile) -> None:
         self._file = file
 
-    async def lease(self, *, now: datetime, until: datetime, limit: int) -> list[OutboxEntry]:
+    async def lease(self, *, now: datetime, until: datetime, limit: int, latest: datetime = LAST) -> list[OutboxEntry]:
         """See ``Outbox.lease``."""
+        due = [timestamp(now), timestamp(latest)]
         # Looking is cheap and harms nobody; a write transaction is neither.
-        if not await self._file.read("SELECT 1 FROM outbox WHERE due_at <= ? LIMIT 1", [timestamp(now)]):
+        if not await self._file.read(f"SELECT 1 FROM outbox WHERE {_DUE} LIMIT 1", due):  # noqa: S608  # a constant
             return []
 
         async def take(connection: aiosqlite.Connection) -> list[OutboxEntry]:
             rows = await connection.execute_fetchall(
-                f"SELECT {_ENTRY} FROM outbox WHERE due_at <= ? ORDER BY due_at, id LIMIT ?",  # noqa: S608  # a constant
-                (timestamp(now), limit),
+                f"SELECT {_ENTRY} FROM outbox WHERE {_DUE} ORDER BY due_at, id LIMIT ?",  # noqa: S608  # constants
+                (*due, limit),
             )
             leased = [
                 replace(entry, attempts=entry.attempts + 1, due_at=until, lease=str(uuid4()))

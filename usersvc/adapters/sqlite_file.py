@@ -3,6 +3,7 @@
 import asyncio
 import os
 import sqlite3
+import tempfile
 import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -233,13 +234,13 @@ class _Connection:
         return self._connection
 
     def expect_unmoved(self) -> None:
-        """Look whether the path still names the file.
+        """Look whether the path still names the file, and the files with its latest changes lie beside it.
 
         Raises:
             StorageUnavailable: it does not, so that what was written may be lost.
         """
-        if self._identity != _identity(self._path):
-            raise StorageUnavailable("the database file was moved or replaced while it was used")
+        if self._identity != _identity(self._path) or self._companions != self._companions_now():
+            raise StorageUnavailable("the database file, or its -wal or -shm, was moved or replaced while it was used")
 
     async def _renew(self) -> None:
         found = _identity(self._path)
@@ -406,11 +407,11 @@ def backup(source: Path, target: Path) -> None:
     Raises:
         StorageUnavailable: one of the two cannot be read or written.
     """
-    unfinished = _beside(target, ".unfinished")
     with _told_as_unavailable(f"cannot copy {source} to {target}"):
-        unfinished.unlink(missing_ok=True)
-        # It holds what the database holds, so nobody else may read it either.
-        unfinished.touch(mode=source.stat().st_mode & 0o777, exist_ok=False)
+        # For its owner alone, as what it holds demands.
+        descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.absolute().parent)
+        os.close(descriptor)
+        unfinished = Path(name)
         try:
             with (
                 closing(sqlite3.connect(_uri(source, "rw"), uri=True, timeout=BUSY_TIMEOUT)) as original,
@@ -420,7 +421,8 @@ def backup(source: Path, target: Path) -> None:
                 # One file, that needs no other beside it.
                 copy.execute("PRAGMA journal_mode = DELETE")
             _sync(unfinished)
-            unfinished.rename(target)
+            # Unlike a renaming, this takes nobody's place.
+            os.link(unfinished, target)
             _sync(target.absolute().parent)
         finally:
             for suffix in ("", "-journal", "-wal", "-shm"):
@@ -450,4 +452,15 @@ def damage(path: Path) -> list[str]:
         found = _findings(connection, "integrity_check")
         if version < len(MIGRATIONS):
             found.append(f"its schema is {version}; the next start brings it to {len(MIGRATIONS)}")
+        else:
+            found += [f"{kind} {name} is missing or changed" for kind, name, _ in _schema() - _schema(connection)]
     return found
+
+
+def _schema(connection: sqlite3.Connection | None = None) -> set[tuple[str, str, str]]:
+    """What a database consists of: kind, name and statement; by default what one of this version has."""
+    if connection is None:
+        with closing(sqlite3.connect(":memory:", isolation_level=None)) as fresh:
+            _migrate(fresh)
+            return _schema(fresh)
+    return set(connection.execute("SELECT type, name, sql FROM sqlite_schema WHERE sql IS NOT NULL"))

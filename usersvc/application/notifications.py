@@ -131,7 +131,9 @@ class NotificationDispatcher:
         if places <= 0:
             return False
         now = self._clock()
-        entries = await self._outbox.lease(now=now, until=now + self._lease, limit=places)
+        until = now + self._lease
+        # Nobody here puts an entry off for longer.
+        entries = await self._outbox.lease(now=now, until=until, limit=places, latest=until + LONGEST_WAIT)
         for entry in entries:
             self._begin(entry)
         return len(entries) == places

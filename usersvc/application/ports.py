@@ -123,6 +123,10 @@ class OutboxEntry:
     """Names who holds it, for the answers below."""
 
 
+LAST = datetime.max.replace(tzinfo=UTC)
+"""No time is later."""
+
+
 class Outbox(Protocol):
     """Events stored together with their users, until somebody has been told.
 
@@ -131,8 +135,11 @@ class Outbox(Protocol):
     store cannot answer.
     """
 
-    async def lease(self, *, now: datetime, until: datetime, limit: int) -> list[OutboxEntry]:
-        """Take at most ``limit`` entries that are due, the longest due first; nobody else has them before ``until``."""
+    async def lease(self, *, now: datetime, until: datetime, limit: int, latest: datetime = LAST) -> list[OutboxEntry]:
+        """Take at most ``limit`` entries that are due, the longest due first; nobody else has them before ``until``.
+
+        One that is due only after ``latest`` was put off by a clock that was wrong, and is taken too.
+        """
         ...
 
     async def delivered(self, entry: OutboxEntry) -> None:
