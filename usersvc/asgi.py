@@ -6,11 +6,13 @@ test clients can serve what was written for aiohttp's own server. Handlers get a
 
 How it works:
     aiohttp's requests and responses talk to a protocol, a transport and a stream writer. One `_Exchange` a request
-    stands in for them, over ASGI's `receive` and `send`. A body is pulled, message by message, by the coroutine that
-    reads it: a handler that does not read makes the client stop sending. Only an exchange whose disconnection
-    somebody could notice (a streamed response, a look at `request.transport`, `handler_cancellation`) gets a task
-    that waits for it. A plain `web.Response` goes past aiohttp's writer. Handlers run in a copy of the server's
-    context, and `receive` and `send` outside it: servers hand the context they are called in to later requests.
+    stands in for them, over ASGI's `receive` and `send`. The request is of a class that makes its message, its body
+    stream and what it knows of the connection when somebody looks at them. A body is pulled, message by message, by
+    the coroutine that reads it: a handler that does not read makes the client stop sending. Only an exchange whose
+    disconnection somebody could notice (a streamed response, a look at `request.transport`, `handler_cancellation`)
+    gets a task that waits for it. A plain `web.Response` goes past aiohttp's writer. Handlers run in a copy of the
+    server's context, and `receive` and `send` outside it: servers hand the context they are called in to later
+    requests.
 
 Where a client, or a handler, sees something else than with aiohttp's own server:
     - `Date`, `Server`, `Connection` (but for `close`), `Keep-Alive`, `Transfer-Encoding` and the like are left to the
@@ -52,7 +54,7 @@ import types
 import warnings
 from collections.abc import Awaitable, Callable, Coroutine, Generator, MutableMapping
 from contextvars import Context, ContextVar, copy_context
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from html import escape
 from http import HTTPStatus
 from typing import Any, Final, NoReturn, TypeVar, cast
@@ -75,7 +77,6 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 _RawHeaders = list[tuple[bytes, bytes]]
-_Whole = tuple[int, _RawHeaders, bytes]  # status, headers and body of a response
 _T = TypeVar("_T")
 
 ASGI_SCOPE: Final = web.RequestKey("ASGI_SCOPE", dict[str, Any])
@@ -105,6 +106,7 @@ _OCTETS: Final = (b"content-type", b"application/octet-stream")
 _EMPTY: Final = (b"content-length", b"0")
 _TEXT: Final = (b"content-type", b"text/plain; charset=utf-8")
 _CLOSE: Final = (b"connection", b"close")
+_new: Final = object.__new__
 _DISCONNECT: Final[Message] = {"type": "http.disconnect"}
 
 
@@ -175,12 +177,11 @@ def _encoded(headers: "CIMultiDict[str]") -> _RawHeaders:
     Raises:
         ValueError: a header has a control character, which could begin another header of an attacker's choice.
     """
-    names = _RESPONSE_NAMES
-    return [
-        (raw, value.encode() if value.isprintable() else _checked(value))
-        for name, value in headers.items()
-        if (raw := names[name])
-    ]
+    encoded: _RawHeaders = []
+    for name, value in headers.items():
+        if raw := _RESPONSE_NAMES[name]:
+            encoded.append((raw, value.encode() if value.isprintable() else _checked(value)))  # faster
+    return encoded
 
 
 def _url(target: str) -> URL:
@@ -261,19 +262,18 @@ async def _awaited(awaitable: Awaitable[_T]) -> _T:
 class _Body(StreamReader):
     """A request body that whoever reads it pulls from ASGI. Private: `StreamReader._wait`, awaited for more data."""
 
-    __slots__ = ("_decoder", "_exchange", "_fresh", "_held", "_last")
+    __slots__ = ("_decoder", "_exchange", "_held", "_last", "coding")
 
     def __init__(self, exchange: "_Exchange", coding: str | None) -> None:
         super().__init__(exchange, _BUFFER, loop=asyncio.get_running_loop())  # type: ignore[arg-type]  # a protocol to what it asks
         self._exchange = exchange
+        self.coding = coding
         self._decoder = DeflateBuffer(self, coding, max_decompress_size=_BUFFER) if coding else None
         self._held = False  # the decoder holds more than it would give at once
         self._last = False  # the last message has been fed
-        self._fresh = coding is None  # nothing has been read
 
     def feed(self, message: Message) -> None:
         """Take what a message brings, decoded, in pieces of bounded size."""
-        self._fresh = False
         data: bytes = message.get("body", b"")
         self._last = not message.get("more_body", False)
         if self._decoder is not None:
@@ -308,23 +308,85 @@ class _Body(StreamReader):
             if (error := self.exception()) is not None:
                 raise error
 
-    async def readany(self) -> bytes:
-        # `request.read()` awaits this, mostly for one message and the end: they need not go through the buffer.
-        if self._fresh and not self._exchange.watched and self.exception() is None:
-            self._fresh = False
-            message = await self._exchange.next_message("readany")
-            if message["type"] == "http.request" and not message.get("more_body", False):
-                data: bytes = message.get("body", b"")
-                self.total_bytes = len(data)
-                self.feed_eof()
-                self._exchange.ended = True
-                return data
-            self._exchange.take(message)
-        return await super().readany()
-
     async def wait_eof(self) -> None:
         self._exchange.watch()
         await super().wait_eof()
+
+
+class _Request(web.Request):
+    """A request that makes what few handlers look at only when one does.
+
+    Private: the attributes, which `BaseRequest.__init__` would set, and all of its methods read.
+    """
+
+    ordinary: Callable[..., web.Request]  # makes requests as aiohttp does
+    own: bool  # the application makes requests in a way of its own
+    _payload_writer: "_Exchange"
+
+    def begin(self, exchange: "_Exchange", url: URL) -> None:
+        """Set what is this request's own; what it shares with all others of its application is the class's."""
+        self._payload_writer = exchange
+        self._headers = CIMultiDictProxy(exchange.headers)
+        self._method = exchange.scope["method"]
+        self._rel_url = url
+        self._cache = {}
+        self._state = cast("Any", {ASGI_SCOPE: exchange.scope})
+        self._task = cast("Any", asyncio.current_task())
+        if exchange.version is not HttpVersion11:
+            self._version = exchange.version
+        if not exchange.has_body:
+            self._payload = EMPTY_PAYLOAD
+
+    @cached_property
+    def _message(self) -> RawRequestMessage:  # type: ignore[override]
+        return self._payload_writer.message(self._rel_url)
+
+    @cached_property
+    def _payload(self) -> StreamReader:  # type: ignore[override]
+        return self._payload_writer.opened_body()
+
+    @cached_property
+    def _protocol(self) -> Any:  # type: ignore[override]
+        return self._payload_writer
+
+    @cached_property
+    def _transport_sslcontext(self) -> ssl.SSLContext | None:  # type: ignore[override]
+        return self._payload_writer.ssl_context
+
+    @cached_property
+    def _transport_peername(self) -> Any:  # type: ignore[override]
+        return self._payload_writer.peername
+
+    @cached_property
+    def _transport_sockname(self) -> Any:  # type: ignore[override]
+        return self._payload_writer.sockname
+
+    async def read(self) -> bytes:
+        # Mostly a body is one message: it need not go through a stream.
+        exchange = self._payload_writer
+        if exchange.fresh:
+            message = await exchange.next_message("read")
+            data: bytes = message.get("body", b"")
+            more = message["type"] != "http.request" or message.get("more_body", False)
+            if exchange.fresh and not more and not len(data) > self._client_max_size > 0:
+                exchange.fresh = False
+                exchange.ended = True
+                exchange.taken = len(data)
+                self._read_bytes = data
+                return data
+            exchange.take(message)
+        return await super().read()
+
+
+def _request_class(server: web.Server) -> type[_Request]:
+    """Make a class of what all requests of an application have in common."""
+    exchange = _Exchange({"headers": [], "method": "GET"}, cast("Any", None), cast("Any", None))
+    exchange.headers = CIMultiDict()
+    message = exchange.message(URL("/"))
+    pattern = server.request_factory(message, EMPTY_PAYLOAD, cast("Any", exchange), exchange, cast("Any", None))
+    common = {name: value for name, value in vars(pattern).items() if name not in vars(_Request)}
+    own = getattr(server.request_factory, "__func__", None) is not web.Application._make_request  # noqa: SLF001
+    return type("Request", (_Request,), {**common, "ordinary": staticmethod(server.request_factory), "own": own})
 
 
 def _close_files(request: web.Request) -> None:
@@ -337,8 +399,8 @@ def _has_hooks(app: web.Application) -> bool:
     return bool(app.on_response_prepare) or any(map(_has_hooks, app._subapps))  # noqa: SLF001
 
 
-def _whole(method: str, response: web.Response) -> _Whole | None:
-    """All of a response that is so plain that aiohttp's writer would have nothing to add; else `None`.
+def _whole(method: str, response: web.Response) -> tuple[Message, bytes] | None:
+    """The first message and the body of a response to which aiohttp's writer would have nothing to add; else `None`.
 
     Raises:
         ValueError: a header must not be sent.
@@ -369,7 +431,7 @@ def _whole(method: str, response: web.Response) -> _Whole | None:
         if hdrs.CONTENT_TYPE not in headers:
             encoded.append(_OCTETS)  # RFC 9110, section 8.3
     response._eof_sent = True  # noqa: SLF001  # `prepared`, and never sent again
-    return status, encoded, body or b""
+    return {"type": "http.response.start", "status": status, "headers": encoded}, body or b""
 
 
 class _Transport(asyncio.Transport):
@@ -417,6 +479,13 @@ class _Exchange(AbstractStreamWriter):
     finished = False  # all of the response has been handed to the server
     ending = False  # the last of the response is being handed over: what the server tells now is no disconnection
     ended = False  # all of the request has come
+    taken = 0  # bytes of the request's body, when it was read at once
+    has_body = False  # the request may have one
+    fresh = False  # nobody has asked for the body yet, nor for a look at the connection, and it needs no decoding
+    closed = False  # nobody may read any more
+    version = HttpVersion11
+    target = "/"
+    headers: "CIMultiDict[str]"
     _pulling = False  # somebody waits in `receive`
     _paused = False  # the body is full
     _attended = False  # `_attend` has been called, or will be
@@ -434,10 +503,19 @@ class _Exchange(AbstractStreamWriter):
         self.outer = copy_context()
         self._receive = receive
         self._send = send
-        self.ssl_context = _TLS if scope.get("scheme") == "https" else None
-        self.peername = scope.get("client")
-        server = scope.get("server")
-        self.sockname = server if server is None or (server[1] and ":" not in server[0]) else _sockname(*server)
+
+    @property
+    def ssl_context(self) -> ssl.SSLContext | None:
+        return _TLS if self.scope.get("scheme") == "https" else None
+
+    @property
+    def peername(self) -> Any:
+        return self.scope.get("client")
+
+    @property
+    def sockname(self) -> Any:
+        server = self.scope.get("server")
+        return server if server is None or (server[1] and ":" not in server[0]) else _sockname(*server)
 
     async def peek(self) -> Message | None:
         """Wait for the first message of a request when only that tells whether there is a body."""
@@ -455,7 +533,7 @@ class _Exchange(AbstractStreamWriter):
         await self._send({"type": "http.response.start", "status": HTTPStatus.BAD_REQUEST, "headers": headers})
         await self._send({"type": "http.response.body", "body": text})
 
-    def request(self, server: web.Server, first: Message | None) -> web.Request:
+    def request(self, kind: type[_Request], first: Message | None) -> web.Request:  # noqa: PLR0912  # in one piece, for speed
         """Make aiohttp's request of the ASGI scope.
 
         Raises:
@@ -468,7 +546,7 @@ class _Exchange(AbstractStreamWriter):
             pairs = [(names[name], value.decode()) for name, value in raw_headers]
         except UnicodeDecodeError:  # what is not UTF-8 keeps its octets, as in aiohttp
             pairs = [(names[name], value.decode("utf-8", "surrogateescape")) for name, value in raw_headers]
-        headers = CIMultiDict(pairs)
+        self.headers = headers = CIMultiDict(pairs)
         raw: bytes | None = scope.get("raw_path")
         if raw is None:
             raw = quote(scope["path"]).encode()
@@ -476,56 +554,70 @@ class _Exchange(AbstractStreamWriter):
             raw = raw.partition(b"?")[0]  # some servers leave the query there
         if query := scope["query_string"]:
             raw = b"%b?%b" % (raw, query)
-        target, url = (_learned if len(raw) <= _TARGET else _routed)(raw, scope.get("root_path", ""))
-        version = HttpVersion11
+        self.target, url = (_learned if len(raw) <= _TARGET else _routed)(raw, scope.get("root_path", ""))
         if scope["http_version"] != "1.1":
-            version = _VERSIONS.get(scope["http_version"], HttpVersion11)
+            self.version = version = _VERSIONS.get(scope["http_version"], HttpVersion11)
             if version > HttpVersion11 and len(cookies := headers.getall(hdrs.COOKIE, ())) > 1:
                 headers[hdrs.COOKIE] = "; ".join(cookies)  # RFC 9113, section 8.2.3
-        chunked = hdrs.TRANSFER_ENCODING in headers
         if first is not None:
             has_body = bool(first.get("body") or first.get("more_body"))
-        elif hdrs.CONTENT_LENGTH in headers:
-            has_body = headers[hdrs.CONTENT_LENGTH] != "0"
+        elif (length := headers.get(hdrs.CONTENT_LENGTH)) is not None:
+            has_body = length != "0"
         else:
-            has_body = chunked or (version is not HttpVersion11 and version > HttpVersion11)
-        coding = self._open_body(headers, first) if has_body else None
-        should_close = version is HttpVersion10
+            has_body = hdrs.TRANSFER_ENCODING in headers or type(self.version) is _Multiplexed
+        if has_body:
+            self.has_body = True
+            if first is not None:
+                self.take(first)
+            else:
+                self.fresh = hdrs.CONTENT_ENCODING not in headers
+        if kind.own or self.target[0] != "/":  # the rare target that may tell scheme and host
+            payload = self.opened_body() if has_body else EMPTY_PAYLOAD
+            special = kind.ordinary(self.message(url), payload, self, self, asyncio.current_task())
+            special[ASGI_SCOPE] = cast("dict[str, Any]", scope)
+            return special
+        request = _new(kind)
+        request.begin(self, url)
+        return request
+
+    def message(self, url: URL) -> RawRequestMessage:
+        """What aiohttp's parser would make of the head of the request."""
+        headers = self.headers
+        should_close = self.version is HttpVersion10
         if hdrs.CONNECTION in headers:
             connection = headers[hdrs.CONNECTION].lower()
             should_close = "keep-alive" not in connection if should_close else "close" in connection
-        request = server.request_factory(
-            RawRequestMessage(
-                scope["method"],
-                target,
-                version,
-                CIMultiDictProxy(headers),
-                tuple(raw_headers),
-                should_close,
-                coding,
-                False,  # an upgrade is the server's
-                chunked,
-                url,
-            ),
-            self.body or EMPTY_PAYLOAD,
-            self,  # type: ignore[arg-type]  # a protocol, to what is asked of it
-            self,
-            asyncio.current_task(),  # type: ignore[arg-type]  # there is one, and what it returns does not matter
+        return RawRequestMessage(
+            self.scope["method"],
+            self.target,
+            self.version,
+            CIMultiDictProxy(headers),
+            tuple(self.scope["headers"]),
+            should_close,
+            self.opened_body().coding if self.has_body else None,
+            False,  # an upgrade is the server's
+            hdrs.TRANSFER_ENCODING in headers,
+            url,
         )
-        request[ASGI_SCOPE] = scope  # type: ignore[misc]  # a dict, as ASGI demands
-        return request  # type: ignore[return-value]  # the factory of an application's server makes them
 
-    def _open_body(self, headers: "CIMultiDict[str]", first: Message | None) -> str | None:
-        """Make the body; the coding that it is decoded from is the value."""
-        coding = _CODINGS.get(headers.get(hdrs.CONTENT_ENCODING, "").lower())
-        try:
-            self.body = _Body(self, coding)
-        except ContentEncodingError:  # the library for it is missing
-            coding = None
-            self.body = _Body(self, coding)
-        if first is not None:
-            self.take(first)
-        return coding
+    def opened_body(self) -> _Body:
+        """Make the body, when it is first asked for."""
+        if self.body is None:
+            self.fresh = False
+            coding = _CODINGS.get(self.headers.get(hdrs.CONTENT_ENCODING, "").lower())
+            try:
+                body = _Body(self, coding)
+            except ContentEncodingError:  # the library for it is missing
+                body = _Body(self, None)
+            self.body = body
+            if self.closed:
+                body.set_exception(web.PayloadAccessError())
+            elif self.ended:
+                body.total_bytes = self.taken
+                body.feed_eof()
+            elif self.disconnected:
+                body.set_exception(ConnectionResetError("Connection lost"))
+        return self.body
 
     # As a protocol
 
@@ -562,7 +654,16 @@ class _Exchange(AbstractStreamWriter):
             raise RuntimeError(f"{func_name}() called while another coroutine is already waiting for incoming data")
         self._pulling = True
         try:
-            return await _within(self.outer, self._receive())
+            # As in `_within`, but without its coroutine, for the small bodies that most are.
+            awaitable = self._receive()
+            is_coroutine = isinstance(awaitable, types.CoroutineType)
+            coroutine = cast("Coroutine[Any, Any, Message]", awaitable if is_coroutine else _awaited(awaitable))
+            try:
+                future = self.outer.run(coroutine.send, None)
+            except StopIteration as done:
+                message: Message = done.value
+                return message
+            return await _resumed(self.outer, coroutine, future)
         except OSError:
             return _DISCONNECT
         finally:
@@ -575,14 +676,15 @@ class _Exchange(AbstractStreamWriter):
         if message["type"] == "http.disconnect":
             self.lose()
         elif not self.ended:
+            if self.has_body:
+                self.opened_body().feed(message)
             self.ended = not message.get("more_body", False)
-            if self.body is not None:
-                self.body.feed(message)
 
     def watch(self) -> None:
         """See to it that a disconnection is noticed from now on."""
         if not (self.watched or self.disconnected or self.ending):
             self.watched = True
+            self.fresh = False
             if not self._pulling:
                 self._start_watcher()
 
@@ -619,6 +721,8 @@ class _Exchange(AbstractStreamWriter):
 
     def close(self) -> None:
         """End the exchange: nobody waits for the server, and nobody reads."""
+        self.closed = True
+        self.fresh = False
         if self._watcher is not None:
             self._watcher.cancel()
         if self.body is not None:
@@ -734,9 +838,9 @@ class _Exchange(AbstractStreamWriter):
 
     def must_linger(self) -> bool:
         """Whether some of the body is still to come. Who expects to be told to go on will not send it."""
-        if self.body is None or self.ended or self.disconnected or self.watched or self._pulling:
+        if self.ended or not self.has_body or self.disconnected or self.watched or self._pulling:
             return False
-        return all(name != b"expect" for name, _ in self.scope["headers"])
+        return hdrs.EXPECT not in self.headers
 
     async def linger(self) -> None:
         """Throw the rest of the body away before the response ends: after it, some servers would drop both."""
@@ -778,7 +882,7 @@ class AiohttpASGI:
         self._debug = False
         self._hooks = False
 
-    async def __call__(  # noqa: PLR0912  # in one piece, as every request pays for each further call
+    async def __call__(  # noqa: PLR0912, PLR0915  # in one piece, as every request pays for each further call
         self, scope: Scope, receive: Receive, send: Send
     ) -> None:
         """Serve one ASGI scope: a request, or the application's life.
@@ -791,13 +895,14 @@ class AiohttpASGI:
         if scope["type"] != "http":
             await self._serve_other(scope, receive, send)
             return
-        server = self._server or await self._started()
+        if self._server is None:
+            await self._started()
         exchange = _Exchange(scope, receive, send)
         first = None
         if scope["http_version"] not in _HTTP_1 and (first := await exchange.peek()) is _DISCONNECT:
             return
         try:
-            request = exchange.request(server, first)
+            request = exchange.request(self._kind, first)
         except ValueError as error:
             await exchange.refuse(error)
             return
@@ -808,18 +913,33 @@ class AiohttpASGI:
             exchange.task = request.task
             exchange.watch()
         try:
-            # As in `_within`, but without its coroutine, as most requests need none.
-            coroutine = self._answer(server, request, exchange)
+            whole = None
+            response: object = None
             try:
-                future = inner.run(coroutine.send, None)
-            except StopIteration as done:
-                whole = done.value
+                # As in `_within`, but without its coroutine, as most requests need none.
+                coroutine = self._handler(request)
+                try:
+                    future = inner.run(coroutine.send, None)
+                except StopIteration as done:
+                    response = done.value
+                else:
+                    response = await _resumed(inner, coroutine, future)
+                if type(response) is web.Response:
+                    if not (self._hooks or exchange.committed):
+                        whole = _whole(scope["method"], response)
+                elif isinstance(response, web.HTTPException):
+                    warnings.warn("raise HTTP exceptions, do not return them", DeprecationWarning, stacklevel=1)
+            except Exception as error:
+                await _within(inner, self._answer(request, exchange, error))
             else:
-                whole = await _resumed(inner, coroutine, future)
+                if whole is None:
+                    await _within(inner, self._answer(request, exchange, response))
             if whole is not None:
-                status, headers, body = whole
+                start, body = whole
+                if exchange.has_body:
+                    _close_files(request)
                 exchange.finished = exchange.ending = True
-                await send({"type": "http.response.start", "status": status, "headers": headers})
+                await send(start)
                 if exchange.must_linger():
                     await send({"type": "http.response.body", "body": body, "more_body": True})
                     await exchange.linger()
@@ -833,40 +953,27 @@ class AiohttpASGI:
                 raise
         finally:
             exchange.ending = True
-            if exchange.body is not None or exchange.watched:
+            if exchange.has_body or exchange.watched:
                 exchange.close()
                 if exchange.cancelled:
                     request.task.uncancel()
         if exchange.aborted:
             raise ConnectionAbortedError("the handler has closed the connection")
 
-    async def _answer(self, server: web.Server, request: web.Request, exchange: _Exchange) -> _Whole | None:
-        """Run the handler and send its response; one that can be sent at once is returned instead.
+    async def _answer(self, request: web.Request, exchange: _Exchange, response: object) -> None:
+        """Send what a handler has returned or raised.
 
         Raises:
             Exception: the response has failed after its head had gone.
         """
-        response: object
-        try:
-            response = await server.request_handler(request)
-        except web.HTTPException as error:
-            response = error
-        except TimeoutError as error:
-            await self._fail(request, exchange, error, HTTPStatus.GATEWAY_TIMEOUT)
-            return None
-        except Exception as error:
-            await self._fail(request, exchange, error)
-            return None
-        else:
-            if type(response) is not web.Response and isinstance(response, web.HTTPException):
-                warnings.warn("raise HTTP exceptions, do not return them", DeprecationWarning, stacklevel=1)
-        if exchange.body is not None:
+        if isinstance(response, Exception) and not isinstance(response, web.HTTPException):
+            timed_out = isinstance(response, TimeoutError)
+            status = HTTPStatus.GATEWAY_TIMEOUT if timed_out else HTTPStatus.INTERNAL_SERVER_ERROR
+            await self._fail(request, exchange, response, status)
+            return
+        if exchange.has_body:
             _close_files(request)
         try:
-            if type(response) is web.Response and not (self._hooks or exchange.committed):
-                whole = _whole(exchange.scope["method"], response)
-                if whole is not None:
-                    return whole
             if not isinstance(response, web.StreamResponse):
                 raise TypeError(f"a handler must return a response, not {response!r}")
             await response.prepare(request)
@@ -875,7 +982,6 @@ class AiohttpASGI:
                 raise RuntimeError("a response object can be sent only once")
         except Exception as error:
             await self._fail(request, exchange, error)
-        return None
 
     async def _fail(
         self,
@@ -957,7 +1063,9 @@ class AiohttpASGI:
         ]
         self._debug = asyncio.get_running_loop().get_debug()
         self._hooks = _has_hooks(self._app)
-        self._server = self._runner.server
+        self._server = cast("web.Server", self._runner.server)
+        self._handler = cast("Callable[[web.Request], Coroutine[Any, Any, object]]", self._server.request_handler)
+        self._kind = _request_class(self._server)
 
     async def _stop(self) -> Exception | None:
         try:
@@ -967,12 +1075,11 @@ class AiohttpASGI:
             return error
         return None
 
-    async def _started(self) -> web.Server:
+    async def _started(self) -> None:
         """Start the application, as no lifespan has; requests that come meanwhile wait for the same start."""
         if self._starting is None:
             self._starting = asyncio.create_task(self._start(None))
         await asyncio.shield(self._starting)
-        return cast("web.Server", self._server)
 
 
 def _one_line(error: BaseException) -> str:

@@ -20,6 +20,7 @@ from aiohttp.compression_utils import ZLibCompressor
 from aiohttp.http import HttpVersion, RawRequestMessage
 from aiohttp.http_parser import DeflateBuffer
 from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
+from aiohttp.test_utils import make_mocked_request
 from aiohttp.web_request import BaseRequest
 from multidict import CIMultiDict, CIMultiDictProxy, istr
 from yarl import URL
@@ -78,6 +79,22 @@ async def test_a_runner_has_a_server_that_makes_requests_and_runs_handlers() -> 
     )
     assert parameters(server.request_handler) == ["request"], "see AiohttpASGI._answer"
     await runner.cleanup()
+
+
+async def test_a_request_has_the_attributes_that_are_set_or_made_when_asked_for() -> None:
+    known = {
+        "_message", "_protocol", "_payload_writer", "_payload", "_headers", "_method", "_version", "_cache", "_rel_url",
+        "_state", "_task", "_client_max_size", "_loop", "_transport_sslcontext",
+        "_transport_peername", "_transport_sockname",
+    }  # fmt: skip
+    made = set(vars(make_mocked_request("GET", "/")))
+    assert made - {"_match_info", "_client_max_fields"} == known, (
+        f"requests are made of other things: {made ^ known}, see _Request"
+    )
+    assert web.Request._read_bytes is None, "Request.read keeps the body elsewhere: see _Request.read"
+    request = make_mocked_request("POST", "/", payload=EMPTY_PAYLOAD)
+    request._read_bytes = b"kept"
+    assert await request.read() == b"kept", "Request.read keeps the body elsewhere: see _Request.read"
 
 
 def test_a_writer_has_these_methods() -> None:

@@ -547,6 +547,20 @@ async def test_a_body_that_cannot_be_decoded_fails_its_reader() -> None:
     assert (await server.serve(app_of(handler))).body == b"caught"
 
 
+async def test_an_application_may_make_requests_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    class OwnRequest(web.Request):
+        pass
+
+    async def handler(request: web.Request) -> web.Response:
+        return web.Response(text=f"{type(request).__name__} {await request.text()}")
+
+    app = web.Application()
+    app.router.add_post("/", handler)
+    make: Callable[..., web.Request] = app._make_request
+    monkeypatch.setattr(app, "_make_request", lambda *parts: make(*parts, OwnRequest), raising=False)
+    assert (await FakeServer(body=b"read").serve(AiohttpASGI(app))).body == b"OwnRequest read"
+
+
 async def test_a_body_in_a_coding_without_its_library_is_passed_on_as_it_came(monkeypatch: pytest.MonkeyPatch) -> None:
     async def handler(request: web.Request) -> web.Response:
         return web.Response(body=await request.read())
