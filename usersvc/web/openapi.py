@@ -30,7 +30,7 @@ DOCUMENT = web.AppKey("DOCUMENT", bytes)
 OPENAPI_VERSION = "3.0.3"
 
 # Any operation may end so.
-_COMMON_PROBLEMS = ("not-acceptable", "internal-error")
+_COMMON_PROBLEMS = ("not-acceptable", "internal-error", "overloaded")
 
 _EXAMPLE_REQUEST_ID = "01936f3c-5e1a-7b3c-9d2e-4f5a6b7c8d9f"
 
