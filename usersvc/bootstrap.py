@@ -1,4 +1,4 @@
-"""The composition root: the only place that names concrete adapters."""
+"""The composition root: the only place that plugs concrete adapters into the application."""
 
 import logging
 import sys

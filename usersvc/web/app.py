@@ -8,7 +8,6 @@ import warnings
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, nullcontext
 from functools import partial
-from http import HTTPStatus
 from uuid import uuid4
 
 import orjson
@@ -103,8 +102,6 @@ async def one_answer_shape(request: web.Request, handler: Handler) -> web.Stream
     request_id = wanted_id if _SANE_REQUEST_ID.fullmatch(wanted_id) else str(uuid4())
     try:
         response = await handler(request)
-    except web.HTTPException as error:
-        response = error if error.status < HTTPStatus.BAD_REQUEST else problem_response(error, request_id)
     except asyncio.CancelledError:
         # The server gives up waiting for this request, because it is to stop; the client can still be told.
         response = problem_response(Stopping(), request_id)
