@@ -6,13 +6,13 @@ test clients can serve what was written for aiohttp's own server. Handlers get a
 
 How it works:
     aiohttp's requests and responses talk to a protocol, a transport and a stream writer. One `_Exchange` a request
-    stands in for them, over ASGI's `receive` and `send`. The request is of a class that makes its message, its body
-    stream and what it knows of the connection when somebody looks at them. A body is pulled, message by message, by
+    stands in for them, over ASGI's `receive` and `send`. The request is of a class that makes its headers, its URL, its
+    body stream and nearly all else when somebody looks at them. A body is pulled, message by message, by
     the coroutine that reads it: a handler that does not read makes the client stop sending. Only an exchange whose
     disconnection somebody could notice (a streamed response, a look at `request.transport`, `handler_cancellation`)
-    gets a task that waits for it. A plain `web.Response` goes past aiohttp's writer. Handlers run in a copy of the
-    server's context, and `receive` and `send` outside it: servers hand the context they are called in to later
-    requests.
+    gets a task that waits for it. A route that a path and a method decide upon alone is looked up in a table, not
+    searched for, and a plain `web.Response` goes past aiohttp's writer. Handlers run in a copy of the server's context,
+    and `receive` and `send` outside it: servers hand the context they are called in to later requests.
 
 Where a client, or a handler, sees something else than with aiohttp's own server:
     - `Date`, `Server`, `Connection` (but for `close`), `Keep-Alive`, `Transfer-Encoding` and the like are left to the
@@ -54,7 +54,7 @@ import types
 import warnings
 from collections.abc import Awaitable, Callable, Coroutine, Generator, MutableMapping
 from contextvars import Context, ContextVar, copy_context
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from html import escape
 from http import HTTPStatus
 from typing import Any, Final, NoReturn, TypeVar, cast
@@ -67,7 +67,10 @@ from aiohttp.http import HttpVersion, HttpVersion10, HttpVersion11, RawRequestMe
 from aiohttp.http_exceptions import ContentEncodingError
 from aiohttp.http_parser import DeflateBuffer
 from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
+from aiohttp.web_app import _cached_build_middleware
+from aiohttp.web_urldispatcher import PlainResource, UrlDispatcher, UrlMappingMatchInfo
 from multidict import CIMultiDict, CIMultiDictProxy, istr
+from propcache.api import cached_property
 from yarl import URL
 
 __all__ = ("ASGI_SCOPE", "ASGI_STATE", "AiohttpASGI")
@@ -77,6 +80,7 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 _RawHeaders = list[tuple[bytes, bytes]]
+_Handler = Callable[[web.Request], Awaitable[object]]
 _T = TypeVar("_T")
 
 ASGI_SCOPE: Final = web.RequestKey("ASGI_SCOPE", dict[str, Any])
@@ -107,6 +111,7 @@ _EMPTY: Final = (b"content-length", b"0")
 _TEXT: Final = (b"content-type", b"text/plain; charset=utf-8")
 _CLOSE: Final = (b"connection", b"close")
 _new: Final = object.__new__
+_ORIGIN_FORM: Final = (b"/", b"")
 _DISCONNECT: Final[Message] = {"type": "http.disconnect"}
 
 
@@ -163,6 +168,7 @@ class _ResponseNames(dict[str, bytes]):
 
 _REQUEST_NAMES: Final = _RequestNames((str(n).lower().encode(), n) for n in vars(hdrs).values() if isinstance(n, istr))
 _RESPONSE_NAMES: Final = _ResponseNames()
+_CONTENT_TYPES: Final[dict[tuple[str, str], tuple[bytes, bytes]]] = {}  # of these, an application has few
 
 
 def _checked(text: str) -> bytes:
@@ -178,9 +184,15 @@ def _encoded(headers: "CIMultiDict[str]") -> _RawHeaders:
         ValueError: a header has a control character, which could begin another header of an attacker's choice.
     """
     encoded: _RawHeaders = []
-    for name, value in headers.items():
+    for item in headers.items():
+        if (known := _CONTENT_TYPES.get(item)) is not None:
+            encoded.append(known)
+            continue
+        name, value = item
         if raw := _RESPONSE_NAMES[name]:
             encoded.append((raw, value.encode() if value.isprintable() else _checked(value)))  # faster
+            if raw == b"content-type" and len(value) <= _NAME and len(_CONTENT_TYPES) < _NAMES:
+                _CONTENT_TYPES[item] = encoded[-1]
     return encoded
 
 
@@ -321,29 +333,48 @@ class _Request(web.Request):
 
     ordinary: Callable[..., web.Request]  # makes requests as aiohttp does
     own: bool  # the application makes requests in a way of its own
+    app_of_route: web.Application
+    route: web.AbstractRoute | None = None  # found without aiohttp's router
     _payload_writer: "_Exchange"
 
-    def begin(self, exchange: "_Exchange", url: URL) -> None:
+    def begin(self, exchange: "_Exchange") -> None:
         """Set what is this request's own; what it shares with all others of its application is the class's."""
         self._payload_writer = exchange
-        self._headers = CIMultiDictProxy(exchange.headers)
         self._method = exchange.scope["method"]
-        self._rel_url = url
         self._cache = {}
-        self._state = cast("Any", {ASGI_SCOPE: exchange.scope})
-        self._task = cast("Any", asyncio.current_task())
+        self._task = asyncio.current_task(self._loop)  # type: ignore[assignment]  # there is one
         if exchange.version is not HttpVersion11:
             self._version = exchange.version
-        if not exchange.has_body:
-            self._payload = EMPTY_PAYLOAD
+
+    @cached_property
+    def _match_info(self) -> UrlMappingMatchInfo | None:  # type: ignore[override]
+        if self.route is None:
+            return None
+        match_info = UrlMappingMatchInfo({}, self.route)
+        match_info.add_app(self.app_of_route)
+        match_info.freeze()
+        return match_info
+
+    @cached_property
+    def _state(self) -> dict[Any, Any]:  # type: ignore[override]
+        return {ASGI_SCOPE: self._payload_writer.scope}
+
+    @cached_property
+    def _headers(self) -> "CIMultiDictProxy[str]":  # type: ignore[override]
+        return CIMultiDictProxy(self._payload_writer.headers)
+
+    @cached_property
+    def _rel_url(self) -> URL:  # type: ignore[override]
+        return self._payload_writer.target[1]
 
     @cached_property
     def _message(self) -> RawRequestMessage:  # type: ignore[override]
-        return self._payload_writer.message(self._rel_url)
+        return self._payload_writer.message()
 
     @cached_property
     def _payload(self) -> StreamReader:  # type: ignore[override]
-        return self._payload_writer.opened_body()
+        exchange = self._payload_writer
+        return exchange.opened_body() if exchange.has_body else EMPTY_PAYLOAD
 
     @cached_property
     def _protocol(self) -> Any:  # type: ignore[override]
@@ -378,15 +409,40 @@ class _Request(web.Request):
         return await super().read()
 
 
-def _request_class(server: web.Server) -> type[_Request]:
+def _request_class(app: web.Application, server: web.Server) -> type[_Request]:
     """Make a class of what all requests of an application have in common."""
-    exchange = _Exchange({"headers": [], "method": "GET"}, cast("Any", None), cast("Any", None))
-    exchange.headers = CIMultiDict()
-    message = exchange.message(URL("/"))
+    scope = {"headers": [], "method": "GET", "raw_path": b"/", "query_string": b""}
+    exchange = _Exchange(scope, cast("Any", None), cast("Any", None))
+    message = exchange.message()
     pattern = server.request_factory(message, EMPTY_PAYLOAD, cast("Any", exchange), exchange, cast("Any", None))
     common = {name: value for name, value in vars(pattern).items() if name not in vars(_Request)}
     own = getattr(server.request_factory, "__func__", None) is not web.Application._make_request  # noqa: SLF001
-    return type("Request", (_Request,), {**common, "ordinary": staticmethod(server.request_factory), "own": own})
+    ours = {"ordinary": staticmethod(server.request_factory), "own": own, "app_of_route": app}
+    return type("Request", (_Request,), {**common, **ours})
+
+
+def _fixed_routes(app: web.Application) -> dict[bytes, dict[str, tuple[web.AbstractRoute, _Handler]]]:
+    """The routes that a path and a method decide upon alone, with their handlers in their middlewares.
+
+    Private: what `Application._handle` and `UrlDispatcher.resolve` do for these routes, neither of which is called.
+    """
+    table: dict[bytes, dict[str, tuple[web.AbstractRoute, _Handler]]] = {}
+    router = app.router
+    plain = type(app) is web.Application and type(router) is UrlDispatcher and not router._matched_sub_app_resources  # noqa: SLF001
+    if not plain or app._has_legacy_middlewares:  # noqa: SLF001
+        return table
+    for path, resources in router._resource_index.items():  # noqa: SLF001
+        for resource in resources:
+            if type(resource) is not PlainResource or any(route.method == hdrs.METH_ANY for route in resource):
+                break  # what comes later may have to wait for it
+            if resource.canonical == path and path.isascii() and "%" not in path:
+                methods = table.setdefault(path.encode(), {})
+                for route in resource:
+                    handler: _Handler = route.handler
+                    if app._run_middlewares:  # noqa: SLF001
+                        handler = _cached_build_middleware(route.handler, (app,))
+                    methods.setdefault(route.method, (route, handler))
+    return table
 
 
 def _close_files(request: web.Request) -> None:
@@ -484,8 +540,7 @@ class _Exchange(AbstractStreamWriter):
     fresh = False  # nobody has asked for the body yet, nor for a look at the connection, and it needs no decoding
     closed = False  # nobody may read any more
     version = HttpVersion11
-    target = "/"
-    headers: "CIMultiDict[str]"
+    expected = False  # the client waits to be told to go on
     _pulling = False  # somebody waits in `receive`
     _paused = False  # the body is full
     _attended = False  # `_attend` has been called, or will be
@@ -533,20 +588,62 @@ class _Exchange(AbstractStreamWriter):
         await self._send({"type": "http.response.start", "status": HTTPStatus.BAD_REQUEST, "headers": headers})
         await self._send({"type": "http.response.body", "body": text})
 
-    def request(self, kind: type[_Request], first: Message | None) -> web.Request:  # noqa: PLR0912  # in one piece, for speed
+    def request(self, kind: type[_Request], first: Message | None) -> web.Request:
         """Make aiohttp's request of the ASGI scope.
 
         Raises:
             ValueError: the request target makes no sense.
         """
         scope = self.scope
-        raw_headers = scope["headers"]
+        names = dict(scope["headers"])
+        if scope["http_version"] != "1.1":
+            self.version = _VERSIONS.get(scope["http_version"], HttpVersion11)
+        if first is not None:
+            has_body = bool(first.get("body") or first.get("more_body"))
+        elif (length := names.get(b"content-length")) is not None:
+            has_body = length != b"0"
+        else:
+            has_body = b"transfer-encoding" in names or type(self.version) is _Multiplexed
+        if b"expect" in names:
+            self.expected = True
+        if has_body:
+            self.has_body = True
+            if first is not None:
+                self.take(first)
+            else:
+                self.fresh = b"content-encoding" not in names
+        path = scope.get("raw_path") or scope["path"].encode("utf-8", "surrogateescape")
+        if kind.own or path[:1] not in _ORIGIN_FORM:  # the rare target that may tell scheme and host
+            payload = self.opened_body() if has_body else EMPTY_PAYLOAD
+            special = kind.ordinary(self.message(), payload, self, self, asyncio.current_task())
+            special[ASGI_SCOPE] = cast("dict[str, Any]", scope)
+            return special
+        request = _new(kind)
+        request.begin(self)
+        return request
+
+    @cached_property
+    def headers(self) -> "CIMultiDict[str]":
         names = _REQUEST_NAMES
+        raw_headers = self.scope["headers"]
         try:
-            pairs = [(names[name], value.decode()) for name, value in raw_headers]
+            headers = CIMultiDict([(names[name], value.decode()) for name, value in raw_headers])
         except UnicodeDecodeError:  # what is not UTF-8 keeps its octets, as in aiohttp
-            pairs = [(names[name], value.decode("utf-8", "surrogateescape")) for name, value in raw_headers]
-        self.headers = headers = CIMultiDict(pairs)
+            headers = CIMultiDict(
+                [(names[name], value.decode("utf-8", "surrogateescape")) for name, value in raw_headers]
+            )
+        if self.version > HttpVersion11 and len(cookies := headers.getall(hdrs.COOKIE, ())) > 1:
+            headers[hdrs.COOKIE] = "; ".join(cookies)  # RFC 9113, section 8.2.3
+        return headers
+
+    @cached_property
+    def target(self) -> tuple[str, URL]:
+        """The request target, and the same as a URL.
+
+        Raises:
+            ValueError: it is of no form that a request may have.
+        """
+        scope = self.scope
         raw: bytes | None = scope.get("raw_path")
         if raw is None:
             raw = quote(scope["path"]).encode()
@@ -554,42 +651,23 @@ class _Exchange(AbstractStreamWriter):
             raw = raw.partition(b"?")[0]  # some servers leave the query there
         if query := scope["query_string"]:
             raw = b"%b?%b" % (raw, query)
-        self.target, url = (_learned if len(raw) <= _TARGET else _routed)(raw, scope.get("root_path", ""))
-        if scope["http_version"] != "1.1":
-            self.version = version = _VERSIONS.get(scope["http_version"], HttpVersion11)
-            if version > HttpVersion11 and len(cookies := headers.getall(hdrs.COOKIE, ())) > 1:
-                headers[hdrs.COOKIE] = "; ".join(cookies)  # RFC 9113, section 8.2.3
-        if first is not None:
-            has_body = bool(first.get("body") or first.get("more_body"))
-        elif (length := headers.get(hdrs.CONTENT_LENGTH)) is not None:
-            has_body = length != "0"
-        else:
-            has_body = hdrs.TRANSFER_ENCODING in headers or type(self.version) is _Multiplexed
-        if has_body:
-            self.has_body = True
-            if first is not None:
-                self.take(first)
-            else:
-                self.fresh = hdrs.CONTENT_ENCODING not in headers
-        if kind.own or self.target[0] != "/":  # the rare target that may tell scheme and host
-            payload = self.opened_body() if has_body else EMPTY_PAYLOAD
-            special = kind.ordinary(self.message(url), payload, self, self, asyncio.current_task())
-            special[ASGI_SCOPE] = cast("dict[str, Any]", scope)
-            return special
-        request = _new(kind)
-        request.begin(self, url)
-        return request
+        return (_learned if len(raw) <= _TARGET else _routed)(raw, scope.get("root_path", ""))
 
-    def message(self, url: URL) -> RawRequestMessage:
-        """What aiohttp's parser would make of the head of the request."""
+    def message(self) -> RawRequestMessage:
+        """What aiohttp's parser would make of the head of the request.
+
+        Raises:
+            ValueError: the request target makes no sense.
+        """
         headers = self.headers
+        target, url = self.target
         should_close = self.version is HttpVersion10
         if hdrs.CONNECTION in headers:
             connection = headers[hdrs.CONNECTION].lower()
             should_close = "keep-alive" not in connection if should_close else "close" in connection
         return RawRequestMessage(
             self.scope["method"],
-            self.target,
+            target,
             self.version,
             CIMultiDictProxy(headers),
             tuple(self.scope["headers"]),
@@ -840,7 +918,7 @@ class _Exchange(AbstractStreamWriter):
         """Whether some of the body is still to come. Who expects to be told to go on will not send it."""
         if self.ended or not self.has_body or self.disconnected or self.watched or self._pulling:
             return False
-        return hdrs.EXPECT not in self.headers
+        return not self.expected
 
     async def linger(self) -> None:
         """Throw the rest of the body away before the response ends: after it, some servers would drop both."""
@@ -906,6 +984,11 @@ class AiohttpASGI:
         except ValueError as error:
             await exchange.refuse(error)
             return
+        handler = self._handler
+        if (routes := self._routes.get(scope.get("raw_path", b""))) is not None:
+            route = routes.get(scope["method"])
+            if route is not None and not (scope.get("root_path") or exchange.expected or self._kind.own):
+                request.route, handler = route
         inner = copy_context()
         for variable, value in self._variables:
             inner.run(variable.set, value)
@@ -917,7 +1000,9 @@ class AiohttpASGI:
             response: object = None
             try:
                 # As in `_within`, but without its coroutine, as most requests need none.
-                coroutine = self._handler(request)
+                coroutine = handler(request)
+                if type(coroutine) is not types.CoroutineType:
+                    coroutine = _awaited(coroutine)
                 try:
                     future = inner.run(coroutine.send, None)
                 except StopIteration as done:
@@ -1064,8 +1149,9 @@ class AiohttpASGI:
         self._debug = asyncio.get_running_loop().get_debug()
         self._hooks = _has_hooks(self._app)
         self._server = cast("web.Server", self._runner.server)
-        self._handler = cast("Callable[[web.Request], Coroutine[Any, Any, object]]", self._server.request_handler)
-        self._kind = _request_class(self._server)
+        self._handler = cast("_Handler", self._server.request_handler)
+        self._kind = _request_class(self._app, self._server)
+        self._routes = {} if self._debug else _fixed_routes(self._app)
 
     async def _stop(self) -> Exception | None:
         try:

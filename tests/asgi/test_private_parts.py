@@ -2,7 +2,8 @@
 
 The oldest and the newest aiohttp that pyproject.toml admits pass all of `tests/asgi`; so should any other:
 
-    python -m venv /tmp/old && /tmp/old/bin/pip install aiohttp==3.14.0 pytest pytest-asyncio httpx[http2] uvicorn
+    python -m venv /tmp/old
+    /tmp/old/bin/pip install . aiohttp==3.14.0 pytest pytest-asyncio httpx[http2] hypercorn granian
     PYTHONPATH=. /tmp/old/bin/python -m pytest --confcutdir tests/asgi tests/asgi
 """
 
@@ -21,7 +22,9 @@ from aiohttp.http import HttpVersion, RawRequestMessage
 from aiohttp.http_parser import DeflateBuffer
 from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 from aiohttp.test_utils import make_mocked_request
+from aiohttp.web_app import _cached_build_middleware
 from aiohttp.web_request import BaseRequest
+from aiohttp.web_urldispatcher import PlainResource, UrlDispatcher, UrlMappingMatchInfo
 from multidict import CIMultiDict, CIMultiDictProxy, istr
 from yarl import URL
 
@@ -163,3 +166,28 @@ async def test_a_file_is_read_when_sendfile_is_not_implemented() -> None:
     source = inspect.getsource(web.FileResponse._sendfile)
     assert "except NotImplementedError" in source, "FileResponse takes another error for 'read it': see _Transport"
     assert "_sendfile_compatible" in inspect.getsource(asyncio.BaseEventLoop.sendfile), "see _Transport"
+
+
+def used(function: Callable[..., Any], *names: str) -> set[str]:
+    return set(re.findall(rf"\b(?:{'|'.join(names)})\.(\w+)", inspect.getsource(function)))
+
+
+def test_a_request_is_handled_in_the_known_steps() -> None:
+    known = {
+        "_router", "add_app", "freeze", "_match_info", "headers", "expect_handler", "writer", "handler",
+        "_run_middlewares", "_has_legacy_middlewares", "route", "apps",
+    }  # fmt: skip
+    found = used(web.Application._handle, "self", "request", "match_info")
+    assert found == known, f"applications handle requests in other steps: {found ^ known}, see _fixed_routes"
+    assert parameters(_cached_build_middleware) == ["handler", "apps"], "see _fixed_routes"
+
+
+def test_a_route_is_found_in_the_known_steps() -> None:
+    known = {"_resource_index", "_matched_sub_app_resources", "rel_url", "method"}
+    found = used(UrlDispatcher.resolve, "self", "request")
+    assert found == known, f"routers look at other things: {found ^ known}, see _fixed_routes"
+    known = {"_match", "_routes", "_any_route", "_allowed_methods", "rel_url", "method", "_path"}
+    found = used(PlainResource.resolve, "self", "request") | used(PlainResource._match, "self")
+    assert found == known, f"plain resources look at other things: {found ^ known}, see _fixed_routes"
+    assert parameters(UrlMappingMatchInfo.__init__) == ["match_dict", "route"], "see _Request._match_info"
+    assert web.Request._match_info is None, "requests keep their route elsewhere: see _Request._match_info"
