@@ -27,7 +27,8 @@ Where a client, or a handler, sees something else than with aiohttp's own server
     - `iter_chunks()` never reports the end of an HTTP chunk.
     - `100 Continue` is sent when the handler first reads the body, not before the handler runs.
     - The rest of a body that no handler has read is thrown away, for ten seconds at most, before the response ends, not
-      after. Hypercorn (HTTP/2) and granian (HTTP/1.1) may still close the connection with it.
+      after (but at granian's). Under granian and HTTP/1.1, a streamed response of announced length to a large body that
+      nobody has read may still cost the connection.
     - Under HTTP/2 and 3, a request that does not tell its length is taken to have a body if it is a POST, PUT or PATCH;
       any other is handled when its first data, or its end, has come. `request.version` is the true one, but equals
       HTTP/1.1 as well: aiohttp compares it to find out whether it may stream.
@@ -35,6 +36,7 @@ Where a client, or a handler, sees something else than with aiohttp's own server
       the framing. A body that a HEAD, 204 or 304 response must not have is left out.
     - When a response fails before anything of it was sent, a 500 is; aiohttp closes the connection.
     - `request.transport` knows `get_extra_info`, `is_closing`, `close` and `abort`, nothing else.
+    - Tools that put methods of their own in the place of aiohttp's have to do so before the application starts.
     - There is no access log: the server has one. `handler_args` of the application configure aiohttp's server, and are
       not looked at.
     - WebSockets are refused: a handshake that the server takes for one with its own 403, or 501 where it lets the
@@ -46,15 +48,17 @@ Where a client, or a handler, sees something else than with aiohttp's own server
 # Ruff has the reason of each private use; and what a handler returns is not always what its type says.
 
 import asyncio
+import inspect
 import logging
 import re
 import ssl
+import sys
 import traceback
 import types
 import warnings
 from collections.abc import Awaitable, Callable, Coroutine, Generator, MutableMapping
 from contextvars import Context, ContextVar, copy_context
-from functools import lru_cache
+from functools import lru_cache, partial
 from html import escape
 from http import HTTPStatus
 from typing import Any, Final, NoReturn, TypeVar, cast
@@ -68,7 +72,7 @@ from aiohttp.http_exceptions import ContentEncodingError
 from aiohttp.http_parser import DeflateBuffer
 from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 from aiohttp.web_app import _cached_build_middleware
-from aiohttp.web_urldispatcher import PlainResource, UrlDispatcher, UrlMappingMatchInfo
+from aiohttp.web_urldispatcher import PlainResource, ResourceRoute, UrlDispatcher, UrlMappingMatchInfo
 from multidict import CIMultiDict, CIMultiDictProxy, istr
 from propcache.api import cached_property
 from yarl import URL
@@ -110,6 +114,7 @@ _OCTETS: Final = (b"content-type", b"application/octet-stream")
 _EMPTY: Final = (b"content-length", b"0")
 _TEXT: Final = (b"content-type", b"text/plain; charset=utf-8")
 _CLOSE: Final = (b"connection", b"close")
+_ESCAPES: Final = frozenset("%?#")  # a path that has one is not what it looks like in a target
 _new: Final = object.__new__
 _ORIGIN_FORM: Final = (b"/", b"")
 _DISCONNECT: Final[Message] = {"type": "http.disconnect"}
@@ -191,7 +196,7 @@ def _encoded(headers: "CIMultiDict[str]") -> _RawHeaders:
         name, value = item
         if raw := _RESPONSE_NAMES[name]:
             encoded.append((raw, value.encode() if value.isprintable() else _checked(value)))  # faster
-            if raw == b"content-type" and len(value) <= _NAME and len(_CONTENT_TYPES) < _NAMES:
+            if raw == b"content-type" and type(value) is str and len(value) <= _NAME and len(_CONTENT_TYPES) < _NAMES:
                 _CONTENT_TYPES[item] = encoded[-1]
     return encoded
 
@@ -334,7 +339,8 @@ class _Request(web.Request):
     ordinary: Callable[..., web.Request]  # makes requests as aiohttp does
     own: bool  # the application makes requests in a way of its own
     app_of_route: web.Application
-    route: web.AbstractRoute | None = None  # found without aiohttp's router
+    _route: web.AbstractRoute | None = None  # found without aiohttp's router
+    ATTRS = web.Request.ATTRS | {"_route"}
     _payload_writer: "_Exchange"
 
     def begin(self, exchange: "_Exchange") -> None:
@@ -342,15 +348,15 @@ class _Request(web.Request):
         self._payload_writer = exchange
         self._method = exchange.scope["method"]
         self._cache = {}
-        self._task = asyncio.current_task(self._loop)  # type: ignore[assignment]  # there is one
+        self._task = asyncio.current_task()  # type: ignore[assignment]  # there is one
         if exchange.version is not HttpVersion11:
             self._version = exchange.version
 
     @cached_property
     def _match_info(self) -> UrlMappingMatchInfo | None:  # type: ignore[override]
-        if self.route is None:
+        if self._route is None:
             return None
-        match_info = UrlMappingMatchInfo({}, self.route)
+        match_info = UrlMappingMatchInfo({}, self._route)
         match_info.add_app(self.app_of_route)
         match_info.freeze()
         return match_info
@@ -414,11 +420,33 @@ def _request_class(app: web.Application, server: web.Server) -> type[_Request]:
     scope = {"headers": [], "method": "GET", "raw_path": b"/", "query_string": b""}
     exchange = _Exchange(scope, cast("Any", None), cast("Any", None))
     message = exchange.message()
-    pattern = server.request_factory(message, EMPTY_PAYLOAD, cast("Any", exchange), exchange, cast("Any", None))
-    common = {name: value for name, value in vars(pattern).items() if name not in vars(_Request)}
-    own = getattr(server.request_factory, "__func__", None) is not web.Application._make_request  # noqa: SLF001
+    own = not _is_aiohttps(server.request_factory, web.Application, "_make_request")
+    common: dict[str, Any] = {}
+    if not own:
+        pattern = server.request_factory(message, EMPTY_PAYLOAD, cast("Any", exchange), exchange, cast("Any", None))
+        common = {name: value for name, value in vars(pattern).items() if name not in vars(_Request)}
     ours = {"ordinary": staticmethod(server.request_factory), "own": own, "app_of_route": app}
     return type("Request", (_Request,), {**common, **ours})
+
+
+def _is_aiohttps(method: object, kind: type, name: str) -> bool:
+    """Whether this is the method that aiohttp has defined, not one put in its place."""
+    function = getattr(method, "__func__", method)
+    module = sys.modules[next(k for k in kind.__mro__ if name in vars(k)).__module__]
+    return type(function) is types.FunctionType and function.__globals__ is vars(module)
+
+
+def _is_coroutine_function(handler: object) -> bool:
+    """Whether nothing of a handler runs when it is called, only when it is awaited: not so with a class-based view."""
+    while isinstance(handler, partial):
+        handler = handler.func  # pyright: ignore[reportUnknownMemberType]  # of whatever type
+    code = getattr(getattr(handler, "__func__", handler), "__code__", None)
+    return code is not None and bool(code.co_flags & inspect.CO_COROUTINE)
+
+
+def _is_simple(route: web.AbstractRoute) -> bool:
+    """Whether a route always has the same handler, of the usual kind, for one method."""
+    return type(route) is ResourceRoute and route.method != hdrs.METH_ANY and _is_coroutine_function(route.handler)
 
 
 def _fixed_routes(app: web.Application) -> dict[bytes, dict[str, tuple[web.AbstractRoute, _Handler]]]:
@@ -431,11 +459,17 @@ def _fixed_routes(app: web.Application) -> dict[bytes, dict[str, tuple[web.Abstr
     plain = type(app) is web.Application and type(router) is UrlDispatcher and not router._matched_sub_app_resources  # noqa: SLF001
     if not plain or app._has_legacy_middlewares:  # noqa: SLF001
         return table
+    if not (
+        _is_aiohttps(app._handle, web.Application, "_handle")  # noqa: SLF001
+        and _is_aiohttps(router.resolve, UrlDispatcher, "resolve")
+        and _is_aiohttps(PlainResource.resolve, PlainResource, "resolve")
+    ):
+        return table  # somebody, perhaps one who traces, wants to see each request
     for path, resources in router._resource_index.items():  # noqa: SLF001
         for resource in resources:
-            if type(resource) is not PlainResource or any(route.method == hdrs.METH_ANY for route in resource):
+            if type(resource) is not PlainResource or "resolve" in vars(resource) or not all(map(_is_simple, resource)):
                 break  # what comes later may have to wait for it
-            if resource.canonical == path and path.isascii() and "%" not in path:
+            if resource.canonical == path and path.isascii() and not _ESCAPES.intersection(path):
                 methods = table.setdefault(path.encode(), {})
                 for route in resource:
                     handler: _Handler = route.handler
@@ -900,14 +934,14 @@ class _Exchange(AbstractStreamWriter):
             self.ending = not more
             self.output_size += len(data)
             try:
+                whole = self._head is not None
                 if self._head is not None:
                     head, self._head = self._head, None
                     await self._send(head)
                 if not more and self.must_linger():
-                    await self._send({"type": "http.response.body", "body": data, "more_body": True})
-                    await self.linger()
-                    data = b""
-                await self._send({"type": "http.response.body", "body": data, "more_body": more})
+                    await self.end_lingering(data, whole=whole)
+                else:
+                    await self._send({"type": "http.response.body", "body": data, "more_body": more})
             except OSError as error:
                 self.ending = False
                 self.lose()
@@ -916,12 +950,28 @@ class _Exchange(AbstractStreamWriter):
 
     def must_linger(self) -> bool:
         """Whether some of the body is still to come. Who expects to be told to go on will not send it."""
-        if self.ended or not self.has_body or self.disconnected or self.watched or self._pulling:
+        if self.ended or not self.has_body or self.disconnected or self._pulling:
             return False
         return not self.expected
 
-    async def linger(self) -> None:
-        """Throw the rest of the body away before the response ends: after it, some servers would drop both."""
+    async def end_lingering(self, data: bytes, *, whole: bool) -> None:
+        """Send the last of the response, or its whole body, and throw the rest of the request's body away.
+
+        Most servers drop that rest, or the connection, when the response ends: for them, it ends after that. Granian
+        drops both when it has as many bytes as a response announced that has not ended, or when a streamed one ends;
+        nothing but the extension tells it from the others.
+        """
+        if whole and "http.response.pathsend" in (self.scope.get("extensions") or ()):
+            await self._send({"type": "http.response.body", "body": data})
+            await self._linger()
+        else:
+            await self._send({"type": "http.response.body", "body": data, "more_body": True})
+            await self._linger()
+            await self._send({"type": "http.response.body", "body": b""})
+
+    async def _linger(self) -> None:
+        if self._watcher is not None:
+            self._watcher.cancel()  # it would keep what comes, and stop when the body is full
         try:
             async with asyncio.timeout(_LINGER):
                 while not self.ended:
@@ -988,7 +1038,7 @@ class AiohttpASGI:
         if (routes := self._routes.get(scope.get("raw_path", b""))) is not None:
             route = routes.get(scope["method"])
             if route is not None and not (scope.get("root_path") or exchange.expected or self._kind.own):
-                request.route, handler = route
+                request._route, handler = route  # noqa: SLF001
         inner = copy_context()
         for variable, value in self._variables:
             inner.run(variable.set, value)
@@ -1026,10 +1076,9 @@ class AiohttpASGI:
                 exchange.finished = exchange.ending = True
                 await send(start)
                 if exchange.must_linger():
-                    await send({"type": "http.response.body", "body": body, "more_body": True})
-                    await exchange.linger()
-                    body = b""
-                await send({"type": "http.response.body", "body": body})
+                    await exchange.end_lingering(body, whole=True)
+                else:
+                    await send({"type": "http.response.body", "body": body})
         except OSError:
             if not exchange.ending:
                 raise  # else the client is gone, and nobody is left to tell
@@ -1060,7 +1109,8 @@ class AiohttpASGI:
             _close_files(request)
         try:
             if not isinstance(response, web.StreamResponse):
-                raise TypeError(f"a handler must return a response, not {response!r}")
+                _LOG.error("A handler has returned %r, which is no response", response)
+                response = web.Response(status=500, text="500: Internal Server Error")
             await response.prepare(request)
             await response.write_eof()
             if not exchange.finished:

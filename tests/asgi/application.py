@@ -369,11 +369,15 @@ def fill(folder: pathlib.Path) -> None:
         os.utime(path, (1_700_000_000, 1_700_000_000))
 
 
-def create(folder: pathlib.Path) -> web.Application:
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+
+
+def create(folder: pathlib.Path, *, plain: bool = False) -> web.Application:
     """Make the application.
 
     Args:
         folder: of the files that `fill` has made.
+        plain: without what keeps a server from shortcuts: signals before responses, and routes for any method.
     """
     app = web.Application(middlewares=[outer], client_max_size=LIMIT)
     app[EVENTS] = {}
@@ -381,7 +385,8 @@ def create(folder: pathlib.Path) -> web.Application:
     app[FOLDER] = folder
     app.cleanup_ctx.append(contextlib.asynccontextmanager(life))
     signed = web.Application(middlewares=[inner])
-    signed.on_response_prepare.append(sign)
+    if not plain:
+        signed.on_response_prepare.append(sign)
     signed.router.add_get("/json", facts)
     signed.router.add_get("/stream", stream)
     signed.router.add_get("/storage", storage)
@@ -398,7 +403,8 @@ def create(folder: pathlib.Path) -> web.Application:
         "waiting_reader": waiting_reader, "hold": hold, "body_then_visit": body_then_visit,
     }  # fmt: skip
     for name, handler in handlers.items():
-        app.router.add_route("*", f"/{name}", handler)  # type: ignore[arg-type]  # wrong return types are on purpose
+        for method in METHODS if plain else ("*",):
+            app.router.add_route(method, f"/{name}", handler)  # type: ignore[arg-type]  # wrong return types are on purpose
     app.router.add_route("*", "/facts/{rest:.*}", facts)
     app.router.add_get("/empty/{status}", empty)
     app.router.add_get("/visit/{name}", visit)

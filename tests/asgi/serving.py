@@ -8,8 +8,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Generator
+from dataclasses import dataclass, replace
 
 from aiohttp import web
 
@@ -20,18 +20,20 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 FACTORY = "tests.asgi.serving:factory"
 FOLDER = "ASGI_TESTS_FOLDER"
 HANDLER_CANCELLATION = "ASGI_TESTS_HANDLER_CANCELLATION"
+PLAIN = "ASGI_TESTS_PLAIN"
+
+
+def application() -> web.Application:
+    """Make the application that the environment asks for."""
+    return create(pathlib.Path(os.environ[FOLDER]), plain=PLAIN in os.environ)
 
 
 def factory() -> AiohttpASGI:
     """Make the ASGI application; what ASGI servers are started with."""
-    return AiohttpASGI(
-        create(pathlib.Path(os.environ[FOLDER])), handler_cancellation=HANDLER_CANCELLATION in os.environ
-    )
+    return AiohttpASGI(application(), handler_cancellation=HANDLER_CANCELLATION in os.environ)
 
 
-app = (
-    AiohttpASGI(create(pathlib.Path(os.environ[FOLDER]))) if FOLDER in os.environ else None
-)  # hypercorn's and granian's
+app = AiohttpASGI(application()) if FOLDER in os.environ else None  # hypercorn's and granian's
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,8 @@ class Kind:
     module: str
     arguments: tuple[str, ...]
     http2: bool = False
+    plain: bool = False
+    """It serves the plain form of the application."""
 
     def command(self, port: int) -> list[str]:
         return [sys.executable, "-m", *(argument.format(port=port) for argument in self.arguments)]
@@ -80,14 +84,22 @@ def _granian(name: str, *, http2: bool) -> Kind:
 
 
 REFERENCE = Kind("aiohttp", "aiohttp", ("tests.asgi.serving", "{port}"))
-KINDS = (
-    _uvicorn("httptools", "uvloop"),
-    _uvicorn("h11", "asyncio"),
+SERVERS = (
+    *(_uvicorn(http, loop) for http in ("httptools", "h11") for loop in ("uvloop", "asyncio")),
     _hypercorn("hypercorn-http1", http2=False),
     _hypercorn("hypercorn-http2", http2=True),
     _granian("granian-http1", http2=False),
     _granian("granian-http2", http2=True),
 )
+
+
+def plainly(kind: Kind) -> Kind:
+    """The same server, with the plain form of the application."""
+    return replace(kind, name=f"{kind.name}-plain", plain=True)
+
+
+PLAINLY = {"uvicorn-httptools-uvloop", "hypercorn-http2", "granian-http1"}
+KINDS = (*SERVERS, *(plainly(kind) for kind in SERVERS if kind.name in PLAINLY))
 
 
 def free_port() -> int:
@@ -100,7 +112,7 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def served(kind: Kind, folder: pathlib.Path, **environment: str) -> Iterator[int]:
+def served(kind: Kind, folder: pathlib.Path, **environment: str) -> Generator[int, None, None]:
     """Run a server; its port is the value.
 
     Raises:
@@ -110,7 +122,13 @@ def served(kind: Kind, folder: pathlib.Path, **environment: str) -> Iterator[int
     process = subprocess.Popen(
         kind.command(port),
         cwd=ROOT,
-        env={**os.environ, FOLDER: str(folder), "PYTHONPATH": str(ROOT), **environment},
+        env={
+            **os.environ,
+            FOLDER: str(folder),
+            "PYTHONPATH": str(ROOT),
+            **({PLAIN: "1"} if kind.plain else {}),
+            **environment,
+        },
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
@@ -135,4 +153,4 @@ def served(kind: Kind, folder: pathlib.Path, **environment: str) -> Iterator[int
 
 
 if __name__ == "__main__":
-    web.run_app(create(pathlib.Path(os.environ[FOLDER])), host="127.0.0.1", port=int(sys.argv[1]), print=None)
+    web.run_app(application(), host="127.0.0.1", port=int(sys.argv[1]), print=None)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextvars import ContextVar
 from typing import Any
 
 import pytest
@@ -199,6 +200,66 @@ async def test_only_what_path_and_method_decide_is_found_so() -> None:
         b"/two": {"GET", "HEAD", "POST"},
         b"/three": {"GET"},
         b"/sp ace": {"GET", "HEAD"},
-        b"/got": {"GET"},
     }
     await asgi._stop()
+
+
+async def test_a_path_that_a_target_cannot_have_as_it_is_is_not_found_so() -> None:
+    app = web.Application()
+    for path in ("/a?b", "/a#b", "/a%20b"):
+        app.router.add_get(path, tells(path))
+    asgi = AiohttpASGI(app)
+    await asgi._start(None)
+    assert asgi._routes == {}
+    await asgi._stop()
+
+
+VARIABLE: ContextVar[str] = ContextVar("VARIABLE", default="unset")
+
+
+async def test_what_a_view_does_when_it_is_made_stays_in_its_request() -> None:
+    class Setting(web.View):
+        def __init__(self, request: web.Request) -> None:
+            super().__init__(request)
+            self.found = VARIABLE.get()
+            VARIABLE.set("set")
+
+        async def get(self) -> web.Response:
+            return web.json_response({"found": self.found, "now": VARIABLE.get()})
+
+    app = web.Application()
+    app.router.add_route("GET", "/", Setting)
+    asgi = AiohttpASGI(app)
+    for _ in range(2):
+        assert (await answer(asgi, "GET", "/", {}))[2] == {"found": "unset", "now": "set"}
+    assert VARIABLE.get() == "unset"
+
+
+@pytest.mark.parametrize(("kind", "name"), [(web.Application, "_handle"), (UrlDispatcher, "resolve")])
+@pytest.mark.parametrize("of_instance", [False, True])
+async def test_who_watches_aiohttp_at_work_sees_every_request(
+    kind: type, name: str, of_instance: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tracing tools put methods of their own in the place of these."""
+    seen: list[str] = []
+    app = plain()
+    target: Any = (app if kind is web.Application else app.router) if of_instance else kind
+    method = getattr(target, name)
+
+    async def watching(*arguments: Any) -> Any:
+        seen.append(arguments[-1].path)
+        return await method(*arguments)
+
+    monkeypatch.setattr(target, name, watching)
+    assert (await answer(AiohttpASGI(app), "GET", "/two", {}))[0] == 200
+    assert seen == ["/two"]
+
+
+async def test_a_handler_may_keep_what_it_likes_under_any_name() -> None:
+    async def handler(request: web.Request) -> web.Response:
+        request.route = "mine"
+        return web.json_response({"method": request.match_info.route.method})
+
+    app = web.Application()
+    app.router.add_get("/", handler)
+    assert (await answer(AiohttpASGI(app), "GET", "/", {}))[2] == {"method": "GET"}

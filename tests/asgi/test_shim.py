@@ -489,6 +489,18 @@ async def test_the_rest_of_an_unread_body_is_thrown_away_before_the_response_end
     assert server.complete
 
 
+async def test_the_rest_of_an_unread_body_is_thrown_away_after_the_response_has_ended_at_granian() -> None:
+    server = FakeServer(method="POST", headers=[(b"transfer-encoding", b"chunked")])
+    server.scope["extensions"] = {"http.response.pathsend": {}}
+    server.incoming.get_nowait()
+    server.put(b"one", more=True)
+    task = asyncio.create_task(server.serve(app_of(hello)))
+    await server.progress.wait()
+    assert (server.complete, task.done()) == (True, False)
+    server.put(b"two")
+    await task
+
+
 async def test_a_body_that_waits_to_be_asked_for_is_not_waited_for() -> None:
     async def handler(request: web.Request) -> web.Response:
         raise web.HTTPForbidden
@@ -688,7 +700,7 @@ async def test_nothing_but_a_response_is_one(caplog: pytest.LogCaptureFixture) -
         return None
 
     assert (await FakeServer().serve(app_of(handler))).status == 500
-    assert "must return a response, not None" in caplog.text
+    assert "has returned None, which is no response" in caplog.text
 
 
 async def test_a_second_response_breaks_off_the_first() -> None:
@@ -1112,3 +1124,32 @@ async def test_old_middlewares_and_uploads_leave_no_file_open() -> None:
 @pytest.fixture(autouse=True)
 def loud(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING)
+
+
+async def test_a_content_type_is_not_what_a_stranger_of_equal_text_was() -> None:
+    class Odd(str):
+        __slots__ = ()
+
+        def encode(self, *_: Any) -> bytes:
+            return b"text/odd"
+
+    async def handler(request: web.Request) -> web.Response:
+        kind = Odd("text/x-known") if request.query_string else "text/x-known"
+        return web.Response(body=b"x", headers={"Content-Type": kind})
+
+    asgi = app_of(handler)
+    await FakeServer(query_string=b"odd").serve(asgi)
+    assert (await FakeServer().serve(asgi)).headers[b"content-type"] == b"text/x-known"
+
+
+async def test_a_way_to_make_requests_that_was_put_into_aiohttp_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[str] = []
+    make_request = web.Application._make_request
+
+    def making(*arguments: Any, **more: Any) -> web.Request:
+        made.append(arguments[1].path)
+        return make_request(*arguments, **more)
+
+    monkeypatch.setattr(web.Application, "_make_request", making)
+    assert (await FakeServer(path="/made").serve(app_of(hello))).body == b"hello"
+    assert made == ["/made"]

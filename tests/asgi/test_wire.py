@@ -8,9 +8,9 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 
-from tests.asgi.serving import HANDLER_CANCELLATION, KINDS, REFERENCE, Kind, served
+from tests.asgi.serving import HANDLER_CANCELLATION, REFERENCE, SERVERS, Kind, served
 
-HTTP_1 = [REFERENCE, *(kind for kind in KINDS if not kind.http2)]
+HTTP_1 = [REFERENCE, *(kind for kind in SERVERS if not kind.http2)]
 PortOf = Callable[[Kind], int]
 each_server = pytest.mark.parametrize("kind", HTTP_1, ids=lambda kind: kind.name)
 
@@ -190,7 +190,7 @@ async def test_a_handler_that_does_not_read_makes_the_client_stop(kind: Kind, po
 
 
 async def test_a_handler_is_cancelled_if_so_desired(folder: pathlib.Path) -> None:
-    with served(KINDS[0], folder, **{HANDLER_CANCELLATION: "1"}) as port:
+    with served(SERVERS[0], folder, **{HANDLER_CANCELLATION: "1"}) as port:
         await ask(port, "POST /expect/endless")
         async with connected(port) as connection:
             await connection.send(b"GET /endless?name=endless HTTP/1.1\r\nHost: localhost\r\n\r\n")
