@@ -26,6 +26,7 @@ class Service:
             "USERSVC_PORT": str(self.port),
             "USERSVC_DATABASE_URL": f"sqlite:///{database}",
             "USERSVC_BCRYPT_COST": str(cost),
+            "USERSVC_REGISTER_RATE": "",
             # Lines on a terminal would be measured too.
             "USERSVC_LOG_LEVEL": "warning",
         }

@@ -15,6 +15,9 @@ class QuickHasher:
     async def hash(self, password: Password) -> PasswordHash:
         return PasswordHash(f"$quick${hashlib.sha256(password.clear.encode()).hexdigest()}")
 
+    async def verify(self, password: Password, password_hash: PasswordHash) -> bool:
+        return password_hash == f"$quick${hashlib.sha256(password.clear.encode()).hexdigest()}"
+
 
 class Mailbag:
     """A ``Notifier`` that keeps what it is told."""

@@ -20,11 +20,15 @@ from usersvc.asgi import AiohttpASGI
 from usersvc.config import BadSetting, Settings, SqliteDatabase
 from usersvc.logs import configure_logging
 from usersvc.web.app import create_app
+from usersvc.web.rate_limit import BoundedMemory, RateLimit
 
 log = logging.getLogger(__name__)
 
 WEAK_COST = 10
 """Under this bcrypt is too fast (OWASP Password Storage Cheat Sheet, "bcrypt")."""
+
+GOOD_TOKEN_LENGTH = 22
+"""Characters; as many of base64 hold 128 bits (OWASP ASVS 5.0, 7.2.3)."""
 
 
 def create_service_app(settings: Settings, *, lease: timedelta = LEASE) -> web.Application:
@@ -56,10 +60,26 @@ def create_service_app(settings: Settings, *, lease: timedelta = LEASE) -> web.A
                 log.warning("USERSVC_SMTP_URL sends its password unprotected: use smtps:// or smtp+starttls://")
             for name in settings.without_effect:
                 log.warning("%s has no effect in this version", name)
-            log.warning("nothing protects GET /users: whoever reaches the service can list everybody")
+            if settings.admin_token is None:
+                log.warning("nothing protects GET /users: whoever reaches the service can list everybody")
+            elif len(settings.admin_token) < GOOD_TOKEN_LENGTH:
+                log.warning("USERSVC_ADMIN_TOKEN has under %d characters: it may be guessed", GOOD_TOKEN_LENGTH)
             yield
 
-    return create_app(service, resources=resources, max_body_bytes=settings.max_body_bytes)
+    return create_app(
+        service,
+        resources=resources,
+        max_body_bytes=settings.max_body_bytes,
+        admin_token=settings.admin_token,
+        rate_limit=_rate_limit(settings),
+        cors_origins=settings.cors_origins,
+    )
+
+
+def _rate_limit(settings: Settings) -> RateLimit | None:
+    if settings.register_rate is None:
+        return None
+    return RateLimit(settings.register_rate, trusted_proxies=settings.trusted_proxies, storage=BoundedMemory())
 
 
 def _users(settings: Settings) -> SqliteUsers | InMemoryUsers:

@@ -1,7 +1,9 @@
 """The settings, read once from the environment and from a ``.env`` file."""
 
 import io
+import ipaddress
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +11,8 @@ from typing import TypeVar
 from urllib.parse import unquote, urlsplit
 
 from dotenv.parser import parse_stream
+from limits import RateLimitItem, RateLimitItemPerMinute
+from limits import parse as parse_rate
 
 from usersvc.adapters.bcrypt_hasher import MAX_COST, MIN_COST
 from usersvc.adapters.smtp_notifier import Security, SmtpServer
@@ -18,13 +22,10 @@ from usersvc.domain.user import EmailAddress, Password
 T = TypeVar("T")
 
 MIN_PEPPER_LENGTH = 16
+LAST_PORT = 65535
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 SMTP_URL_FORMS = "smtp://host, smtps://host or smtp+starttls://host, with user:password@ and :port as needed"
-
-LATER = {
-    "USERSVC_ADMIN_TOKEN": "would protect the lists of users",
-}
-"""Settings of the contract that this version does not know, and whose absence would do harm unnoticed."""
 
 
 def cores() -> int:
@@ -65,9 +66,21 @@ class Settings:
     bcrypt_cost: int = 12
     hash_workers: int = field(default_factory=cores)
     """Threads in each process."""
+    hash_queue: int = 64
+    """How many registrations may wait for a thread, in each process."""
     password_min_length: int = Password.MIN_LENGTH
     """Code points."""
     password_pepper: bytes | None = field(default=None, repr=False)
+    admin_token: str | None = field(default=None, repr=False)
+    """Who sends it may read the users; without one, anybody may."""
+    register_rate: RateLimitItem | None = field(default_factory=lambda: RateLimitItemPerMinute(60))
+    """Registrations of one client address, in each process; None: as many as it likes."""
+    trusted_proxies: tuple[Network, ...] = ()
+    """Whose ``X-Forwarded-For`` is believed."""
+    cors_origins: tuple[str, ...] = ()
+    """Whose pages a browser lets use the service (serialized origins, RFC 6454, section 6.2)."""
+    max_connections: int = 1000
+    """Open at once, in each process."""
     smtp: SmtpServer | None = None
     mail_from: str = ""
     """Whom mails are from; an address, given whenever ``smtp`` is."""
@@ -102,18 +115,15 @@ class Settings:
             except ValueError:
                 raise BadSetting(f"USERSVC_{name} accepts {accepts}.") from None
 
-        known = set(LATER)
+        known: set[str] = set()
 
         def number(name: str, least: int, most: int, default: int) -> int:
             return read(name, f"a whole number from {least} to {most}", _between(least, most), default)
 
-        for name, purpose in LATER.items():
-            if environ.get(name):
-                raise BadSetting(f"{name} accepts nothing in this version: it {purpose}, which is not there yet.")
         workers = number("WORKERS", 1, 256, defaults.workers)
         settings = cls(
             host=read("HOST", "an address or a name of this machine", str, defaults.host),
-            port=number("PORT", 0, 65535, defaults.port),
+            port=number("PORT", 0, LAST_PORT, defaults.port),
             workers=workers,
             database=read(
                 "DATABASE_URL",
@@ -124,10 +134,39 @@ class Settings:
             bcrypt_cost=number("BCRYPT_COST", MIN_COST, MAX_COST, defaults.bcrypt_cost),
             # The cores are shared by the processes.
             hash_workers=number("HASH_WORKERS", 1, 256, max(1, cores() // workers)),
+            hash_queue=number("HASH_QUEUE", 0, 10000, defaults.hash_queue),
             password_min_length=number("PASSWORD_MIN_LENGTH", Password.MIN_LENGTH, 64, defaults.password_min_length),
             password_pepper=read(
                 "PASSWORD_PEPPER", f"a secret of at least {MIN_PEPPER_LENGTH} characters", _pepper, None
             ),
+            admin_token=read(
+                "ADMIN_TOKEN",
+                "a secret of visible ASCII characters, best 128 random bits or more",
+                _token,
+                None,
+            ),
+            # Empty means none here, and is not the same as not set.
+            register_rate=None
+            if environ.get("USERSVC_REGISTER_RATE") == ""
+            else read(
+                "REGISTER_RATE",
+                "a rate as 60/minute or 1000 per 2 hours, or nothing for no limit",
+                _rate,
+                defaults.register_rate,
+            ),
+            trusted_proxies=read(
+                "TRUSTED_PROXIES",
+                "addresses and networks separated by commas, as 10.0.0.0/8,::1",
+                _networks,
+                defaults.trusted_proxies,
+            ),
+            cors_origins=read(
+                "CORS_ORIGINS",
+                "origins separated by commas, as https://app.example.com,http://localhost:3000",
+                _origins,
+                defaults.cors_origins,
+            ),
+            max_connections=number("MAX_CONNECTIONS", 1, 100000, defaults.max_connections),
             smtp=read("SMTP_URL", SMTP_URL_FORMS, _smtp, None),
             mail_from=read("MAIL_FROM", "an email address, as alice@example.com", _address, defaults.mail_from),
             max_body_bytes=number("MAX_BODY_BYTES", 1024, 16 * 1024 * 1024, defaults.max_body_bytes),
@@ -225,3 +264,37 @@ def _pepper(text: str) -> bytes:
     if len(text) < MIN_PEPPER_LENGTH:
         raise ValueError
     return text.encode("utf-8", "surrogateescape")
+
+
+def _token(text: str) -> str:
+    # What a client can send in a header. RFC 6750, section 2.1, has fewer characters; more do no harm.
+    if not re.fullmatch(r"[!-~]+", text):
+        raise ValueError
+    return text
+
+
+def _rate(text: str) -> RateLimitItem:
+    # The library also takes several rates, and figures that it then cannot reckon with.
+    if not re.fullmatch(
+        r"[1-9][0-9]{0,5}(/| ?per ?)([1-9][0-9]{0,2} ?)?(second|minute|hour|day)s?", text.strip(), re.ASCII
+    ):
+        raise ValueError
+    return parse_rate(text)
+
+
+def _networks(text: str) -> tuple[Network, ...]:
+    return tuple(ipaddress.ip_network(each.strip()) for each in text.split(","))
+
+
+def _origins(text: str) -> tuple[str, ...]:
+    origins = tuple(each.strip() for each in text.split(","))
+    for origin in origins:
+        # Exactly as browsers write it, since it is compared as text: small letters, no path, no default port.
+        match = re.fullmatch(r"(https?)://(?:[a-z0-9.-]+|\[[0-9a-f:.]+\])(?::([1-9][0-9]{0,4}))?", origin, re.ASCII)
+        if (
+            match is None
+            or (match[1], match[2]) in {("http", "80"), ("https", "443")}
+            or int(match[2] or 0) > LAST_PORT
+        ):
+            raise ValueError
+    return origins

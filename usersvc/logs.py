@@ -8,6 +8,9 @@ from typing import Any
 
 import orjson
 
+MAIL_LOGGER = "usersvc.adapters.logging_notifier"
+"""Whose lines stand for mails, and so name the address in full."""
+
 NAMED_CAUSES, NAMED_PLACES = 5, 8
 """How much of an error's history a line tells."""
 
@@ -17,6 +20,26 @@ def plain(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+
+
+def masked(text: str) -> str:
+    """Text in which of each email address only the first character and the domain are left."""
+    if "@" not in text:
+        return text
+    *before, last = text.split("@")
+    return "".join(f"{_masked_end(part)}@" for part in before) + last
+
+
+def _masked_end(text: str) -> str:
+    """What stands before an @: the local part goes back to the last space, quotation mark or bracket."""
+    begin = max(text.rfind(mark) for mark in " \t\n\"'<([=,;") + 1
+    return f"{text[: begin + 1]}***" if begin < len(text) else text
+
+
+def told(record: logging.LogRecord) -> str:
+    """What the line says. Addresses are masked, but in the lines that stand for mails."""
+    message = record.getMessage()
+    return message if record.name == MAIL_LOGGER else masked(message)
 
 
 class OneLineErrors(logging.Formatter):
@@ -42,7 +65,8 @@ class ConsoleFormatter(OneLineErrors):
 
     def format(self, record: logging.LogRecord) -> str:
         """The record as a line."""
-        line = plain(f"{self.formatTime(record)} {record.levelname:7} {record.name}: {record.getMessage()}")
+        at = datetime.fromtimestamp(record.created).astimezone().isoformat(" ", "milliseconds")
+        line = plain(f"{at} {record.levelname:7} {record.name}: {told(record)}")
         return f"{line} [{self.formatException(record.exc_info)}]" if record.exc_info else line
 
 
@@ -57,7 +81,7 @@ class JsonFormatter(OneLineErrors):
             .replace("+00:00", "Z"),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": record.getMessage().encode("utf-8", "backslashreplace").decode(),
+            "message": told(record).encode("utf-8", "backslashreplace").decode(),
         }
         if record.exc_info:
             line["error"] = self.formatException(record.exc_info)

@@ -14,7 +14,7 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 from playwright.sync_api import Error as PlaywrightError
 
 from tests.e2e.api import assert_common_headers, person
-from tests.e2e.server import Service
+from tests.e2e.server import Service, StartService
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -157,6 +157,31 @@ def test_somebody_registers_on_the_page(service: Service, client: httpx.Client, 
         sent["email"]
     ]
     assert f"{service.url}/register" in visit.requests
+    assert_all_went_to(service, visit)
+    assert visit.complaints == []
+
+
+@in_a_browser
+def test_whoever_has_the_token_lists_users_on_the_page(start: StartService, visit: Visit) -> None:
+    token = "a-token-of-the-tests-4711"
+    service = start(USERSVC_ADMIN_TOKEN=token)
+    page = visit.page
+    page.goto(f"{service.url}/docs")
+    listing = page.locator("#operations-users-list_users")
+    listing.locator(".opblock-summary").click()
+    listing.get_by_role("button", name="Try it out").click()
+    status = listing.locator(".live-responses-table .response .response-col_status")
+    listing.get_by_role("button", name="Execute").click()
+    expect(status).to_contain_text("401")
+    visit.complaints.clear()
+
+    page.locator(".btn.authorize").click()
+    page.locator(".auth-container input").fill(token)
+    page.locator(".auth-btn-wrapper button.authorize").click()
+    page.locator(".auth-btn-wrapper button.btn-done").click()
+    listing.get_by_role("button", name="Execute").click()
+
+    expect(status).to_contain_text("200")
     assert_all_went_to(service, visit)
     assert visit.complaints == []
 

@@ -29,6 +29,7 @@ _VOLATILE = (
     (re.compile(r"\b[0-9a-f]{8}-[0-9a-f]{4}-[47][0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}\b"), "<id>"),
     (re.compile(r"\b\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z"), "<time>"),
     (re.compile(r"\b(Mon|Tue|Wed|Thu|Fri|Sat|Sun), \d\d [A-Z][a-z]{2} \d{4} \d\d:\d\d:\d\d GMT\b"), "<date>"),
+    (re.compile(r'(?<="register";)r=\d+;t=\d+'), "<left>"),
     (re.compile(r"(?<=[?&]cursor=)[\w-]+"), "<cursor>"),
 )
 
@@ -79,7 +80,7 @@ def assert_examples_work(text: str, service: Service) -> None:
 
 @needs_curl
 def test_the_examples_of_the_readme_work(start: StartService) -> None:
-    assert_examples_work(README.read_text("utf-8"), start())
+    assert_examples_work(README.read_text("utf-8"), start(USERSVC_REGISTER_RATE="60/minute"))
 
 
 GOOD = """
@@ -96,6 +97,10 @@ content-type: application/json
 x-request-id: 1
 x-content-type-options: nosniff
 cache-control: no-store
+content-security-policy: default-src 'none'; frame-ancestors 'none'
+x-frame-options: DENY
+referrer-policy: no-referrer
+cross-origin-resource-policy: same-origin
 content-length: 24
 
 {"data":{"status":"ok"}}
@@ -107,7 +112,7 @@ $ curl -s http://127.0.0.1:8000/readyz
 
 @needs_curl
 def test_a_good_example_passes(service: Service) -> None:
-    assert [output.count("\n") for _, output in examples_in(GOOD)] == [8, 0]
+    assert [output.count("\n") for _, output in examples_in(GOOD)] == [12, 0]
     assert_examples_work(GOOD, service)
 
 

@@ -6,10 +6,12 @@ from datetime import UTC, datetime
 from uuid import UUID
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from usersvc.adapters.logging_notifier import LoggingNotifier
 from usersvc.domain.events import UserRegistered
-from usersvc.logs import configure_logging
+from usersvc.logs import configure_logging, masked
 
 EVENT = UserRegistered(UUID(int=7), "alice@example.com", datetime(2026, 1, 31, tzinfo=UTC))
 
@@ -90,3 +92,28 @@ def test_uvicorns_access_log_is_off_since_it_holds_queries(capsys: pytest.Captur
     configure_logging("debug", "console")
     logging.getLogger("uvicorn.access").info("GET /users?email=alice@example.com")
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("log_format", ["console", "json"])
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ("alice@example.com", "a***@example.com"),
+        ("for <alice@example.com>, bob@example.org!", "for <a***@example.com>, b***@example.org!"),
+        ("to 'very long.one+tag@example.com'", "to 'very l***@example.com'"),
+        ("@ a @b x@", "@ a @b x***@"),
+        ("nothing to hide", "nothing to hide"),
+    ],
+)
+def test_addresses_are_masked(log_format: str, said: str, shown: str, capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging("info", log_format)
+    logging.getLogger("anybody").info("%s", said)
+    assert shown in capsys.readouterr().err
+
+
+@given(st.text(), st.text())
+def test_masking_keeps_the_rest_and_of_an_address_one_character(before: str, after: str) -> None:
+    shown = masked(f"{before} alice.b@example.com {after}")
+    assert " a***@example.com " in shown
+    assert "lice.b" not in shown
+    assert masked(before.replace("@", "")) == before.replace("@", "")

@@ -1,8 +1,10 @@
+from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from limits import RateLimitItemPerHour, RateLimitItemPerMinute
 
 from usersvc.adapters.smtp_notifier import Security, SmtpServer
 from usersvc.config import BadSetting, MemoryDatabase, Settings, SqliteDatabase
@@ -21,6 +23,10 @@ def test_the_defaults_are_the_contracts() -> None:
     assert (settings.log_level, settings.log_format) == ("info", "console")
     assert settings.password_pepper is None
     assert settings.hash_workers >= 1
+    assert settings.hash_queue == 64
+    assert settings.admin_token is None
+    assert settings.register_rate == RateLimitItemPerMinute(60)
+    assert settings.trusted_proxies == settings.cors_origins == ()
 
 
 def test_an_empty_variable_is_none() -> None:
@@ -37,6 +43,12 @@ def test_everything_can_be_set() -> None:
         hash_workers="2",
         password_min_length="15",
         password_pepper="a secret of some length",
+        admin_token="another secret".replace(" ", "-"),
+        hash_queue="0",
+        register_rate="5 per 2 hours",
+        trusted_proxies="10.0.0.0/8, ::1",
+        cors_origins="https://app.example.com, http://localhost:3000,http://[::1]:3000",
+        max_connections="7",
         max_body_bytes="2048",
         log_level="WARNING",
         log_format="json",
@@ -51,6 +63,12 @@ def test_everything_can_be_set() -> None:
         hash_workers=2,
         password_min_length=15,
         password_pepper=b"a secret of some length",
+        admin_token="another-secret",
+        hash_queue=0,
+        register_rate=RateLimitItemPerHour(5, 2),
+        trusted_proxies=(ip_network("10.0.0.0/8"), ip_network("::1")),
+        cors_origins=("https://app.example.com", "http://localhost:3000", "http://[::1]:3000"),
+        max_connections=7,
         max_body_bytes=2048,
         log_level="warning",
         log_format="json",
@@ -89,7 +107,30 @@ def test_the_database_may_be_memory() -> None:
         ("database_url", "sqlite:///."),
         ("database_url", "sqlite:///users.db?mode=ro"),
         ("database_url", "postgresql://user:hunter2@host/db"),
-        ("admin_token", "hunter2"),
+        ("admin_token", "hunter2 "),
+        ("admin_token", "hunter2\n"),
+        ("admin_token", "hunter2é"),
+        ("hash_queue", "-1"),
+        ("hash_queue", "10001"),
+        ("max_connections", "0"),
+        ("register_rate", "60"),
+        ("register_rate", "0/minute"),
+        ("register_rate", "60/fortnight"),
+        ("register_rate", "1/second;60/minute"),
+        ("register_rate", " "),
+        ("trusted_proxies", "10.0.0.0/8,proxy.example.com"),
+        ("trusted_proxies", "10.0.0.1/8"),
+        ("trusted_proxies", "*"),
+        ("trusted_proxies", "10.0.0.1,"),
+        ("cors_origins", "*"),
+        ("cors_origins", "null"),
+        ("cors_origins", "https://app.example.com/"),
+        ("cors_origins", "https://APP.example.com"),
+        ("cors_origins", "https://app.example.com:443"),
+        ("cors_origins", "https://app.example.com:65536"),
+        ("cors_origins", "https://*.example.com"),
+        ("cors_origins", "app.example.com"),
+        ("cors_origins", "https://user:hunter2@app.example.com"),
         ("smtp_url", "mail.example.com"),
         ("smtp_url", "http://mail.example.com"),
         ("smtp_url", "smtp://"),
@@ -126,7 +167,19 @@ def test_memory_is_for_one_process() -> None:
 
 
 @given(
-    st.sampled_from(["PORT", "WORKERS", "BCRYPT_COST", "DATABASE_URL", "LOG_LEVEL", "PASSWORD_PEPPER", "MAIL_FROM"]),
+    st.sampled_from(
+        [
+            "PORT",
+            "WORKERS",
+            "BCRYPT_COST",
+            "DATABASE_URL",
+            "LOG_LEVEL",
+            "PASSWORD_PEPPER",
+            "MAIL_FROM",
+            "REGISTER_RATE",
+            "CORS_ORIGINS",
+        ]
+    ),
     st.text(),
 )
 def test_any_text_is_accepted_or_refused(name: str, text: str) -> None:
@@ -146,8 +199,13 @@ def test_any_text_is_a_mail_server_or_refused(start: str, text: str) -> None:
         assert settings.smtp is None or settings.smtp.host
 
 
-def test_a_pepper_is_never_shown() -> None:
+def test_secrets_are_never_shown() -> None:
     assert "sixteen or more!" not in repr(read(password_pepper="sixteen or more!"))
+    assert "hunter2" not in repr(read(admin_token="hunter2"))
+
+
+def test_an_empty_rate_is_no_limit() -> None:
+    assert read(register_rate="").register_rate is None
 
 
 def test_the_environment_wins_over_the_env_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,9 +255,9 @@ def test_a_line_of_the_env_file_that_sets_nothing_is_refused(
 
 
 def test_a_name_that_is_no_setting_is_noticed() -> None:
-    assert read(password_min_lenght="15", register_rate="60/minute", port="1").without_effect == (
+    assert read(password_min_lenght="15", rate_limit_store="memory://", port="1").without_effect == (
         "USERSVC_PASSWORD_MIN_LENGHT",
-        "USERSVC_REGISTER_RATE",
+        "USERSVC_RATE_LIMIT_STORE",
     )
 
 

@@ -174,11 +174,32 @@ class Undeliverable(DomainError):
     """This message will never reach this person; the text says why, and names no address."""
 
 
+class HashingOverloaded(DomainError):
+    """Too many passwords wait to be hashed; ``retry_after`` says in how many whole seconds there should be room."""
+
+    def __init__(self, retry_after: int) -> None:
+        super().__init__(f"no room before {retry_after} s have passed")
+        self.retry_after = retry_after
+
+
 class PasswordHasher(Protocol):
     """Turns a password into what may be stored, without keeping the event loop waiting."""
 
     async def hash(self, password: Password) -> PasswordHash:
-        """A salted hash that names its own scheme; all of the password counts."""
+        """A salted hash that names its own scheme; all of the password counts.
+
+        Raises:
+            HashingOverloaded: too many wait already; at once, before anything is done.
+        """
+        ...
+
+    async def verify(self, password: Password, password_hash: PasswordHash) -> bool:
+        """Tell whether this password gave that hash; it costs what hashing costs.
+
+        Raises:
+            HashingOverloaded: too many wait already; at once, before anything is done.
+            ValueError: the hash is of another scheme, or was made with another key.
+        """
         ...
 
 

@@ -1,12 +1,17 @@
 """The use cases around registration."""
 
+import asyncio
 from collections.abc import Callable
 from datetime import datetime
 from uuid import UUID
 
 from usersvc.application.ports import Order, Page, PasswordHasher, Users, UserView, utc_now, view_of
-from usersvc.domain.errors import Violation
+from usersvc.domain.errors import DomainError, Violation
 from usersvc.domain.user import EmailAddress, Password, User
+
+
+class IdempotencyKeyReused(DomainError):
+    """The key has named another registration before."""
 
 
 class UserRegistrationService:
@@ -35,6 +40,7 @@ class UserRegistrationService:
         self._clock = clock
         self._on_registered = on_registered
         self.password_min_length = password_min_length
+        self._checking: asyncio.Future[None] | None = None
 
     async def register(self, *, email: str, password: str, age: int) -> UserView:
         """Make a person a user; when this returns the user is stored, and so is that the person is to be told.
@@ -97,4 +103,14 @@ class UserRegistrationService:
         Raises:
             StorageUnavailable: they cannot.
         """
-        await self._users.check()
+        # Whoever may ask may ask often; those who ask at once share one answer, since it takes a write to the disk.
+        if self._checking is None:
+            self._checking = asyncio.ensure_future(self._users.check())
+            self._checking.add_done_callback(self._checked)
+        await asyncio.shield(self._checking)
+
+    def _checked(self, checking: asyncio.Future[None]) -> None:
+        self._checking = None
+        if not checking.cancelled():
+            # Everybody who asked may have gone, and asyncio complains of an error that nobody has looked at.
+            checking.exception()

@@ -5,27 +5,44 @@ import logging
 import re
 import time
 import warnings
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from functools import partial
+from typing import Any
 from uuid import uuid4
 
 import orjson
 from aiohttp import web
-from aiohttp.typedefs import Handler
+from aiohttp.typedefs import Handler, Middleware
 from aiohttp_apispec import validation_middleware
 
 from usersvc.application.registration import UserRegistrationService
-from usersvc.web import handlers, openapi
+from usersvc.domain.errors import Violation
+from usersvc.web import cors, handlers, openapi
+from usersvc.web.access import AdminToken
 from usersvc.web.parsing import BODY_TIMEOUT, StrictParser
-from usersvc.web.problems import NotAcceptable, Stopping, problem_response
-from usersvc.web.schemas import RegistrationSchema
+from usersvc.web.problems import InvalidRequest, NotAcceptable, RateLimited, Stopping, problem_response
+from usersvc.web.rate_limit import RateLimit
+from usersvc.web.schemas import NO_PARAMETER, RegistrationSchema, shown
 
 access_log = logging.getLogger("usersvc.access")
 
 REQUEST_ID = web.RequestKey("REQUEST_ID", str)
 
 MAX_BODY_BYTES = 16384
+
+HEADERS = (
+    ("X-Content-Type-Options", "nosniff"),
+    ("Cache-Control", "no-store"),
+    # Nothing here is a page, but for one that has a policy of its own; for browsers that are made to take it for one.
+    ("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'"),
+    ("X-Frame-Options", "DENY"),
+    ("Referrer-Policy", "no-referrer"),
+    ("Cross-Origin-Resource-Policy", "same-origin"),
+)
+"""Those of every answer that does not set them itself (OWASP REST Security Cheat Sheet, "Security Headers")."""
+
+RATE_HEADERS = web.RequestKey("RATE_HEADERS", dict[str, str])
 
 _SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._~+/=:@-]{1,128}")
 
@@ -60,6 +77,9 @@ def create_app(
     resources: Callable[[], AbstractAsyncContextManager[None]] = nullcontext,
     max_body_bytes: int = MAX_BODY_BYTES,
     body_timeout: float = BODY_TIMEOUT,
+    admin_token: str | None = None,
+    rate_limit: RateLimit | None = None,
+    cors_origins: Sequence[str] = (),
 ) -> web.Application:
     """The application around a service.
 
@@ -68,9 +88,20 @@ def create_app(
         resources: what the service needs open; entered at start-up, left at clean-up.
         max_body_bytes: a larger body is refused with 413.
         body_timeout: how long a body may take to arrive, in seconds, before it is refused with 408.
+        admin_token: who sends it may read the users; None: anybody may.
+        rate_limit: for registrations; None: as many as anybody likes.
+        cors_origins: whose pages a browser lets use the service.
     """
+    guards: list[Middleware] = []
+    if cors_origins:
+        guards.append(cors.refused_as_any_options)
+    if rate_limit is not None:
+        guards.append(limiting(rate_limit))
+    if admin_token is not None:
+        guards.append(admitting(AdminToken(admin_token)))
     app = web.Application(
-        middlewares=[one_answer_shape, content_negotiation, validation_middleware], client_max_size=max_body_bytes
+        middlewares=[one_answer_shape, *guards, content_negotiation, validation_middleware],
+        client_max_size=max_body_bytes,
     )
     app[handlers.REGISTRATION] = service
     parser = StrictParser(
@@ -83,7 +114,11 @@ def create_app(
         app["_apispec_parser"] = parser
         app["_apispec_request_data_name"] = "data"
     app.add_routes(ROUTES)
-    document = openapi.openapi_document(app.router.routes(), password_min_length=service.password_min_length)
+    document = openapi.openapi_document(
+        app.router.routes(), password_min_length=service.password_min_length, protected=admin_token is not None
+    )
+    if cors_origins:
+        cors.allow(app, cors_origins)
     app[openapi.DOCUMENT] = orjson.dumps(document)
 
     async def life_cycle(_: web.Application) -> AsyncIterator[None]:
@@ -110,9 +145,13 @@ async def one_answer_shape(request: web.Request, handler: Handler) -> web.Stream
             # The client went away while its body was read: nobody is left to answer, and nothing of ours has failed.
             raise
         response = problem_response(error, request_id)
-    response.headers["X-Request-ID"] = request_id
-    response.headers["X-Content-Type-Options"] = "nosniff"
-    response.headers.setdefault("Cache-Control", "no-store")
+    headers = response.headers
+    headers["X-Request-ID"] = request_id
+    for name, value in HEADERS:
+        headers.setdefault(name, value)
+    if request.secure:
+        headers["Strict-Transport-Security"] = "max-age=31536000"
+    headers.update(request.get(RATE_HEADERS, ()))
     if access_log.isEnabledFor(logging.INFO):
         # The route, not the path: paths and queries of clients hold addresses, and worse by mistake.
         resource = request.match_info.route.resource
@@ -127,18 +166,63 @@ async def one_answer_shape(request: web.Request, handler: Handler) -> web.Stream
     return response
 
 
+def limiting(rate_limit: RateLimit) -> Middleware:
+    """Count a request to a limited resource before anything else is done about it."""
+
+    @web.middleware
+    async def limit(request: web.Request, handler: Handler) -> web.StreamResponse:
+        if _noted(request).get("rate_limited"):
+            try:
+                request[RATE_HEADERS] = await rate_limit.admit(request)
+            except RateLimited as refused:
+                request[RATE_HEADERS] = dict(refused.headers)
+                raise
+        return await handler(request)
+
+    return limit
+
+
+def admitting(token: AdminToken) -> Middleware:
+    """Ask for the token before anything about the request is looked at, so that the answer tells nothing."""
+
+    @web.middleware
+    async def admit(request: web.Request, handler: Handler) -> web.StreamResponse:
+        if _noted(request).get("security"):
+            token.admit(request.headers.getall("Authorization", ()))
+        return await handler(request)
+
+    return admit
+
+
+def _noted(request: web.Request) -> Mapping[str, Any]:
+    """What the decorators of aiohttp-apispec left on the handler."""
+    noted: Mapping[str, Any] = getattr(request.match_info.handler, "__apispec__", {})
+    return noted
+
+
 @web.middleware
 async def content_negotiation(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Refuse a request whose ``Accept`` admits nothing that the resource has (RFC 9110, section 12.5.1).
+    """Refuse a request for something that the resource does not have.
 
     Raises:
-        NotAcceptable: so it is.
+        NotAcceptable: ``Accept`` admits nothing that the resource has (RFC 9110, section 12.5.1).
+        InvalidRequest: it has parameters, and the resource none.
     """
-    noted = getattr(request.match_info.handler, "__apispec__", None)
-    accept = ",".join(request.headers.getall("Accept", ()))
-    if noted and not any(admits(accept, media_type) for media_type in noted["produces"]):
-        raise NotAcceptable(f"Only {', '.join(noted['produces'])} is to be had here.")
+    noted = _noted(request)
+    if noted:
+        accept = ",".join(request.headers.getall("Accept", ()))
+        if accept and not any(admits(accept, media_type) for media_type in noted["produces"]):
+            raise NotAcceptable(f"Only {', '.join(noted['produces'])} is to be had here.")
+        # The raw path, since the query is taken apart only when it is looked at.
+        if "?" in request.raw_path and "text/html" not in noted["produces"] and not _has_query(noted):
+            unknown = [Violation(shown(name), "unknown-field", NO_PARAMETER) for name in dict.fromkeys(request.query)]
+            if unknown:
+                raise InvalidRequest(unknown)
     return await handler(request)
+
+
+def _has_query(noted: Mapping[str, Any]) -> bool:
+    return any(schema["location"] == "querystring" for schema in noted["schemas"])
 
 
 def admits(accept: str, media_type: str) -> bool:

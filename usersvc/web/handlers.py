@@ -11,7 +11,7 @@ from aiohttp_apispec import docs, querystring_schema, request_schema, response_s
 from usersvc.application.ports import Order
 from usersvc.application.registration import UserRegistrationService
 from usersvc.domain.user import EmailAddress
-from usersvc.web.openapi import DOCUMENT, header, path_parameter
+from usersvc.web.openapi import BEARER, DOCUMENT, header, path_parameter
 from usersvc.web.problems import PROBLEMS, UserNotFound
 from usersvc.web.schemas import (
     EXAMPLE_USER,
@@ -26,6 +26,9 @@ from usersvc.web.schemas import (
     UsersQuerySchema,
 )
 
+ADMIN: list[dict[str, list[str]]] = [{BEARER: []}]
+"""Marks, for the document and for the middleware that asks for it, what the admin token protects."""
+
 REGISTRATION = web.AppKey("REGISTRATION", UserRegistrationService)
 
 
@@ -39,10 +42,15 @@ REGISTRATION = web.AppKey("REGISTRATION", UserRegistrationService)
         "email-taken",
         "body-too-large",
         "unsupported-media-type",
-        "validation-failed",
+        "rate-limited",
         "storage-unavailable",
     ],
-    success_headers={"Location": header("Where the user is.", f"/users/{EXAMPLE_USER['id']}")},
+    rate_limited=True,
+    success_headers={
+        "Location": header("Where the user is.", f"/users/{EXAMPLE_USER['id']}"),
+        "RateLimit-Policy": header("How often one address may ask in how many seconds.", '"register";q=60;w=60'),
+        "RateLimit": header("How often it still may, and in how many seconds it begins anew.", '"register";r=59;t=60'),
+    },
 )
 @request_schema(RegistrationSchema)
 @response_schema(UserDocumentSchema, 201, description="The user is stored.")
@@ -57,7 +65,8 @@ async def register(request: web.Request) -> web.Response:
     summary="List the users",
     description="One page of users in order of registration. Users who register or disappear while you page make no "
     "other user come twice or be skipped.",
-    problems=["validation-failed", "storage-unavailable"],
+    problems=["storage-unavailable"],
+    security=ADMIN,
     success_headers={"Link": header("The next page, if there is one (RFC 8288).", f'<{NEXT_EXAMPLE}>; rel="next"')},
 )
 @querystring_schema(UsersQuerySchema)
@@ -94,6 +103,7 @@ async def list_users(request: web.Request) -> web.Response:
     summary="Show a user",
     parameters=[path_parameter("user_id", "The id of the user.", EXAMPLE_USER["id"], format="uuid")],
     problems=["user-not-found", "storage-unavailable"],
+    security=ADMIN,
 )
 @response_schema(UserDocumentSchema, 200, description="The user.")
 async def show_user(request: web.Request) -> web.Response:

@@ -67,12 +67,19 @@ _REQUEST_ID_PARAMETER = {
 }
 
 
-def openapi_document(routes: Iterable[web.AbstractRoute], *, password_min_length: int) -> dict[str, Any]:
+BEARER = "bearerAuth"
+"""The name of the security scheme."""
+
+
+def openapi_document(
+    routes: Iterable[web.AbstractRoute], *, password_min_length: int, protected: bool = False
+) -> dict[str, Any]:
     """The OpenAPI document of every route whose handler is decorated with ``docs``.
 
     Args:
         routes: the application's.
         password_min_length: in code points, as the service is set.
+        protected: whether what may be protected by the admin token is.
     """
     plugin = MarshmallowPlugin(schema_name_resolver=_schema_name)
     spec = APISpec(
@@ -95,19 +102,27 @@ def openapi_document(routes: Iterable[web.AbstractRoute], *, password_min_length
     for name, component in _COMMON_HEADERS.items():
         spec.components.header(name, component)
     spec.components.parameter("X-Request-ID", "header", _REQUEST_ID_PARAMETER)
+    if protected:
+        spec.components.security_scheme(
+            BEARER, {"type": "http", "scheme": "bearer", "description": "The admin token (USERSVC_ADMIN_TOKEN)."}
+        )
     for route in routes:
         noted: Mapping[str, Any] | None = getattr(route.handler, "__apispec__", None)
         if noted and route.resource and route.method != "HEAD":
             spec.path(
                 path=route.resource.canonical,
-                operations={route.method.lower(): _operation(route.handler.__name__, noted, plugin.converter)},
+                operations={
+                    route.method.lower(): _operation(route.handler.__name__, noted, plugin.converter, protected)
+                },
             )
     document = spec.to_dict()
     document["components"]["schemas"]["Registration"]["properties"]["password"]["minLength"] = password_min_length
     return document
 
 
-def _operation(name: str, noted: Mapping[str, Any], converter: OpenAPIConverter | None) -> dict[str, Any]:
+def _operation(
+    name: str, noted: Mapping[str, Any], converter: OpenAPIConverter | None, protected: bool
+) -> dict[str, Any]:
     assert converter is not None  # noqa: S101  # the plugin has one as soon as it belongs to a document
     operation: dict[str, Any] = {"operationId": name}
     operation |= {key: noted[key] for key in ("tags", "summary", "description") if key in noted}
@@ -120,7 +135,14 @@ def _operation(name: str, noted: Mapping[str, Any], converter: OpenAPIConverter 
             }
         else:
             operation["parameters"] += converter.schema2parameters(request["schema"], location="query")
-    operation["responses"] = _successes(noted) | _failures([*noted.get("problems", ()), *_COMMON_PROBLEMS])
+    codes = [*noted.get("problems", ()), *_COMMON_PROBLEMS]
+    if "text/html" not in noted["produces"]:
+        # A parameter that the resource does not have.
+        codes.append("validation-failed")
+    if protected and "security" in noted:
+        operation["security"] = noted["security"]
+        codes.append("unauthorized")
+    operation["responses"] = _successes(noted) | _failures(dict.fromkeys(codes))
     return operation
 
 
@@ -235,7 +257,11 @@ _CACHED = {"Cache-Control": "public, max-age=86400"}
 )
 async def docs_page(_: web.Request) -> web.Response:
     """``GET /docs``: Swagger UI."""
-    return web.Response(text=_PAGE, content_type="text/html", headers={"Content-Security-Policy": _POLICY})
+    return web.Response(
+        text=_PAGE,
+        content_type="text/html",
+        headers={"Content-Security-Policy": _POLICY, "Cross-Origin-Opener-Policy": "same-origin"},
+    )
 
 
 async def docs_script(_: web.Request) -> web.Response:
@@ -246,7 +272,9 @@ async def docs_script(_: web.Request) -> web.Response:
 async def docs_asset(request: web.Request) -> web.Response:
     """One of Swagger UI's own files, by name; the route admits no others."""
     name = request.match_info["name"]
-    return web.Response(body=_asset(name), content_type=_ASSET_TYPES[name], headers=_CACHED)
+    kind = _ASSET_TYPES[name]
+    charset = "utf-8" if kind.startswith("text/") else None
+    return web.Response(body=_asset(name), content_type=kind, charset=charset, headers=_CACHED)
 
 
 @cache

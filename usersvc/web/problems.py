@@ -10,7 +10,8 @@ from urllib.parse import quote
 import orjson
 from aiohttp import web
 
-from usersvc.application.ports import StorageUnavailable
+from usersvc.application.ports import HashingOverloaded, StorageUnavailable
+from usersvc.application.registration import IdempotencyKeyReused
 from usersvc.domain.errors import EmailAlreadyRegistered, RulesBroken, Violation
 
 log = logging.getLogger(__name__)
@@ -21,9 +22,35 @@ MEDIA_TYPE = "application/problem+json"
 class RequestRefused(Exception):
     """The web side's own refusal of a request; its text is for the client and repeats nothing secret."""
 
+    def __init__(self, text: str = "", headers: Mapping[str, str] | None = None) -> None:
+        """Make a refusal.
+
+        Args:
+            text: for the client.
+            headers: of the answer, over those of the row in the table.
+        """
+        super().__init__(text)
+        self.headers = headers or {}
+
 
 class MalformedJson(RequestRefused):
     """The body is not JSON as RFC 8259 and I-JSON (RFC 7493) have it."""
+
+
+class Unauthorized(RequestRefused):
+    """The request does not show that it may; whether what it asks for exists is not told."""
+
+
+class RateLimited(RequestRefused):
+    """The client asks too often."""
+
+    def __init__(self, headers: Mapping[str, str]) -> None:
+        """Make a refusal.
+
+        Args:
+            headers: ``Retry-After`` and whatever else tells when to come again.
+        """
+        super().__init__(f"Too many requests from this address; come again in {headers['Retry-After']} s.", headers)
 
 
 class UserNotFound(RequestRefused):
@@ -82,6 +109,14 @@ PROBLEMS: Mapping[str, Problem] = {
             (MalformedJson, web.HTTPBadRequest, web.RequestPayloadError),
         ),
         Problem(
+            "unauthorized",
+            401,
+            "Unauthorized",
+            "The resource needs the admin token, as Authorization: Bearer.",
+            (Unauthorized,),
+            {"WWW-Authenticate": 'Bearer realm="usersvc"'},
+        ),
+        Problem(
             "not-found",
             404,
             "Not found",
@@ -94,6 +129,7 @@ PROBLEMS: Mapping[str, Problem] = {
             405,
             "Method not allowed",
             "The resource does not know this method; the header Allow lists those that it knows.",
+            # A preflight request that CORS does not allow is an OPTIONS as any other.
             (web.HTTPMethodNotAllowed,),
         ),
         Problem(
@@ -140,6 +176,21 @@ PROBLEMS: Mapping[str, Problem] = {
             (RulesBroken, InvalidRequest),
         ),
         Problem(
+            "idempotency-key-reused",
+            422,
+            "Idempotency key reused",
+            "The Idempotency-Key was used before, for another registration.",
+            (IdempotencyKeyReused,),
+        ),
+        Problem(
+            "rate-limited",
+            429,
+            "Rate limited",
+            "Too many requests from this address; Retry-After says when to come again.",
+            (RateLimited,),
+            {"Retry-After": "60"},
+        ),
+        Problem(
             "internal-error",
             500,
             "Internal error",
@@ -151,7 +202,7 @@ PROBLEMS: Mapping[str, Problem] = {
             503,
             "Overloaded",
             "The service has no room for the request just now, or is being stopped; it may be repeated.",
-            (Stopping,),
+            (Stopping, HashingOverloaded),
             {"Retry-After": "5"},
         ),
         Problem(
@@ -194,6 +245,10 @@ def problem_response(error: Exception, request_id: str) -> web.Response:
         document["errors"] = [asdict(violation) for violation in error.violations]
     response = web.Response(body=orjson.dumps(document), status=problem.status, content_type=MEDIA_TYPE)
     response.headers.update(problem.headers or {})
+    if isinstance(error, RequestRefused):
+        response.headers.update(error.headers)
+    if isinstance(error, HashingOverloaded):
+        response.headers["Retry-After"] = str(error.retry_after)
     if isinstance(error, web.HTTPMethodNotAllowed):
         response.headers["Allow"] = error.headers["Allow"]
     return response

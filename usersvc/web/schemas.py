@@ -20,6 +20,8 @@ from usersvc.web.problems import PROBLEMS
 DEFAULT_LIMIT, MAX_LIMIT = 50, 200
 """Users on a page."""
 
+NO_PARAMETER = "Is not a parameter of this resource."
+
 EXAMPLE_USER: UserView = {
     "id": "01936f3c-5e1a-7b3c-9d2e-4f5a6b7c8d9e",
     "email": "alice@example.com",
@@ -37,7 +39,7 @@ def violations_in(messages: Any, field: str = "body") -> Iterable[Violation]:
     """Flatten what marshmallow collected under field names into violations."""
     if isinstance(messages, Mapping):
         for name, inner in messages.items():
-            for violation in violations_in(inner, field if name == "_schema" else _shown(str(name))):
+            for violation in violations_in(inner, field if name == "_schema" else shown(str(name))):
                 # marshmallow files what is wrong with the whole under a name that a member may have as well.
                 unknown = name == "_schema" and violation.code == "unknown-field"
                 yield replace(violation, field=name) if unknown else violation
@@ -48,7 +50,7 @@ def violations_in(messages: Any, field: str = "body") -> Iterable[Violation]:
             yield from violations_in(message, field)
 
 
-def _shown(name: str) -> str:
+def shown(name: str) -> str:
     """A member name of the client's, fit for an answer: bounded, and without halves of surrogate pairs."""
     return name[:64].encode("utf-8", "backslashreplace").decode()
 
@@ -207,7 +209,7 @@ class UsersQuerySchema(Schema):
 
         unknown = RAISE
 
-    error_messages = {"unknown": _flaw("unknown-field", "Is not a parameter of this resource.")}
+    error_messages = {"unknown": _flaw("unknown-field", NO_PARAMETER)}
 
     limit = PageLimit(
         load_default=DEFAULT_LIMIT,

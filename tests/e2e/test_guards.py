@@ -1,0 +1,213 @@
+"""The admin token, the rate limit, CORS and the headers of every answer, on the real service."""
+
+import json
+import re
+import socket
+
+import httpx
+import pytest
+
+from tests.e2e.api import assert_common_headers, assert_problem, person
+from tests.e2e.server import DEADLINE, Service, StartService
+
+TOKEN = "a-token-of-the-tests-4711"
+BEARER = {"Authorization": f"Bearer {TOKEN}"}
+
+
+@pytest.fixture
+def guarded(start: StartService) -> Service:
+    return start(USERSVC_ADMIN_TOKEN=TOKEN)
+
+
+def test_the_token_alone_lets_read_the_users(guarded: Service) -> None:
+    with guarded.client() as client:
+        registered = client.post("/register", json=person())
+        assert registered.status_code == 201
+        user = registered.headers["Location"]
+        nobody = "/users/01936f3c-5e1a-7b3c-9d2e-4f5a6b7c8d9e"
+        refusals = []
+        for target in (user, nobody, "/users", "/users?limit=0", "/users/odd", "/users?nonsense=1"):
+            for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": f"Basic {TOKEN}"}):
+                refused = client.get(target, headers=headers)
+                document = assert_problem(refused, 401, "unauthorized")
+                assert refused.headers["WWW-Authenticate"].startswith("Bearer ")
+                document.pop("instance")
+                refusals.append((str(headers), json.dumps(document)))
+        # One answer for all, whoever and whatever is there.
+        assert len(set(refusals)) == 3
+        assert client.head("/users").status_code == 401
+
+        assert client.get("/users", headers=BEARER).status_code == 200
+        assert client.head("/users", headers=BEARER).status_code == 200
+        assert client.get(user, headers=BEARER).status_code == 200
+        assert_problem(client.get(nobody, headers=BEARER), 404, "user-not-found")
+        assert_problem(client.get("/users?limit=0", headers=BEARER), 422, "validation-failed")
+        for open_to_all in ("/livez", "/readyz", "/openapi.json", "/docs", "/problems/unauthorized"):
+            assert client.get(open_to_all).status_code == 200
+    assert TOKEN not in guarded.output
+    assert "nothing protects" not in guarded.output
+
+
+def test_two_authorization_headers_are_none(guarded: Service) -> None:
+    request = f"GET /users HTTP/1.1\r\nHost: test\r\n{'Authorization: Bearer ' + TOKEN}\r\nAuthorization: Bearer x\r\n"
+    answer = guarded.talk(f"{request}Connection: close\r\n\r\n".encode())
+    assert answer.startswith(b"HTTP/1.1 401 ")
+
+
+def test_the_document_tells_of_the_token_only_when_there_is_one(guarded: Service, client: httpx.Client) -> None:
+    with guarded.client() as guarded_client:
+        document = guarded_client.get("/openapi.json").json()
+    scheme = {"type": "http", "scheme": "bearer"}
+    assert document["components"]["securitySchemes"]["bearerAuth"].items() >= scheme.items()
+    protected = {path for path, item in document["paths"].items() if "security" in item.get("get", {})}
+    assert protected == {"/users", "/users/{user_id}"}
+    assert all("401" in document["paths"][path]["get"]["responses"] for path in protected)
+    assert "security" not in document["paths"]["/register"]["post"]
+
+    assert "securitySchemes" not in client.get("/openapi.json").json()["components"]
+
+
+def test_without_a_token_start_up_warns(service: Service) -> None:
+    assert "nothing protects GET /users" in service.output
+
+
+def test_a_token_that_may_be_guessed_is_warned_of(start: StartService) -> None:
+    assert "USERSVC_ADMIN_TOKEN has under 22 characters" in start(USERSVC_ADMIN_TOKEN="guess-me").output
+
+
+def test_who_registers_too_often_waits(start: StartService) -> None:
+    service = start(USERSVC_REGISTER_RATE="3/hour")
+    with service.client() as client:
+        taken = person()
+        answers = [client.post("/register", json=taken), client.post("/register", json=taken)]
+        answers += [client.post("/register", content=b"x" * 100_000), client.post("/register", json=person())]
+        assert [answer.status_code for answer in answers] == [201, 409, 415, 429]
+        assert [answer.headers["RateLimit-Policy"] for answer in answers] == ['"register";q=3;w=3600'] * 4
+        left = [re.fullmatch(r'"register";r=(\d);t=3[56]\d\d', answer.headers["RateLimit"]) for answer in answers]
+        assert [match and match[1] for match in left] == ["2", "1", "0", "0"]
+        assert_problem(answers[-1], 429, "rate-limited")
+        assert 3500 < int(answers[-1].headers["Retry-After"]) <= 3600
+        # What a client says of itself counts for nothing.
+        elsewhere = {"X-Forwarded-For": "198.51.100.7"}
+        assert client.post("/register", json=person(), headers=elsewhere).status_code == 429
+        # Others are not kept from reading.
+        assert client.get("/users").status_code == 200
+        assert "RateLimit" not in client.get("/users").headers
+
+
+def test_a_limited_request_is_answered_before_its_body_comes(start: StartService) -> None:
+    service = start(USERSVC_REGISTER_RATE="1/hour")
+    with service.client() as client:
+        client.post("/register", json=person())
+    with socket.create_connection(service.address, DEADLINE) as connection:
+        connection.sendall(b"POST /register HTTP/1.1\r\nHost: test\r\nContent-Type: application/json\r\n")
+        connection.sendall(b"Content-Length: 100\r\n\r\n")
+        assert connection.recv(65536).startswith(b"HTTP/1.1 429 ")
+
+
+def test_a_trusted_proxy_speaks_for_its_clients(start: StartService) -> None:
+    service = start(USERSVC_REGISTER_RATE="1/hour", USERSVC_TRUSTED_PROXIES="127.0.0.0/8,192.0.2.1")
+    with service.client() as client:
+
+        def status(forwarded_for: str) -> int:
+            return client.post("/register", json=person(), headers={"X-Forwarded-For": forwarded_for}).status_code
+
+        assert [status("198.51.100.7"), status("198.51.100.7"), status("198.51.100.8")] == [201, 429, 201]
+        assert status("203.0.113.1, 198.51.100.8, 192.0.2.1") == 429
+        assert [status("2001:db8:0:1::1"), status("2001:db8:0:1::2"), status("2001:db8:0:2::1")] == [201, 429, 201]
+
+
+def test_a_rate_limit_holds_over_ipv6(start: StartService) -> None:
+    with socket.socket(socket.AF_INET6) as tried:
+        try:
+            tried.bind(("::1", 0))
+        except OSError:
+            pytest.skip("this machine has no IPv6 loopback")
+    service = start(USERSVC_HOST="::1", USERSVC_REGISTER_RATE="1/hour")
+    with service.client() as client:
+        assert [client.post("/register", json=person()).status_code for _ in range(2)] == [201, 429]
+
+
+ORIGIN = "https://app.example.com"
+
+
+def preflight(client: httpx.Client, path: str, origin: str, method: str, headers: str = "") -> httpx.Response:
+    wanted = {"Origin": origin, "Access-Control-Request-Method": method}
+    return client.options(path, headers=wanted | ({"Access-Control-Request-Headers": headers} if headers else {}))
+
+
+def test_pages_of_elsewhere_are_kept_out_unless_named(client: httpx.Client) -> None:
+    answer = client.get("/users", headers={"Origin": ORIGIN})
+    assert not [name for name in answer.headers if name.startswith("access-control-")]
+    assert_problem(preflight(client, "/register", ORIGIN, "POST"), 405, "method-not-allowed")
+
+
+def test_pages_of_a_named_origin_may_use_everything(start: StartService) -> None:
+    service = start(USERSVC_CORS_ORIGINS=f"{ORIGIN},http://localhost:3000", USERSVC_ADMIN_TOKEN=TOKEN)
+    with service.client() as client:
+        allowed = preflight(client, "/register", ORIGIN, "POST", "content-type, idempotency-key, x-request-id")
+        assert allowed.status_code == 200
+        assert allowed.headers["Access-Control-Allow-Origin"] == ORIGIN
+        assert allowed.headers["Access-Control-Allow-Methods"] == "POST"
+        assert "Access-Control-Allow-Credentials" not in allowed.headers
+        assert preflight(client, "/users", ORIGIN, "GET", "authorization").status_code == 200
+
+        for refused in (
+            preflight(client, "/register", "https://evil.example", "POST"),
+            preflight(client, "/register", f"{ORIGIN}:444", "POST"),
+            preflight(client, "/register", "null", "POST"),
+            preflight(client, "/register", ORIGIN, "DELETE"),
+            preflight(client, "/register", ORIGIN, "POST", "x-odd"),
+            client.options("/register"),
+        ):
+            assert_problem(refused, 405, "method-not-allowed")
+            assert refused.headers["Allow"] == "POST"
+            assert_common_headers(refused)
+
+        from_page = {"Origin": ORIGIN}
+        answers = [
+            client.post("/register", json=person(), headers=from_page),
+            client.post("/register", content=b"{", headers=from_page | {"Content-Type": "application/json"}),
+            client.get("/users", headers=from_page),
+            client.get("/users", headers=from_page | BEARER),
+            client.get("/livez", headers=from_page),
+            client.get("/openapi.json", headers=from_page),
+        ]
+        assert [answer.status_code for answer in answers] == [201, 400, 401, 200, 200, 200]
+        for answer in answers:
+            assert answer.headers["Access-Control-Allow-Origin"] == ORIGIN
+            assert "Location" in answer.headers["Access-Control-Expose-Headers"]
+            assert answer.headers["Vary"] == "Origin"
+            assert_common_headers(answer)
+        foreign = client.get("/livez", headers={"Origin": "https://evil.example"})
+        assert "Access-Control-Allow-Origin" not in foreign.headers
+        assert foreign.headers["Vary"] == "Origin"
+        assert client.get("/docs").status_code == 200
+
+
+def test_every_answer_has_the_headers_of_a_hardened_service(client: httpx.Client) -> None:
+    for path in ("/users", "/nowhere", "/livez", "/docs", "/docs/static/swagger-ui.css", "/register"):
+        headers = client.get(path).headers
+        assert headers["X-Content-Type-Options"] == "nosniff"
+        assert headers["X-Frame-Options"] == "DENY"
+        assert headers["Referrer-Policy"] == "no-referrer"
+        assert headers["Cross-Origin-Resource-Policy"] == "same-origin"
+        assert "frame-ancestors 'none'" in headers["Content-Security-Policy"]
+        # Without TLS a browser ignores it (RFC 6797, section 8.1).
+        assert "Strict-Transport-Security" not in headers
+        assert "Server" not in headers
+    assert client.get("/docs/static/swagger-ui.css").headers["Content-Type"] == "text/css; charset=utf-8"
+
+
+@pytest.mark.parametrize("path", ["/livez", "/readyz", "/openapi.json", "/problems/not-found", "/users", "/users/x"])
+def test_a_parameter_that_there_is_not_is_refused(client: httpx.Client, path: str) -> None:
+    document = assert_problem(client.get(f"{path}?odd=1&odd=2&{'x' * 100}="), 422, "validation-failed")
+    assert {(error["field"], error["code"]) for error in document["errors"]} == {
+        ("odd", "unknown-field"),
+        ("x" * 64, "unknown-field"),
+    }
+    assert len(document["errors"]) == 2
+
+
+def test_registering_takes_no_parameters(client: httpx.Client) -> None:
+    assert_problem(client.post("/register?age=30", json=person()), 422, "validation-failed")

@@ -1,0 +1,58 @@
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from usersvc.web.client_address import client_address
+
+PROXIES = (ip_network("10.0.0.0/8"), ip_network("::1"))
+
+
+@pytest.mark.parametrize(
+    ("peer", "forwarded", "client"),
+    [
+        ("192.0.2.1", [], "192.0.2.1"),
+        ("192.0.2.1", ["198.51.100.7"], "192.0.2.1"),
+        ("10.0.0.1", [], "10.0.0.1"),
+        ("10.0.0.1", ["198.51.100.7"], "198.51.100.7"),
+        ("10.0.0.1", ["203.0.113.9, 198.51.100.7"], "198.51.100.7"),
+        ("10.0.0.1", ["203.0.113.9", "198.51.100.7,10.0.0.2"], "198.51.100.7"),
+        ("10.0.0.1", ["10.0.0.3, 10.0.0.2"], "10.0.0.3"),
+        ("10.0.0.1", ["198.51.100.7, nonsense"], "10.0.0.1"),
+        ("10.0.0.1", ["nonsense, 10.0.0.2"], "10.0.0.2"),
+        ("10.0.0.1", ["198.51.100.7:4711"], "198.51.100.7"),
+        ("::1", ["[2001:db8::7]:4711"], "2001:db8::7"),
+        ("::1", ["2001:db8::7"], "2001:db8::7"),
+        ("::1", ["[2001:db8::7]"], "2001:db8::7"),
+        ("::ffff:192.0.2.1", [], "192.0.2.1"),
+        ("::ffff:10.0.0.1", ["::ffff:198.51.100.7"], "198.51.100.7"),
+        ("fe80::1%eth0", [], "fe80::1"),
+        ("10.0.0.1", [""], "10.0.0.1"),
+        ("10.0.0.1", [",,"], "10.0.0.1"),
+    ],
+)
+def test_the_client_is_the_nearest_who_is_no_trusted_proxy(peer: str, forwarded: list[str], client: str) -> None:
+    assert client_address(peer, forwarded, PROXIES) == ip_address(client)
+
+
+def test_without_trusted_proxies_nobody_is_believed() -> None:
+    assert client_address("10.0.0.1", ["198.51.100.7"], ()) == ip_address("10.0.0.1")
+
+
+def test_a_peer_without_an_address_is_nobody() -> None:
+    assert client_address(None, ["198.51.100.7"], PROXIES) is None
+    assert client_address("", [], PROXIES) is None
+
+
+@given(st.lists(st.text() | st.from_regex(r"[0-9a-f.:\[\], %]*", fullmatch=True)))
+def test_whatever_is_forwarded_makes_somebody_the_client(forwarded: list[str]) -> None:
+    assert isinstance(client_address("10.0.0.1", forwarded, PROXIES), IPv4Address | IPv6Address)
+
+
+@given(st.lists(st.ip_addresses()), st.ip_addresses().filter(lambda ip: not any(ip in net for net in PROXIES)))
+def test_what_a_client_makes_up_changes_nothing(made_up: list[IPv4Address], client: IPv4Address) -> None:
+    line = ", ".join([*map(str, made_up), str(client)])
+    mapped = getattr(client, "ipv4_mapped", None)
+
+    assert client_address("10.0.0.1", [line], PROXIES) == (mapped or client)

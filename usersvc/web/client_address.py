@@ -1,0 +1,53 @@
+"""Who the client is: the peer, or whom a trusted proxy says it speaks for."""
+
+from collections.abc import Iterable, Sequence
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
+
+Address = IPv4Address | IPv6Address
+Network = IPv4Network | IPv6Network
+
+
+def client_address(peer: str | None, forwarded_for: Iterable[str], trusted: Sequence[Network]) -> Address | None:
+    """The nearest address that is not a trusted proxy's.
+
+    ``X-Forwarded-For`` is read from its end, where each proxy adds the address that it was asked from: what stands
+    before the first address that is not trusted may be made up by the client. What is no address ends the walk.
+
+    Args:
+        peer: the other end of the connection, if it has an address.
+        forwarded_for: the lines of ``X-Forwarded-For``.
+        trusted: the networks of the proxies.
+
+    Returns:
+        None when the peer has no address, as with a socket of the file system.
+    """
+    nearest = _address(peer or "")
+    if not trusted or nearest is None:
+        return nearest
+    entries = ",".join(forwarded_for).split(",")
+    while entries and any(nearest in network for network in trusted):
+        before = _address(entries.pop())
+        if before is None:
+            break
+        nearest = before
+    return nearest
+
+
+def _address(text: str) -> Address | None:
+    """Read an address, with or without the brackets and the port that some proxies write (RFC 7239, section 6)."""
+    text = text.strip()
+    if text.startswith("["):
+        text = text[1:].partition("]")[0]
+    elif text.count(":") == 1:
+        text = text.partition(":")[0]
+    try:
+        address = ip_address(text)
+    except ValueError:
+        return None
+    if isinstance(address, IPv6Address):
+        if address.ipv4_mapped is not None:
+            return address.ipv4_mapped
+        if address.scope_id is not None:
+            # The zone is the peer's own name for a link, and no part of who it is.
+            return IPv6Address(address.packed)
+    return address
