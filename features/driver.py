@@ -16,6 +16,8 @@ class Application:
     email: str
     password: str
     age: int | float | str
+    key: str | None = None
+    """What the person's program calls this registration, so that it can ask again."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,7 @@ class Refused:
 Answer = Registered | Refused
 
 TAKEN = Refused(frozenset({("email", "taken")}))
+KEY_REUSED = Refused(frozenset({("key", "reused")}))
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from uuid import uuid4
 
 import httpx
 
-from features.driver import TAKEN, Answer, Application, MailServer, Page, Refused, Registered, Unsent
+from features.driver import KEY_REUSED, TAKEN, Answer, Application, MailServer, Page, Refused, Registered, Unsent
 from features.mail_server import HOST, SmtpServer
 from tests.e2e.server import Service, run_to_end, running
 from usersvc.adapters.bcrypt_hasher import MIN_COST, BcryptPasswordHasher
@@ -117,12 +117,16 @@ class HttpDriver:
         return utc_now()
 
     def register(self, application: Application) -> Answer:
-        response = self._client.post("/register", json=vars(application))
+        body = vars(application).copy()
+        key = body.pop("key")
+        response = self._client.post("/register", json=body, headers={} if key is None else {"Idempotency-Key": key})
         answers: dict[int, Callable[[Any], Answer]] = {
             httpx.codes.CREATED: lambda body: Registered(body["data"]),
             httpx.codes.CONFLICT: lambda _: TAKEN,
-            httpx.codes.UNPROCESSABLE_ENTITY: lambda body: Refused(
-                frozenset((error["field"], error["code"]) for error in body["errors"])
+            httpx.codes.UNPROCESSABLE_ENTITY: lambda body: (
+                KEY_REUSED
+                if body["code"] == "idempotency-key-reused"
+                else Refused(frozenset((error["field"], error["code"]) for error in body["errors"]))
             ),
         }
         assert response.status_code in answers, f"{response.status_code}: {response.text}"

@@ -348,3 +348,38 @@ Feature: Registration
       Given Alice has registered as "élise@bücher.example" with accents typed apart
       When somebody lists everybody
       Then they are shown Alice
+
+  Rule: Who does not know what came of a registration can ask again
+
+    Scenario: The answer got lost
+      Given Alice has registered under the key "0b9f6f1c"
+      When she registers again under the key "0b9f6f1c"
+      Then she is registered
+      And only Alice is registered
+      And everybody who registered is sent one welcome, and nobody else is sent any
+
+    Scenario: A program asks many times at once
+      When Alice registers 5 times at once under the key "0b9f6f1c"
+      Then all of them are told the same, and there is one user
+
+    Scenario: A key names one registration
+      Given Alice has registered under the key "0b9f6f1c"
+      When Bob registers under the key "0b9f6f1c"
+      Then he is told that the key belongs to another registration
+      And only Alice is registered
+
+    Scenario: A key belongs to one password as well
+      Given Alice has registered under the key "0b9f6f1c"
+      When Alice, under the key "0b9f6f1c", registers with the password "another secret of mine"
+      Then she is told that the key belongs to another registration
+
+    Scenario: Who was refused may mend the mistake under the same key
+      When Alice, under the key "0b9f6f1c", registers with the password "password"
+      And Alice registers under the key "0b9f6f1c"
+      Then she is registered
+      And only Alice is registered
+
+    Scenario: Another key makes no second user of one mailbox
+      Given Alice has registered under the key "0b9f6f1c"
+      When Bob, under the key "another", registers as "ALICE@example.com"
+      Then he is told that the address is taken

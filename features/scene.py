@@ -24,6 +24,7 @@ REASONS = {
     "the password is too long": ("password", "too-long"),
     "the password is a common one": ("password", "common-password"),
     "the password repeats the address": ("password", "same-as-email"),
+    "the key belongs to another registration": ("key", "reused"),
 }
 """What a person can be told, and the field and the code that stand for it."""
 

@@ -10,13 +10,13 @@ from datetime import datetime, timedelta
 from typing import Any, TypeVar
 from uuid import UUID
 
-from features.driver import TAKEN, Answer, Application, Page, Refused, Registered, Trouble, Unsent
+from features.driver import KEY_REUSED, TAKEN, Answer, Application, Page, Refused, Registered, Trouble, Unsent
 from tests.fake_time import FakeTimeLoop, now
 from tests.fakes import Mailbag, QuickHasher
 from usersvc.adapters.memory import InMemoryUsers
 from usersvc.application.notifications import NotificationDispatcher
-from usersvc.application.ports import Order, Undeliverable, UserView
-from usersvc.application.registration import UserRegistrationService
+from usersvc.application.ports import IdempotencyKey, Order, Undeliverable, UserView
+from usersvc.application.registration import IdempotencyKeyReused, UserRegistrationService
 from usersvc.domain.errors import EmailAlreadyRegistered, RulesBroken
 from usersvc.domain.events import UserRegistered
 from usersvc.domain.user import EmailAddress, Password, PasswordHash, User
@@ -87,8 +87,8 @@ class WatchedUsers(InMemoryUsers):
         super().__init__()
         self.stored: list[User] = []
 
-    async def add(self, user: User) -> None:
-        await super().add(user)
+    async def add(self, user: User, *, key: IdempotencyKey | None = None) -> None:
+        await super().add(user, key=key)
         self.stored.append(user)
 
 
@@ -154,13 +154,21 @@ class UseCaseDriver:
     async def _register(self, application: Application) -> Answer:
         assert isinstance(application.age, int), "the use case is only ever given whole numbers"
         try:
-            user = await self._service.register(
-                email=application.email, password=application.password, age=application.age
-            )
-        except (RulesBroken, EmailAlreadyRegistered) as error:
+            given: dict[str, Any] = {
+                "email": application.email,
+                "password": application.password,
+                "age": application.age,
+            }
+            if application.key is None:
+                user = await self._service.register(**given)
+            else:
+                user = (await self._service.register_once(**given, key=application.key)).user
+        except (RulesBroken, EmailAlreadyRegistered, IdempotencyKeyReused) as error:
             self._told += [*traceback.format_exception(error), repr(error), repr(vars(error))]
             if isinstance(error, EmailAlreadyRegistered):
                 return TAKEN
+            if isinstance(error, IdempotencyKeyReused):
+                return KEY_REUSED
             return Refused(frozenset((violation.field, violation.code) for violation in error.violations))
         self._told.append(repr(user))
         return Registered(user)

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from datetime import datetime
 
 from behave import given, then, when
@@ -57,6 +58,41 @@ def registers_with_address_and_password(context: Context, who: str, email: str, 
 @when("{who:Who}, aged {age:Age}, registers as {email:Text} and with the password {password:Text}")
 def registers_with_all(context: Context, who: str, age: int, email: str, password: str) -> None:
     context.scene.apply(who, age=age, email=email, password=password)
+
+
+@given("{who:Who} has registered under the key {key:Text}")
+def has_registered_under_key(context: Context, who: str, key: str) -> None:
+    context.scene.apply(who, key=key)
+    is_registered(context, who)
+
+
+@when("{who:Who} registers under the key {key:Text}")
+@when("{who:Who} registers again under the key {key:Text}")
+def registers_under_key(context: Context, who: str, key: str) -> None:
+    context.scene.apply(who, key=key)
+
+
+@when("{who:Who}, under the key {key:Text}, registers as {email:Text}")
+def registers_as_under_key(context: Context, who: str, email: str, key: str) -> None:
+    context.scene.apply(who, email=email, key=key)
+
+
+@when("{who:Who}, under the key {key:Text}, registers with the password {password:Text}")
+def registers_with_password_under_key(context: Context, who: str, password: str, key: str) -> None:
+    context.scene.apply(who, password=password, key=key)
+
+
+@when("{who:Who} registers {count:Number} times at once under the key {key:Text}")
+def registers_often_under_key(context: Context, who: str, count: int, key: str) -> None:
+    scene = context.scene
+    application = replace(usual_application(scene.name(who)), key=key)
+    scene.crowd = scene.driver.register_at_once([application] * count)
+
+
+@then("all of them are told the same, and there is one user")
+def one_user(context: Context) -> None:
+    [user] = context.scene.driver.page().users
+    assert context.scene.crowd == [Registered(user)] * len(context.scene.crowd), context.scene.crowd
 
 
 @when("{count:Number} people register at once")

@@ -10,7 +10,15 @@ import pytest
 
 from usersvc.adapters.memory import InMemoryUsers
 from usersvc.adapters.sqlite import SqliteUsers
-from usersvc.application.ports import Order, Page, Users, view_of
+from usersvc.application.ports import (
+    EarlierRegistration,
+    IdempotencyKey,
+    IdempotencyKeyUsed,
+    Order,
+    Page,
+    Users,
+    view_of,
+)
 from usersvc.domain.errors import EmailAlreadyRegistered
 from usersvc.domain.user import PasswordHash, User
 
@@ -162,3 +170,56 @@ async def test_one_mailbox_can_be_asked_for(users: Users) -> None:
 
 async def test_the_store_answers(users: Users) -> None:
     await users.check()
+
+
+KEY = IdempotencyKey.named("0b9f6f1c")
+
+
+async def test_a_key_tells_what_was_registered_under_it(users: Users) -> None:
+    alice = person("alice@example.com")
+    assert await users.registered_with(KEY, at=NOW) is None
+    await users.add(alice, key=KEY)
+
+    assert await users.registered_with(KEY, at=NOW) == EarlierRegistration(view_of(alice), alice.password_hash)
+    assert await users.registered_with(IdempotencyKey.named("another"), at=NOW) is None
+
+
+async def test_a_key_is_used_once_whosever_mailbox_it_is(users: Users) -> None:
+    await users.add(person("alice@example.com"), key=KEY)
+    for email in ("alice@example.com", "bob@example.com"):
+        with pytest.raises(IdempotencyKeyUsed):
+            await users.add(person(email), key=KEY)
+    assert names(await page(users)) == ["alice"]
+
+
+async def test_who_is_not_added_uses_up_no_key(users: Users) -> None:
+    await users.add(person("alice@example.com"))
+    with pytest.raises(EmailAlreadyRegistered):
+        await users.add(person("alice@example.com"), key=KEY)
+    assert await users.registered_with(KEY, at=NOW) is None
+    await users.add(person("bob@example.com"), key=KEY)
+
+
+async def test_a_key_lives_a_day(users: Users) -> None:
+    await users.add(person("alice@example.com"), key=KEY)
+    end = NOW + timedelta(hours=24)
+
+    assert await users.registered_with(KEY, at=end - timedelta(microseconds=1)) is not None
+    assert await users.registered_with(KEY, at=end) is None
+    with pytest.raises(IdempotencyKeyUsed):
+        await users.add(person("bob@example.com", at=end - timedelta(microseconds=1)), key=KEY)
+    bob = person("bob@example.com", at=end)
+    await users.add(bob, key=KEY)
+    assert await users.registered_with(KEY, at=end) == EarlierRegistration(view_of(bob), bob.password_hash)
+
+
+async def test_of_many_at_once_under_one_key_one_is_added(users: Users) -> None:
+    people = [person(f"person{number}@example.com") for number in range(20)]
+    outcomes = await asyncio.gather(*(users.add(each, key=KEY) for each in people), return_exceptions=True)
+
+    assert sum(outcome is None for outcome in outcomes) == 1
+    assert sum(isinstance(outcome, IdempotencyKeyUsed) for outcome in outcomes) == 19
+    [shown] = (await page(users)).users
+    earlier = await users.registered_with(KEY, at=NOW)
+    assert earlier is not None
+    assert earlier.user == shown

@@ -22,11 +22,14 @@ from collections import Counter
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 from tests.e2e.server import DEADLINE, Service, running
 
 CONNECTIONS = 4
+AGAIN = 200
+"""How many registrations are asked for once more in the end."""
 _ROOT = Path(__file__).parents[2]
 _COMMAND = (
     sys.executable, "-m", "uvicorn", "--factory", "tests.e2e.short_lease:create_asgi_app",
@@ -52,12 +55,9 @@ class People:
         with closing(connection):
             while True:
                 email = f"{uuid4().hex}@example.com"
-                person = {"email": email, "password": "correct horse battery staple", "age": 30}
                 self.tried.add(email)
                 try:
-                    connection.request("POST", "/register", json.dumps(person), {"Content-Type": "application/json"})
-                    answer = connection.getresponse()
-                    document = json.load(answer)
+                    answer, document = _ask(connection, email)
                 except (OSError, http.client.HTTPException, ValueError):
                     # ValueError: the answer was cut off.
                     return
@@ -65,6 +65,15 @@ class People:
                     self.acknowledged[email] = document["data"]["id"]
                 else:
                     self.refused[answer.status] += 1
+
+
+def _ask(connection: http.client.HTTPConnection, email: str) -> tuple[http.client.HTTPResponse, dict[str, Any]]:
+    """Ask for somebody to be registered; the address is the key as well, so that asking again is the same."""
+    person = {"email": email, "password": "correct horse battery staple", "age": 30}
+    headers = {"Content-Type": "application/json", "Idempotency-Key": email}
+    connection.request("POST", "/register", json.dumps(person), headers)
+    answer = connection.getresponse()
+    return answer, json.load(answer)
 
 
 @dataclass(frozen=True)
@@ -76,6 +85,8 @@ class Stored:
     ids: Counter[str]
     waiting: set[str]
     """Ids in the outbox."""
+    keyed: Counter[str]
+    """Ids that idempotency keys name."""
     integrity: list[str]
 
     @classmethod
@@ -86,6 +97,7 @@ class Stored:
                 users=Counter(email for email, _ in users),
                 ids=Counter(user_id for _, user_id in users),
                 waiting={user_id for (user_id,) in database.execute("SELECT user_id FROM outbox")},
+                keyed=Counter(user_id for (user_id,) in database.execute("SELECT user_id FROM idempotency_keys")),
                 integrity=[line for (line,) in database.execute("PRAGMA integrity_check")],
             )
 
@@ -147,6 +159,15 @@ def run(folder: Path, kills: int, seed: int | None = None) -> Counts:
             _look(_copy(folder), people, mails)
     with running(folder, command=_COMMAND) as service:
         _wait_until_told(folder)
+        # Whoever had no answer asks again, and so does who had one.
+        connection = http.client.HTTPConnection(*service.address, timeout=DEADLINE)
+        with closing(connection):
+            for email in sorted(people.tried)[:AGAIN]:
+                answer, document = _ask(connection, email)
+                assert answer.status == http.client.CREATED, document
+                known = people.acknowledged.setdefault(email, document["data"]["id"])
+                assert document["data"]["id"] == known, "another user under the same key"
+        _wait_until_told(folder)
         service.stop()
     mails.update(_MAIL.findall(service.output))
     assert [path.name for path in folder.iterdir()] == ["usersvc.db"]
@@ -187,7 +208,7 @@ def _look(path: Path, people: People, mails: Counter[str]) -> Stored:
             # Killed while it made the file, which nobody was promised anything in.
             assert not people.acknowledged
             assert database.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
-            return Stored(Counter(), Counter(), set(), ["ok"])
+            return Stored(Counter(), Counter(), set(), Counter(), ["ok"])
     stored = Stored.read(path)
     assert stored.integrity == ["ok"]
     assert not set(people.acknowledged) - set(stored.users), "an acknowledged user is lost"
@@ -196,6 +217,7 @@ def _look(path: Path, people: People, mails: Counter[str]) -> Stored:
     assert max((*stored.users.values(), *stored.ids.values()), default=1) == 1, "somebody is there twice"
     assert not set(stored.ids) - stored.waiting - set(mails), "somebody is half there: neither told nor to be told"
     assert not set(mails) - set(stored.ids), "somebody was told who is not there"
+    assert stored.keyed == stored.ids, "a key without its user, or a user without the key"
     return stored
 
 

@@ -15,7 +15,7 @@ from aiohttp.test_utils import TestClient, TestServer
 
 from tests.fakes import QuickHasher, quick_service
 from usersvc.adapters.memory import InMemoryUsers
-from usersvc.application.ports import Order, Page, StorageUnavailable, UserView
+from usersvc.application.ports import IdempotencyKey, Order, Page, StorageUnavailable, UserView
 from usersvc.application.registration import UserRegistrationService
 from usersvc.asgi import AiohttpASGI
 from usersvc.domain.user import Password, PasswordHash, User
@@ -385,7 +385,7 @@ class BrokenUsers(InMemoryUsers):
         super().__init__()
         self._error = error
 
-    async def add(self, user: User) -> None:
+    async def add(self, user: User, *, key: IdempotencyKey | None = None) -> None:
         raise self._error
 
     async def find(self, user_id: UUID) -> UserView | None:

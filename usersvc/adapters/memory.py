@@ -5,7 +5,18 @@ from datetime import datetime
 from heapq import nsmallest
 from uuid import UUID, uuid4
 
-from usersvc.application.ports import LAST, Order, OutboxEntry, Page, UserView, view_of
+from usersvc.application.ports import (
+    KEY_LIFETIME,
+    LAST,
+    EarlierRegistration,
+    IdempotencyKey,
+    IdempotencyKeyUsed,
+    Order,
+    OutboxEntry,
+    Page,
+    UserView,
+    view_of,
+)
 from usersvc.domain.errors import EmailAlreadyRegistered
 from usersvc.domain.events import UserRegistered
 from usersvc.domain.user import User
@@ -86,15 +97,36 @@ class InMemoryUsers:
         self._users: list[User] = []
         self._position_of_mailbox: dict[str, int] = {}
         self._position_of_id: dict[UUID, int] = {}
+        # In the order in which they were used, and so in which they end.
+        self._user_of_key: dict[IdempotencyKey, User] = {}
 
-    async def add(self, user: User) -> None:
+    async def add(self, user: User, *, key: IdempotencyKey | None = None) -> None:
         """See ``Users.add``."""
+        self._forget_keys(user.registered_at)
+        if key is not None and key in self._user_of_key:
+            raise IdempotencyKeyUsed
         if user.email.mailbox in self._position_of_mailbox:
             raise EmailAlreadyRegistered
         self._users.append(user)
         self._position_of_mailbox[user.email.mailbox] = self._position_of_id[user.id] = len(self._users)
+        if key is not None:
+            self._user_of_key[key] = user
         for event in user.events:
             self.outbox.put(event)
+
+    async def registered_with(self, key: IdempotencyKey, *, at: datetime) -> EarlierRegistration | None:
+        """See ``Users.registered_with``."""
+        user = self._user_of_key.get(key)
+        if user is None or user.registered_at + KEY_LIFETIME <= at:
+            return None
+        return EarlierRegistration(view_of(user), user.password_hash)
+
+    def _forget_keys(self, at: datetime) -> None:
+        while self._user_of_key:
+            oldest, user = next(iter(self._user_of_key.items()))
+            if user.registered_at + KEY_LIFETIME > at:
+                return
+            del self._user_of_key[oldest]
 
     async def find(self, user_id: UUID) -> UserView | None:
         """See ``Users.find``."""

@@ -12,10 +12,25 @@ from uuid import UUID, uuid4
 import aiosqlite
 
 from usersvc.adapters.sqlite_file import DatabaseFile
-from usersvc.application.ports import LAST, Order, OutboxEntry, Page, UserView, timestamp, view_of
+from usersvc.application.ports import (
+    KEY_LIFETIME,
+    LAST,
+    EarlierRegistration,
+    IdempotencyKey,
+    IdempotencyKeyUsed,
+    Order,
+    OutboxEntry,
+    Page,
+    UserView,
+    timestamp,
+    view_of,
+)
 from usersvc.domain.errors import EmailAlreadyRegistered
 from usersvc.domain.events import UserRegistered
 from usersvc.domain.user import User
+
+FORGOTTEN_AT_ONCE = 100
+"""How many ended keys one registration deletes; more than it adds, and few enough to cost nothing."""
 
 _DUE = "(due_at <= ? OR due_at > ?)"
 _VIEW = "id, email, age, registered_at"
@@ -47,11 +62,13 @@ class SqliteUsers:
         """Close the file."""
         await self._file.close()
 
-    async def add(self, user: User) -> None:
+    async def add(self, user: User, *, key: IdempotencyKey | None = None) -> None:
         """See ``Users.add``."""
         view = view_of(user)
 
         async def insert(connection: aiosqlite.Connection) -> None:
+            if key is not None:
+                await _use(connection, key, user)
             try:
                 await connection.execute(
                     f"INSERT INTO users ({_VIEW}, mailbox, password_hash) VALUES (?, ?, ?, ?, ?, ?)",  # noqa: S608  # constants
@@ -69,6 +86,17 @@ class SqliteUsers:
                 )
 
         await self._file.write(insert)
+
+    async def registered_with(self, key: IdempotencyKey, *, at: datetime) -> EarlierRegistration | None:
+        """See ``Users.registered_with``."""
+        rows = await self._file.read(
+            f"""
+            SELECT {_VIEW}, password_hash FROM users
+            WHERE id = (SELECT user_id FROM idempotency_keys WHERE digest = ? AND used_at > ?)
+            """,  # noqa: S608  # a constant
+            [key.digest, timestamp(at - KEY_LIFETIME)],
+        )
+        return EarlierRegistration(_view(rows[0]), rows[0][4]) if rows else None
 
     async def find(self, user_id: UUID) -> UserView | None:
         """See ``Users.find``."""
@@ -167,6 +195,33 @@ class SqliteOutbox:
 
     async def _answer(self, change: str, values: list[str], entry: OutboxEntry) -> None:
         await self._file.change(f"{change} WHERE id = ? AND lease = ?", (*values, entry.id, entry.lease))
+
+
+async def _use(connection: aiosqlite.Connection, key: IdempotencyKey, user: User) -> None:
+    """Store a key for a user who is about to be stored, and forget some that have ended."""
+    ended = timestamp(user.registered_at - KEY_LIFETIME)
+    await connection.execute(
+        """
+        DELETE FROM idempotency_keys WHERE digest IN (
+            SELECT digest FROM idempotency_keys WHERE used_at <= ? ORDER BY used_at LIMIT ?
+        )
+        """,
+        (ended, FORGOTTEN_AT_ONCE),
+    )
+    # Nor does a key outlive its user.
+    await connection.execute(
+        """
+        DELETE FROM idempotency_keys WHERE digest = ?
+        AND (used_at <= ? OR NOT EXISTS (SELECT 1 FROM users WHERE id = user_id))
+        """,
+        (key.digest, ended),
+    )
+    cursor = await connection.execute(
+        "INSERT INTO idempotency_keys (digest, user_id, used_at) VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
+        (key.digest, str(user.id), timestamp(user.registered_at)),
+    )
+    if not cursor.rowcount:
+        raise IdempotencyKeyUsed
 
 
 def _view(row: tuple[Any, ...]) -> UserView:

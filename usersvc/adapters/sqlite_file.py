@@ -64,6 +64,15 @@ MIGRATIONS = (
     ) STRICT;
     CREATE INDEX outbox_due_at ON outbox (due_at) WHERE due_at IS NOT NULL;
     """,
+    # The digest is that of the key alone; what was registered is told by the user.
+    """
+    CREATE TABLE idempotency_keys (
+        digest TEXT PRIMARY KEY,
+        user_id TEXT NOT NULL,
+        used_at TEXT NOT NULL
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX idempotency_keys_used_at ON idempotency_keys (used_at);
+    """,
 )
 """What leads from each schema version (``PRAGMA user_version``) to the next."""
 

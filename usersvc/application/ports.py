@@ -1,9 +1,10 @@
 """What the use cases need from outside, in the language of the domain, and what can go wrong there."""
 
-from dataclasses import dataclass
-from datetime import UTC, datetime
+import hashlib
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from typing import Protocol, TypedDict
+from typing import Protocol, Self, TypedDict
 from uuid import UUID
 
 from usersvc.domain.errors import DomainError
@@ -59,6 +60,38 @@ class Page:
     next_after: int | None
 
 
+KEY_LIFETIME = timedelta(hours=24)
+"""How long a registration can be repeated under its idempotency key."""
+
+
+@dataclass(frozen=True, slots=True)
+class IdempotencyKey:
+    """What a client calls one registration, so that a repeat is known for one.
+
+    See draft-ietf-httpapi-idempotency-key-header.
+    """
+
+    digest: str
+    """SHA-256 of the key alone, in hexadecimal: the key itself may say more than it should."""
+
+    @classmethod
+    def named(cls, text: str) -> Self:
+        """The key that a client has sent, as visible ASCII."""
+        return cls(hashlib.sha256(text.encode("ascii")).hexdigest())
+
+
+class IdempotencyKeyUsed(DomainError):
+    """A registration under this key has succeeded already."""
+
+
+@dataclass(frozen=True, slots=True)
+class EarlierRegistration:
+    """What a registration under a key came to, and what tells whether another one is the same."""
+
+    user: UserView
+    password_hash: PasswordHash = field(repr=False)
+
+
 class Users(Protocol):
     """The registered users, as a collection that outlives the process.
 
@@ -67,12 +100,25 @@ class Users(Protocol):
     registration could: two users may be stored in the other order than their clocks were read.
     """
 
-    async def add(self, user: User) -> None:
-        """Store a new user and its events in one transaction; when this returns, both are durable.
+    async def add(self, user: User, *, key: IdempotencyKey | None = None) -> None:
+        """Store a new user, its events and the key in one transaction; when this returns, all are durable.
+
+        Args:
+            user: with its events.
+            key: what the registration is called, for ``KEY_LIFETIME`` from the time of registration.
 
         Raises:
+            IdempotencyKeyUsed: the key names a registration already; whether the mailbox is free is not looked at.
             EmailAlreadyRegistered: the mailbox belongs to somebody already.
             StorageUnavailable: it is not known whether the user was stored.
+        """
+        ...
+
+    async def registered_with(self, key: IdempotencyKey, *, at: datetime) -> EarlierRegistration | None:
+        """What was registered under this key, if it lives at that time and the user is still there.
+
+        Raises:
+            StorageUnavailable: the store cannot answer.
         """
         ...
 

@@ -2,16 +2,37 @@
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
-from usersvc.application.ports import Order, Page, PasswordHasher, Users, UserView, utc_now, view_of
+from usersvc.application.ports import (
+    EarlierRegistration,
+    IdempotencyKey,
+    IdempotencyKeyUsed,
+    Order,
+    Page,
+    PasswordHasher,
+    Users,
+    UserView,
+    utc_now,
+    view_of,
+)
 from usersvc.domain.errors import DomainError, Violation
-from usersvc.domain.user import EmailAddress, Password, User
+from usersvc.domain.user import EmailAddress, Password, Registration, User
 
 
 class IdempotencyKeyReused(DomainError):
     """The key has named another registration before."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a registration under a key has come to."""
+
+    user: UserView
+    replayed: bool
+    """Whether it had come to that before."""
 
 
 class UserRegistrationService:
@@ -48,15 +69,62 @@ class UserRegistrationService:
         Raises:
             RulesBroken: with every rule that the data break.
             EmailAlreadyRegistered: the mailbox belongs to somebody already.
+            HashingOverloaded: too many wait already.
             StorageUnavailable: it is not known whether the user was stored.
         """
         registration = User.register(
             email=email, password=password, age=age, password_min_length=self.password_min_length
         )
+        return await self._store(registration)
+
+    async def register_once(self, *, email: str, password: str, age: int, key: str) -> Outcome:
+        """Make a person a user, or tell again what came of it when the same was asked under the same key before.
+
+        Two at once are one registration. A failure uses up no key. What was asked before is known by the user that it
+        made, the password by its hash: nothing more is kept.
+
+        Args:
+            email: as typed.
+            password: as typed, in the clear.
+            age: in whole years.
+            key: visible ASCII; best a fresh UUID.
+
+        Raises:
+            RulesBroken: with every rule that the data break.
+            IdempotencyKeyReused: the key named another registration.
+            EmailAlreadyRegistered: the mailbox belongs to somebody already.
+            HashingOverloaded: too many wait already.
+            StorageUnavailable: it is not known whether the user was stored.
+        """
+        registration = User.register(
+            email=email, password=password, age=age, password_min_length=self.password_min_length
+        )
+        named = IdempotencyKey.named(key)
+        earlier = await self._users.registered_with(named, at=self._clock())
+        if earlier is None:
+            try:
+                return Outcome(await self._store(registration, named), replayed=False)
+            except IdempotencyKeyUsed:
+                # Another was quicker.
+                earlier = await self._users.registered_with(named, at=self._clock())
+        if earlier is None or not await self._is_same(registration, earlier):
+            raise IdempotencyKeyReused
+        return Outcome(earlier.user, replayed=True)
+
+    async def _is_same(self, registration: Registration, earlier: EarlierRegistration) -> bool:
+        if (registration.email.typed, registration.age.years) != (earlier.user["email"], earlier.user["age"]):
+            return False
+        try:
+            return await self._hasher.verify(registration.password, earlier.password_hash)
+        except ValueError:
+            # The pepper has changed meanwhile, so that nobody can tell any more.
+            return False
+
+    async def _store(self, registration: Registration, key: IdempotencyKey | None = None) -> UserView:
         password_hash = await self._hasher.hash(registration.password)
         # The time is read after the slow step, right before the user is stored, so that times follow positions.
         user = registration.complete(password_hash, at=self._clock())
-        await self._users.add(user)
+        await self._users.add(user, key=key)
         self._on_registered()
         return view_of(user)
 

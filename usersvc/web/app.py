@@ -20,7 +20,7 @@ from usersvc.application.registration import UserRegistrationService
 from usersvc.domain.errors import Violation
 from usersvc.web import cors, handlers, openapi
 from usersvc.web.access import AdminToken
-from usersvc.web.parsing import BODY_TIMEOUT, StrictParser
+from usersvc.web.parsing import BODY_TIMEOUT, VIOLATIONS, StrictParser
 from usersvc.web.problems import InvalidRequest, NotAcceptable, RateLimited, Stopping, problem_response
 from usersvc.web.rate_limit import RateLimit
 from usersvc.web.schemas import NO_PARAMETER, RegistrationSchema, shown
@@ -216,8 +216,9 @@ async def content_negotiation(request: web.Request, handler: Handler) -> web.Str
         # The raw path, since the query is taken apart only when it is looked at.
         if "?" in request.raw_path and "text/html" not in noted["produces"] and not _has_query(noted):
             unknown = [Violation(shown(name), "unknown-field", NO_PARAMETER) for name in dict.fromkeys(request.query)]
-            if unknown:
+            if unknown and not noted["schemas"]:
                 raise InvalidRequest(unknown)
+            request[VIOLATIONS] = unknown
     return await handler(request)
 
 

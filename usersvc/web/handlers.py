@@ -6,10 +6,10 @@ from uuid import UUID
 
 import orjson
 from aiohttp import web
-from aiohttp_apispec import docs, querystring_schema, request_schema, response_schema
+from aiohttp_apispec import docs, headers_schema, querystring_schema, request_schema, response_schema
 
 from usersvc.application.ports import Order
-from usersvc.application.registration import UserRegistrationService
+from usersvc.application.registration import Outcome, UserRegistrationService
 from usersvc.domain.user import EmailAddress
 from usersvc.web.openapi import BEARER, DOCUMENT, header, path_parameter
 from usersvc.web.problems import PROBLEMS, UserNotFound
@@ -19,6 +19,7 @@ from usersvc.web.schemas import (
     Cursor,
     OpenApiSchema,
     ProblemKindDocumentSchema,
+    RegistrationHeadersSchema,
     RegistrationSchema,
     StatusDocumentSchema,
     UserDocumentSchema,
@@ -35,29 +36,41 @@ REGISTRATION = web.AppKey("REGISTRATION", UserRegistrationService)
 @docs(
     tags=["users"],
     summary="Register a user",
-    description="Stores the user and, apart from the request, sends a welcome.",
+    description="Stores the user and, apart from the request, sends a welcome. With an Idempotency-Key it can be "
+    "repeated when the answer was lost.",
     problems=[
         "malformed-json",
         "request-timeout",
         "email-taken",
         "body-too-large",
         "unsupported-media-type",
+        "idempotency-key-reused",
         "rate-limited",
         "storage-unavailable",
     ],
     rate_limited=True,
     success_headers={
         "Location": header("Where the user is.", f"/users/{EXAMPLE_USER['id']}"),
+        "Idempotency-Replayed": header("This was answered before under the same Idempotency-Key.", "true"),
         "RateLimit-Policy": header("How often one address may ask in how many seconds.", '"register";q=60;w=60'),
         "RateLimit": header("How often it still may, and in how many seconds it begins anew.", '"register";r=59;t=60'),
     },
 )
 @request_schema(RegistrationSchema)
+@headers_schema(RegistrationHeadersSchema)
 @response_schema(UserDocumentSchema, 201, description="The user is stored.")
 async def register(request: web.Request) -> web.Response:
     """``POST /register``."""
-    user = await request.app[REGISTRATION].register(**request["data"])
-    return json_response({"data": user}, status=201, headers={"Location": f"/users/{user['id']}"})
+    service = request.app[REGISTRATION]
+    key: str | None = request["headers"].get("key")
+    if key is None:
+        outcome = Outcome(await service.register(**request["data"]), replayed=False)
+    else:
+        outcome = await service.register_once(**request["data"], key=key)
+    headers = {"Location": f"/users/{outcome.user['id']}"}
+    if outcome.replayed:
+        headers["Idempotency-Replayed"] = "true"
+    return json_response({"data": outcome.user}, status=201, headers=headers)
 
 
 @docs(

@@ -134,7 +134,8 @@ def _operation(
                 "content": {"application/json": {"schema": request["schema"]}},
             }
         else:
-            operation["parameters"] += converter.schema2parameters(request["schema"], location="query")
+            location = request["location"].removesuffix("string")
+            operation["parameters"] += converter.schema2parameters(request["schema"], location=location)
     codes = [*noted.get("problems", ()), *_COMMON_PROBLEMS]
     if "text/html" not in noted["produces"]:
         # A parameter that the resource does not have.

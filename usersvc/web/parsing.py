@@ -17,6 +17,9 @@ from usersvc.web.schemas import violations_in
 # The library's middleware puts what it read under a plain string, which aiohttp advises against.
 warnings.filterwarnings("ignore", category=web.NotAppKeyWarning, module=r"aiohttp_apispec\.")
 
+VIOLATIONS = web.RequestKey("VIOLATIONS", list[Violation])
+"""What is known to be wrong with a request, the rest of which is still to be looked at."""
+
 Rules = Callable[..., Iterable[Violation]]
 
 CODINGS = ("identity", "gzip", "deflate")
@@ -39,6 +42,27 @@ class StrictParser(AIOHTTPParser):
         super().__init__()
         self._rules = rules
         self._body_timeout = body_timeout
+
+    async def parse(  # type: ignore[override]  # the library's own has parameters that nobody here gives
+        self, argmap: Schema, req: web.Request, *, location: str, unknown: str | None
+    ) -> Any:
+        """Read one part of a request.
+
+        Raises:
+            InvalidRequest: once the last part is read, with what is wrong with any of them.
+            RequestRefused: see ``load_json``.
+        """
+        found: list[Violation] = req.get(VIOLATIONS, [])
+        data: Any = {}
+        try:
+            data = await super().parse(argmap, req, location=location, unknown=unknown)
+        except InvalidRequest as refused:
+            found = req[VIOLATIONS] = [*found, *refused.violations]
+        [*_, last] = req.match_info.handler.__schemas__  # type: ignore[attr-defined]  # aiohttp-apispec's own
+        if found and location == last["location"]:
+            # Nothing else will look at what is well-shaped.
+            raise InvalidRequest([*found, *self._broken(argmap, data)])
+        return data
 
     async def load_json(self, req: web.Request, schema: Schema) -> Any:
         """The body, parsed.
@@ -65,6 +89,12 @@ class StrictParser(AIOHTTPParser):
             raise BodyTimeout("The body did not arrive in time.") from None
         return strict_json.loads(body)
 
+    def load_headers(self, req: web.Request, schema: Schema) -> Any:
+        """The headers that the schema knows; of one that comes more than once, the list of its values."""
+        names = [declared.data_key or name for name, declared in schema.fields.items()]
+        values = {name: req.headers.getall(name) for name in names if name in req.headers}
+        return {name: given if len(given) > 1 else given[0] for name, given in values.items()}
+
     def load_querystring(self, req: web.Request, schema: Schema) -> Any:
         """The query; of a parameter that comes more than once, the list of its values."""
         values = {name: req.query.getall(name) for name in req.query}
@@ -87,7 +117,10 @@ class StrictParser(AIOHTTPParser):
         # webargs files the messages under the location.
         [by_field] = error.messages_dict.values()
         violations = [*violations_in(by_field)]
-        rules = self._rules.get(type(schema))
-        if rules is not None and isinstance(error.valid_data, dict):
-            violations += rules(**error.valid_data)
+        violations += self._broken(schema, error.valid_data)
         raise InvalidRequest(violations)
+
+    def _broken(self, schema: Schema, data: object) -> Iterable[Violation]:
+        """The rules that the well-shaped part of some data breaks."""
+        rules = self._rules.get(type(schema))
+        return rules(**data) if rules is not None and isinstance(data, dict) else ()

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from marshmallow import INCLUDE, RAISE, Schema, ValidationError, fields, validates_schema
+from marshmallow import EXCLUDE, INCLUDE, RAISE, Schema, ValidationError, fields, validates_schema
 
 from usersvc.application.ports import Order, UserView
 from usersvc.domain.errors import RulesBroken, Violation
@@ -117,6 +117,42 @@ class RegistrationSchema(Schema):
             "maximum": Age.MAX,
             "description": "In whole years.",
             "example": EXAMPLE_USER["age"],
+        },
+    )
+
+
+IDEMPOTENCY_KEY = "Idempotency-Key"
+
+
+class KeyText(fields.Field[Any]):
+    """An idempotency key: it comes once."""
+
+    def _deserialize(self, value: Any, attr: str | None, data: Any, **_: Any) -> str:
+        if isinstance(value, list):
+            raise ValidationError(_flaw("repeated", "Must come once."))
+        if not re.fullmatch(r"[!-~]{1,255}", value):
+            raise ValidationError(_flaw("invalid-key", "Must have 1 to 255 characters of visible ASCII."))
+        return str(value)
+
+
+class RegistrationHeadersSchema(Schema):
+    """The headers that ``POST /register`` heeds."""
+
+    class Meta:
+        """There are others."""
+
+        unknown = EXCLUDE
+
+    key = KeyText(
+        data_key=IDEMPOTENCY_KEY,
+        metadata={
+            "type": "string",
+            "minLength": 1,
+            "maxLength": 255,
+            "pattern": "^[!-~]{1,255}$",
+            "description": "What you call this registration, best a fresh UUID: a repeat under the same key within 24 "
+            "hours answers what the first one did, and registers nobody twice.",
+            "example": "0b9f6f1c-8f5b-4f0c-9d55-2f1c8b1f5c11",
         },
     )
 
