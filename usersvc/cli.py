@@ -24,12 +24,16 @@ from usersvc.application.ports import Outbox, OutboxEntry, StorageUnavailable, t
 from usersvc.bootstrap import check_storage, settings_or_exit
 from usersvc.config import SqliteDatabase
 from usersvc.logs import logging_config
+from usersvc.server import KEEP_ALIVE, HardenedProtocol
 
 GRACE = 5
 """How long a stop waits for requests in hand, in seconds.
 
 With what the notifications take, this stays within the ten that container engines wait before they kill.
 """
+
+FILES_BESIDE = 256
+"""How many files are open beside connections, at most: the database, mail servers, logs."""
 
 SHOWN_FINDINGS = 5
 """How much damage one line tells of."""
@@ -126,6 +130,7 @@ def serve() -> None:
             sep="\n",
             flush=True,
         )
+    _let_files_be_open(settings.max_connections)
     # After a graceful stop uvicorn raises the signal again, for whoever had it before: that is not a failure.
     signal.signal(signal.SIGTERM, lambda *_: _end_in_order())
     uvicorn.run(
@@ -135,7 +140,10 @@ def serve() -> None:
         port=settings.port,
         workers=settings.workers,
         loop="asyncio" if sys.platform == "win32" else "uvloop",
-        http="httptools",
+        http=HardenedProtocol,
+        timeout_keep_alive=KEEP_ALIVE,
+        # The protocol's own: see there.
+        limit_concurrency=settings.max_connections,
         ws="none",
         lifespan="on",
         interface="asgi3",
@@ -146,6 +154,21 @@ def serve() -> None:
         proxy_headers=False,
         timeout_graceful_shutdown=GRACE,
     )
+
+
+def _let_files_be_open(connections: int) -> None:
+    """Raise what the system lets this process open to what it needs, as far as it may."""
+    if sys.platform == "win32":
+        return
+    import resource  # noqa: PLC0415  # there is none elsewhere
+
+    wanted = connections + FILES_BESIDE
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    if hard != resource.RLIM_INFINITY and hard < wanted:
+        print(f"usersvc: the system lets it open {hard} files: too few for {connections} connections", file=sys.stderr)
 
 
 def _end(reason: str, *, code: int) -> NoReturn:

@@ -11,7 +11,7 @@ from webargs.aiohttpparser import AIOHTTPParser
 
 from usersvc.domain.errors import Violation
 from usersvc.web import strict_json
-from usersvc.web.problems import BodyTimeout, BodyTooLarge, InvalidRequest, UnsupportedMediaType
+from usersvc.web.problems import BodyTooLarge, InvalidRequest, RequestTimeout, UnsupportedMediaType
 from usersvc.web.schemas import violations_in
 
 # The library's middleware puts what it read under a plain string, which aiohttp advises against.
@@ -70,7 +70,7 @@ class StrictParser(AIOHTTPParser):
         Raises:
             UnsupportedMediaType: it is not announced as JSON in UTF-8.
             BodyTooLarge: it is larger than the application takes.
-            BodyTimeout: it did not arrive in time.
+            RequestTimeout: it did not arrive in time.
             MalformedJson: it is not JSON.
         """
         if req.content_type != "application/json" or "Content-Type" not in req.headers:
@@ -86,7 +86,7 @@ class StrictParser(AIOHTTPParser):
             async with asyncio.timeout(self._body_timeout):
                 body = await req.read()
         except TimeoutError:
-            raise BodyTimeout("The body did not arrive in time.") from None
+            raise RequestTimeout("The body did not arrive in time.") from None
         return strict_json.loads(body)
 
     def load_headers(self, req: web.Request, schema: Schema) -> Any:

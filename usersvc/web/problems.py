@@ -61,8 +61,24 @@ class NotAcceptable(RequestRefused):
     """The client takes none of the media types that the resource has."""
 
 
-class BodyTimeout(RequestRefused):
-    """The body did not arrive in time."""
+class RequestTimeout(RequestRefused):
+    """The request did not arrive in time."""
+
+
+class MalformedHttp(RequestRefused):
+    """What came is no request that HTTP/1.1 (RFC 9112) allows."""
+
+
+class TargetTooLong(RequestRefused):
+    """The target of the request is longer than the server takes."""
+
+
+class HeadTooLarge(RequestRefused):
+    """The head of the request is larger, or has more fields, than the server takes."""
+
+
+class TooManyConnections(RequestRefused):
+    """All connections that the server takes are in use."""
 
 
 class Stopping(RequestRefused):
@@ -109,6 +125,13 @@ PROBLEMS: Mapping[str, Problem] = {
             (MalformedJson, web.HTTPBadRequest, web.RequestPayloadError),
         ),
         Problem(
+            "malformed-http",
+            400,
+            "Malformed HTTP",
+            "What was sent is no HTTP request: see RFC 9112.",
+            (MalformedHttp,),
+        ),
+        Problem(
             "unauthorized",
             401,
             "Unauthorized",
@@ -143,8 +166,8 @@ PROBLEMS: Mapping[str, Problem] = {
             "request-timeout",
             408,
             "Request timeout",
-            "The body of the request did not arrive in time.",
-            (BodyTimeout,),
+            "The request did not arrive in time.",
+            (RequestTimeout,),
         ),
         Problem(
             "email-taken",
@@ -159,6 +182,13 @@ PROBLEMS: Mapping[str, Problem] = {
             "Body too large",
             "The body of the request is larger than the service takes.",
             (BodyTooLarge, web.HTTPRequestEntityTooLarge),
+        ),
+        Problem(
+            "target-too-long",
+            414,
+            "Target too long",
+            "The path and the query of the request are longer than the service takes.",
+            (TargetTooLong,),
         ),
         Problem(
             "unsupported-media-type",
@@ -191,6 +221,13 @@ PROBLEMS: Mapping[str, Problem] = {
             {"Retry-After": "60"},
         ),
         Problem(
+            "head-too-large",
+            431,
+            "Head too large",
+            "The header fields of the request are larger, or more, than the service takes.",
+            (HeadTooLarge,),
+        ),
+        Problem(
             "internal-error",
             500,
             "Internal error",
@@ -202,7 +239,7 @@ PROBLEMS: Mapping[str, Problem] = {
             503,
             "Overloaded",
             "The service has no room for the request just now, or is being stopped; it may be repeated.",
-            (Stopping, HashingOverloaded),
+            (Stopping, HashingOverloaded, TooManyConnections),
             {"Retry-After": "5"},
         ),
         Problem(

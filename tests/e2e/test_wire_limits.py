@@ -1,0 +1,287 @@
+"""What a client may cost before, between and behind its requests; and that everybody else is served meanwhile."""
+
+import gzip
+import json
+import os
+import re
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from tests.e2e import short_times
+from tests.e2e.api import RawResponse, person, read_responses
+from tests.e2e.server import DEADLINE, Service, StartService, running
+
+SHORT = (sys.executable, str(Path(short_times.__file__)), "serve")
+HOST = b"Host: test\r\n"
+LIVEZ = b"GET /livez HTTP/1.1\r\n" + HOST + b"\r\n"
+JSON = b"Content-Type: application/json\r\n"
+
+
+@pytest.fixture(scope="module")
+def impatient(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A service that waits for nothing for more than a second."""
+    with running(tmp_path_factory.mktemp("impatient"), {"USERSVC_ADMIN_TOKEN": "x" * 22}, SHORT) as service:
+        yield service
+
+
+def assert_refused(answer: bytes, status: int, code: str) -> RawResponse:
+    """The last answer is this problem, in the form of every other."""
+    *_, refused = read_responses(answer)
+    document = json.loads(refused.rest)
+    assert (refused.status, document["status"], document["code"]) == (status, status, code)
+    assert set(document) >= {"type", "title", "detail", "instance"}
+    assert refused.headers["content-type"] == "application/problem+json"
+    assert refused.headers["x-content-type-options"] == "nosniff"
+    assert refused.headers["x-request-id"] in document["instance"]
+    return refused
+
+
+def all_that_comes(connection: socket.socket) -> bytes:
+    answer = b""
+    with suppress(ConnectionError):
+        while piece := connection.recv(65536):
+            answer += piece
+    return answer
+
+
+def next_that_comes(connection: socket.socket) -> bytes:
+    """One answer, whether or not the connection stays open behind it."""
+    stream = connection.makefile("rb")
+    head = b""
+    while not head.endswith(b"\r\n\r\n"):
+        head += stream.readline()
+    length = re.search(rb"content-length: (\d+)", head)
+    assert length is not None, head
+    return head + stream.read(int(length[1]))
+
+
+@contextmanager
+def connected(service: Service, *sent: bytes) -> Iterator[socket.socket]:
+    with socket.create_connection(service.address, DEADLINE) as connection:
+        for piece in sent:
+            connection.sendall(piece)
+        yield connection
+
+
+MALFORMED = {
+    "no request": b"hello, is anybody there?\r\n\r\n",
+    "TLS": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"x" * 500,
+    "no host": b"GET /livez HTTP/1.1\r\n\r\n",
+    "two hosts": b"GET /livez HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
+    "two lengths": b"POST /register HTTP/1.1\r\n" + HOST + b"Content-Length: 2\r\nContent-Length: 3\r\n\r\n{}",
+    "length and chunked": b"POST /register HTTP/1.1\r\n"
+    + HOST
+    + b"Content-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    "odd length": b"POST /register HTTP/1.1\r\n" + HOST + b"Content-Length: 2x\r\n\r\n{}",
+    "bad chunk": b"POST /register HTTP/1.1\r\n"
+    + HOST
+    + JSON
+    + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n{}\r\n0\r\n\r\n",
+    "NUL in a header": b"GET /livez HTTP/1.1\r\n" + HOST + b"X-Request-ID: a\0b\r\n\r\n",
+    "space in a name": b"GET /livez HTTP/1.1\r\n" + HOST + b"Odd Name: x\r\n\r\n",
+    "unknown method": b"BREW /livez HTTP/1.1\r\n" + HOST + b"\r\n",
+}
+
+
+@pytest.mark.parametrize("garbage", MALFORMED.values(), ids=MALFORMED.keys())
+def test_what_is_no_http_is_a_problem(service: Service, garbage: bytes) -> None:
+    refused = assert_refused(service.talk(garbage), 400, "malformed-http")
+    assert refused.headers["connection"] == "close"
+
+
+def test_http_1_0_needs_no_host(service: Service) -> None:
+    assert service.talk(b"GET /livez HTTP/1.0\r\n\r\n").startswith(b"HTTP/1.1 200 ")
+
+
+FIELDS = b"".join(b"X-%d: y\r\n" % number for number in range(99))
+HEADS = {
+    "one long field": (b"X-Long: " + b"y" * 40_000 + b"\r\n", 431, "head-too-large"),
+    "long fields": (b"".join(b"X-%d: %s\r\n" % (number, b"y" * 1000) for number in range(50)), 431, "head-too-large"),
+    "many fields": (FIELDS + b"X-99: y\r\n", 431, "head-too-large"),
+    "megabytes": (b"X-Long: " + b"y" * 3_000_000 + b"\r\n", 431, "head-too-large"),
+    "as many as there may be": (FIELDS, 200, None),
+    "as long as it may be": (b"X-Long: " + b"y" * 30_000 + b"\r\n", 200, None),
+}
+
+
+@pytest.mark.parametrize(("fields", "status", "code"), HEADS.values(), ids=HEADS.keys())
+@pytest.mark.parametrize("pieces", [1, 7])
+def test_a_head_has_its_limits(service: Service, fields: bytes, status: int, code: str | None, pieces: int) -> None:
+    request = b"GET /livez HTTP/1.1\r\n" + HOST + fields + b"Connection: close\r\n"[: 0 if code else None] + b"\r\n"
+    if code is None and fields is FIELDS:
+        request = b"GET /livez HTTP/1.1\r\n" + HOST + fields + b"\r\n"
+    length = -(-len(request) // pieces)
+    with connected(service) as connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        with suppress(ConnectionError):
+            for begin in range(0, len(request), length):
+                connection.sendall(request[begin : begin + length])
+        answer = RawResponse.read(connection.makefile("rb").readline() + b"\r\n") if code is None else None
+        if answer is not None:
+            assert answer.status == status
+        else:
+            assert code is not None
+            assert_refused(all_that_comes(connection), status, code)
+
+
+def test_a_target_has_its_limit(service: Service) -> None:
+    for target in (b"/" + b"x" * 9000, b"/users?email=" + b"x" * 20_000):
+        answer = service.talk(b"GET " + target + b" HTTP/1.1\r\n" + HOST + b"\r\n")
+        assert_refused(answer, 414, "target-too-long")
+
+
+def test_endless_trailers_and_frames_end(service: Service) -> None:
+    head = b"POST /register HTTP/1.1\r\n" + HOST + JSON + b"Transfer-Encoding: chunked\r\n\r\n"
+    endless = {
+        "trailers": b"0\r\n" + b"".join(b"X-%d: y\r\n" % number for number in range(100_000)),
+        "one trailer": b"0\r\nX-Long: " + b"y" * 1_000_000,
+        "extensions": b"1;" + b"x=y;" * 250_000,
+    }
+    for rest in endless.values():
+        with connected(service) as connection:
+            with suppress(ConnectionError):
+                connection.sendall(head)
+                # In pieces, so that they are read one by one.
+                for begin in range(0, len(rest), 8192):
+                    connection.sendall(rest[begin : begin + 8192])
+            answer = all_that_comes(connection)
+        assert answer.startswith((b"HTTP/1.1 431 ", b"HTTP/1.1 400 ")), answer
+
+
+def test_a_body_of_one_byte_chunks_is_a_body(service: Service) -> None:
+    body = json.dumps(person()).encode()
+    chunks = b"".join(b"1\r\n%c\r\n" % byte for byte in body) + b"0\r\nX-Trailer: x\r\n\r\n"
+    head = b"POST /register HTTP/1.1\r\n" + HOST + JSON + b"Connection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
+    assert service.talk(head + chunks).startswith(b"HTTP/1.1 201 ")
+
+
+def test_a_refused_request_behind_a_good_one_is_no_answer_to_that(service: Service) -> None:
+    body = json.dumps(person()).encode()
+    good = b"POST /register HTTP/1.1\r\n" + HOST + JSON + b"Content-Length: %d\r\n\r\n%s" % (len(body), body)
+    answers = read_responses(service.talk(good + b"nonsense\r\n\r\n"))
+    assert [answer.status for answer in answers] == [201]
+
+
+def test_a_compressed_body_is_limited_by_what_it_becomes(service: Service) -> None:
+    bomb = gzip.compress(b" " * 50_000_000)
+    head = b"POST /register HTTP/1.1\r\n%s%sContent-Encoding: gzip\r\nConnection: close\r\n" % (HOST, JSON)
+    answer = service.talk(head + b"Transfer-Encoding: chunked\r\n\r\n%x\r\n%s\r\n0\r\n\r\n" % (len(bomb), bomb))
+    assert_refused(answer, 413, "body-too-large")
+
+
+# --- time ---
+
+
+def test_a_connection_that_says_nothing_ends_silently(impatient: Service) -> None:
+    with connected(impatient) as connection:
+        assert all_that_comes(connection) == b""
+
+
+@pytest.mark.parametrize("first", [b"", LIVEZ], ids=["the first", "a later one"])
+def test_a_head_that_comes_too_slowly_is_told_so(impatient: Service, first: bytes) -> None:
+    with connected(impatient, first, b"GET /livez HT") as connection:
+        assert_refused(all_that_comes(connection), 408, "request-timeout")
+
+
+def test_dribbling_keeps_no_connection_open(impatient: Service) -> None:
+    began = time.monotonic()
+    with connected(impatient, LIVEZ) as connection, suppress(ConnectionError):
+        while time.monotonic() - began < DEADLINE:
+            connection.sendall(b"G" if time.monotonic() - began < 0.1 else b"E")
+            connection.settimeout(0.05)
+            with suppress(TimeoutError):
+                if not connection.recv(65536):
+                    break
+    assert time.monotonic() - began < DEADLINE
+
+
+@pytest.mark.parametrize("framing", [b"Content-Length: 100", b"Transfer-Encoding: chunked"])
+@pytest.mark.parametrize("beginning", [b"", b'{"email"'])
+def test_a_body_that_never_ends_is_told_so(impatient: Service, framing: bytes, beginning: bytes) -> None:
+    if framing.startswith(b"Transfer") and beginning:
+        beginning = b"%x\r\n%s\r\n" % (len(beginning), beginning)
+    with connected(
+        impatient, b"POST /register HTTP/1.1\r\n", HOST, JSON, framing, b"\r\n\r\n", beginning
+    ) as connection:
+        assert_refused(next_that_comes(connection), 408, "request-timeout")
+
+
+def test_a_body_that_nobody_reads_keeps_no_connection_open(impatient: Service) -> None:
+    request = b"GET /livez HTTP/1.1\r\n" + HOST + b"Content-Length: 1000000\r\n\r\n"
+    began = time.monotonic()
+    with connected(impatient, request) as connection, suppress(ConnectionError):
+        connection.settimeout(0.05)
+        while time.monotonic() - began < DEADLINE:
+            connection.sendall(b"x")
+            with suppress(TimeoutError):
+                if not connection.recv(65536):
+                    break
+    assert time.monotonic() - began < DEADLINE
+
+
+def test_who_does_not_read_the_answers_is_cut_off(impatient: Service) -> None:
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.settimeout(DEADLINE)
+        connection.connect(impatient.address)
+        # What is asked for is far more than all buffers take, and none of it is read.
+        request = (b"GET /openapi.json HTTP/1.1\r\n" + HOST + b"\r\n") * 1_000
+        began = time.monotonic()
+        with suppress(ConnectionError):
+            while time.monotonic() - began < DEADLINE:
+                connection.sendall(request)
+    assert time.monotonic() - began < DEADLINE
+
+
+# --- number ---
+
+
+@contextmanager
+def many(service: Service, how_many: int, send: Callable[[socket.socket], None]) -> Iterator[list[socket.socket]]:
+    with ExitStack() as stack:
+        opened = []
+        for _ in range(how_many):
+            connection = stack.enter_context(socket.create_connection(service.address, DEADLINE))
+            send(connection)
+            opened.append(connection)
+        yield opened
+
+
+def test_slow_clients_keep_nobody_out(start: StartService) -> None:
+    service = start(USERSVC_MAX_CONNECTIONS="50")
+    with many(service, 300, lambda connection: connection.sendall(b"GET /livez HTTP/1.1\r\nX-Slow: ")) as slow:
+        for _ in range(20):
+            assert service.talk(b"GET /livez HTTP/1.1\r\n" + HOST + b"Connection: close\r\n\r\n").startswith(
+                b"HTTP/1.1 200 "
+            )
+        # The oldest have been closed to make room.
+        assert all_that_comes(slow[0]) == b""
+
+
+def test_when_every_connection_is_at_work_one_more_is_told_to_come_again(start: StartService) -> None:
+    service = start(USERSVC_MAX_CONNECTIONS="5")
+    begun = b"POST /register HTTP/1.1\r\n" + HOST + JSON + b"Expect: 100-continue\r\nContent-Length: 100\r\n\r\n"
+    with many(service, 5, lambda connection: connection.sendall(begun)) as at_work:
+        for connection in at_work:
+            # Being asked for the body, it is at work.
+            assert connection.recv(65536).startswith(b"HTTP/1.1 100 ")
+        refused = assert_refused(service.talk(b""), 503, "overloaded")
+        assert int(refused.headers["retry-after"]) > 0
+    # The others have gone, and it answers as before.
+    deadline = time.monotonic() + DEADLINE
+    while not service.talk(b"GET /livez HTTP/1.0\r\n\r\n").startswith(b"HTTP/1.1 200 "):
+        assert time.monotonic() < deadline
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="files are counted in Linux's /proc")
+def test_it_opens_as_many_files_as_its_connections_need(start: StartService) -> None:
+    service = start(USERSVC_MAX_CONNECTIONS="2000")
+    limits = Path(f"/proc/{service._process.pid}/limits").read_text()
+    [soft] = re.findall(r"Max open files\s+(\d+)", limits)
+    assert int(soft) >= 2256

@@ -1,0 +1,233 @@
+"""uvicorn's protocol for HTTP/1, hardened: what a client may cost before, between and behind its requests is bounded.
+
+What the application never sees is told as every other failure is, as a problem. Only ``usersvc serve`` has this; under
+another ASGI server, or with ``uvicorn --factory``, that server's own limits and its own words hold.
+"""
+
+import asyncio
+import logging
+from http import HTTPStatus
+from typing import Any
+from uuid import uuid4
+
+import httptools
+from uvicorn.config import Config
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.server import ServerState
+
+from usersvc.web.app import HEADERS
+from usersvc.web.problems import (
+    HeadTooLarge,
+    MalformedHttp,
+    RequestRefused,
+    RequestTimeout,
+    TargetTooLong,
+    TooManyConnections,
+    problem_response,
+)
+
+log = logging.getLogger("usersvc.access")
+
+MAX_HEAD, MAX_FIELDS, MAX_TARGET = 32 * 1024, 100, 8 * 1024
+"""Of a request: bytes of its head, header fields, and bytes of its target (RFC 9110, section 4.1, asks for 8000)."""
+FRAMES = 8
+"""How much of what comes may be the frames of chunks, as a multiple of the body: with one byte in each, it is 6."""
+HEAD_TIMEOUT = 10.0
+"""How long the head of a request may take, in seconds: the first on a connection from its beginning."""
+KEEP_ALIVE = 5
+"""How long a connection may be idle between two requests, in seconds."""
+WRITE_TIMEOUT = 30.0
+"""How long a client may leave what waits for it unread, in seconds."""
+LINGER = 2.0
+"""How long what a connection is closed with may take to be fetched, in seconds."""
+CLOSED_AT_ONCE = 0.1
+"""The share of the connections that is closed to make room, if so many are idle: looking for them takes a while."""
+
+
+class HardenedProtocol(HttpToolsProtocol):
+    """A connection. uvicorn's ``limit_concurrency`` is how many there may be at once.
+
+    It has one timer at any time: for the head, when no request is in hand, or for what is left unread.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        self._most = config.limit_concurrency
+        # Its own answer to too many would be no problem document.
+        self.limit_concurrency = None
+        self._in_head = False
+        self._extended = False
+        self._piece = self._first_piece = self._received = self._body_bytes = 0
+        self._refused: RequestRefused | None = None
+        self._idle_since = 0.0
+        self._stalled: asyncio.TimerHandle | None = None
+
+    # --- a connection begins and ends ---
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
+        """Take the connection if there is room or can be made; the head of the first request has to come in time."""
+        super().connection_made(transport)
+        self._idle_since = self.loop.time()
+        if self._most is not None and len(self.connections) > self._most and not self._make_room():
+            self._refused = refusal = TooManyConnections()
+            transport.write(_answer(refusal))
+            transport.close()
+            return
+        self.timeout_keep_alive_task = self.loop.call_later(HEAD_TIMEOUT, self.timeout_keep_alive_handler)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Nothing is left to wait for."""
+        self._unset_keepalive_if_required()
+        if self._stalled is not None:
+            self._stalled.cancel()
+        super().connection_lost(exc)
+
+    def _make_room(self) -> bool:
+        """Close those connections that have waited longest for a request; tells whether there were any."""
+        idle = [
+            other
+            for other in self.connections
+            if isinstance(other, HardenedProtocol) and other is not self and other._is_idle()  # noqa: SLF001  # its own
+        ]
+        idle.sort(key=lambda other: other._idle_since)  # noqa: SLF001  # its own
+        for other in idle[: max(1, int(len(self.connections) * CLOSED_AT_ONCE))]:
+            self.connections.discard(other)
+            other.transport.abort()
+        return bool(idle)
+
+    def _is_idle(self) -> bool:
+        return self.cycle is None or self.cycle.response_complete
+
+    # --- what comes in ---
+
+    def data_received(self, data: bytes) -> None:
+        """Read, within the limits. Unlike uvicorn's, this leaves the timer alone: only a whole head stops it."""
+        if self._refused is not None:
+            return
+        self._piece = len(data)
+        self._received += self._piece
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            # It is answered as if it did not ask for one; what follows is of no known protocol.
+            self.cycle.keep_alive = False
+        except httptools.HttpParserError:
+            self._refuse(self._refused or MalformedHttp())
+        else:
+            # What is no body is head, trailer or the frames of chunks; a parser keeps the first two.
+            if self._received > MAX_HEAD + FRAMES * self._body_bytes:
+                self._refuse(HeadTooLarge())
+
+    def on_message_begin(self) -> None:
+        """A head begins."""
+        self._in_head = True
+        # Of the piece that it begins in, some may belong to the request before: it counts only for a closer look.
+        self._first_piece = self._piece
+        self._received = self._body_bytes = 0
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        """A head is complete.
+
+        Raises:
+            RequestRefused: it is not as it has to be; the parser passes that on.
+        """
+        self._in_head = self._extended = False
+        self._refused = self._flaw()
+        if self._refused is not None:
+            raise self._refused
+        self._unset_keepalive_if_required()
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """Some of a body has come."""
+        self._body_bytes += len(body)
+        super().on_body(body)
+
+    def _flaw(self) -> RequestRefused | None:
+        if len(self.url) > MAX_TARGET:
+            return TargetTooLong()
+        # What came in one piece that is small enough need not be counted.
+        if len(self.headers) > MAX_FIELDS or (
+            self._first_piece + self._received > MAX_HEAD
+            and sum(len(name) + len(value) + 4 for name, value in self.headers) > MAX_HEAD
+        ):
+            return HeadTooLarge()
+        hosts = [name for name, _ in self.headers if name == b"host"]
+        if len(hosts) > 1 or (not hosts and self.parser.get_http_version() == "1.1"):
+            # RFC 9112, section 3.2
+            return MalformedHttp("A request has to have one Host header.")
+        return None
+
+    # --- what goes out, and what takes too long ---
+
+    def on_response_complete(self) -> None:
+        """The connection is idle from now on."""
+        self._idle_since = self.loop.time()
+        super().on_response_complete()
+
+    def timeout_keep_alive_handler(self) -> None:
+        """The next head has not come in time."""
+        if self.transport.is_closing():
+            return
+        if self._in_head and not self._extended and self.cycle is not None:
+            # It began late, but it began: it has as long as a first one.
+            self._extended = True
+            self.timeout_keep_alive_task = self.loop.call_later(HEAD_TIMEOUT, self.timeout_keep_alive_handler)
+        elif self._in_head:
+            self._refuse(RequestTimeout("The head of the request did not arrive in time."))
+        elif self.transport.get_write_buffer_size():
+            # Closing would wait for somebody who does not read.
+            self.transport.abort()
+        else:
+            self.transport.close()
+
+    def pause_writing(self) -> None:
+        """The client does not read as fast as is written."""
+        super().pause_writing()
+        if self._stalled is None:
+            self._stalled = self.loop.call_later(WRITE_TIMEOUT, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """It has caught up."""
+        super().resume_writing()
+        if self._stalled is not None:
+            self._stalled.cancel()
+            self._stalled = None
+
+    def _refuse(self, refusal: RequestRefused) -> None:
+        """Answer what the application does not get to see, and close."""
+        self._refused = refusal
+        self._unset_keepalive_if_required()
+        if self.cycle is not None and not self.cycle.response_complete and not self.cycle.more_body:
+            # It is a later request that is refused: the one in hand is to be answered first, and then it ends.
+            self.pipeline.clear()
+            self.cycle.keep_alive = False
+            self.flow.pause_reading()
+        elif self.cycle is not None and not self.cycle.response_complete and self.cycle.response_started:
+            # An answer is on its way, and must not look as if it were complete.
+            self.transport.abort()
+        else:
+            self.transport.write(_answer(refusal))
+            # Closed while more comes in, the connection would be reset, and the answer perhaps lost: so what comes is
+            # thrown away until the client closes (RFC 9112, section 9.6).
+            self.transport.write_eof()
+            self.loop.call_later(LINGER, self.transport.abort)
+
+
+def _answer(refusal: RequestRefused) -> bytes:
+    request_id = str(uuid4())
+    response = problem_response(refusal, request_id)
+    headers = {"X-Request-ID": request_id, **dict(HEADERS), **response.headers, "Connection": "close"}
+    assert isinstance(response.body, bytes)  # noqa: S101  # a problem's always is
+    headers["Content-Length"] = str(len(response.body))
+    log.info("refused before it was a request: %d, request %s", response.status, request_id)
+    lines = [f"HTTP/1.1 {response.status} {HTTPStatus(response.status).phrase}"]
+    lines += [f"{name.lower()}: {value}" for name, value in headers.items()]
+    return "\r\n".join([*lines, "", ""]).encode("latin-1") + response.body
