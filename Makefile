@@ -66,6 +66,10 @@ bench: .venv/everything.stamp ## measure the service
 bench-asgi: .venv/everything.stamp ## measure the ASGI adapter beside its peers
 	$(BIN)/python -m benchmarks.asgi
 
+.PHONY: bench-flood
+bench-flood: .venv/everything.stamp ## flood the service with registrations, and time who reads meanwhile
+	$(BIN)/python -m benchmarks.flood
+
 .PHONY: lock
 lock: .tools/poetry/made.stamp .venv/made.stamp ## resolve the dependencies anew after a change in pyproject.toml
 	$(POETRY) lock

@@ -5,7 +5,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import TracebackType
@@ -17,7 +17,7 @@ Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 class Service:
     """``usersvc serve`` on a free port of loopback, from its first answer to its end."""
 
-    def __init__(self, database: Path, *, cost: int) -> None:
+    def __init__(self, database: Path, *, cost: int, settings: Mapping[str, str] | None = None) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port: int = free.getsockname()[1]
@@ -29,6 +29,7 @@ class Service:
             "USERSVC_REGISTER_RATE": "",
             # Lines on a terminal would be measured too.
             "USERSVC_LOG_LEVEL": "warning",
+            **(settings or {}),
         }
 
     async def __aenter__(self) -> Self:

@@ -9,10 +9,11 @@ How it works:
     stands in for them, over ASGI's `receive` and `send`. The request is of a class that makes its headers, its URL, its
     body stream and nearly all else when somebody looks at them. A body is pulled, message by message, by
     the coroutine that reads it: a handler that does not read makes the client stop sending. Only an exchange whose
-    disconnection somebody could notice (a streamed response, a look at `request.transport`, `handler_cancellation`)
-    gets a task that waits for it. A route that a path and a method decide upon alone is looked up in a table, not
-    searched for, and a plain `web.Response` goes past aiohttp's writer. Handlers run in a copy of the server's context,
-    and `receive` and `send` outside it: servers hand the context they are called in to later requests.
+    disconnection somebody could notice (a streamed response, a look at `request.transport`, `while_client_waits`,
+    `handler_cancellation`) gets a task that waits for it. A route that a path and a method decide upon alone is looked
+    up in a table, not searched for, and a plain `web.Response` goes past aiohttp's writer. Handlers run in a copy of
+    the server's context, and `receive` and `send` outside it: servers hand the context they are called in to later
+    requests.
 
 Where a client, or a handler, sees something else than with aiohttp's own server:
     - `Date`, `Server`, `Connection` (but for `close`), `Keep-Alive`, `Transfer-Encoding` and the like are left to the
@@ -56,7 +57,8 @@ import sys
 import traceback
 import types
 import warnings
-from collections.abc import Awaitable, Callable, Coroutine, Generator, MutableMapping
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator, MutableMapping
+from contextlib import contextmanager
 from contextvars import Context, ContextVar, copy_context
 from functools import lru_cache, partial
 from html import escape
@@ -77,7 +79,7 @@ from multidict import CIMultiDict, CIMultiDictProxy, istr
 from propcache.api import cached_property
 from yarl import URL
 
-__all__ = ("ASGI_SCOPE", "ASGI_STATE", "AiohttpASGI")
+__all__ = ("ASGI_SCOPE", "ASGI_STATE", "AiohttpASGI", "while_client_waits")
 
 Message = MutableMapping[str, Any]
 Scope = MutableMapping[str, Any]
@@ -415,6 +417,48 @@ class _Request(web.Request):
         return await super().read()
 
 
+@contextmanager
+def while_client_waits(request: web.Request) -> Iterator[None]:
+    """Give up what is awaited within as soon as the client disconnects; only then is its going looked out for.
+
+    For long waits of few handlers, where `handler_cancellation` would have every request pay, and would break off what
+    had better come to its end. Within a request of aiohttp's own server it does nothing: that has a setting of its own.
+
+    Raises:
+        ConnectionResetError: the client has gone.
+    """
+    exchange: object = request._payload_writer  # noqa: SLF001
+    if not isinstance(exchange, _Exchange):
+        yield
+        return
+    task = cast("asyncio.Task[object]", asyncio.current_task())
+    others = task.cancelling()
+    gone = False
+
+    def give_up() -> None:
+        nonlocal gone
+        gone = True
+        task.cancel()
+
+    exchange.watch()
+    if exchange.disconnected:
+        raise ClientConnectionResetError("The client has disconnected")
+    exchange.on_lost = give_up
+    try:
+        yield
+    except asyncio.CancelledError as error:
+        # Not if somebody else, a server that stops perhaps, has cancelled the task as well.
+        if gone and task.uncancel() <= others:
+            raise ClientConnectionResetError("The client has disconnected") from error
+        raise
+    except BaseException:
+        if gone:
+            task.uncancel()
+        raise
+    finally:
+        exchange.on_lost = None
+
+
 def _request_class(app: web.Application, server: web.Server) -> type[_Request]:
     """Make a class of what all requests of an application have in common."""
     scope = {"headers": [], "method": "GET", "raw_path": b"/", "query_string": b""}
@@ -562,6 +606,7 @@ class _Exchange(AbstractStreamWriter):
     length: int | None = None  # bytes of the response that are still to come, when their number has been announced
     body: _Body | None = None
     task: "asyncio.Task[None] | None" = None  # to be cancelled when the client goes
+    on_lost: Callable[[], None] | None = None  # called when the client goes
     watched = False  # a task, not the reader, takes what the server has to tell
     disconnected = False
     cancelled = False  # the task has been, because of that
@@ -830,6 +875,8 @@ class _Exchange(AbstractStreamWriter):
         if self.task is not None:
             self.cancelled = True
             self.task.cancel()
+        if self.on_lost is not None:
+            self.on_lost()
 
     def close(self) -> None:
         """End the exchange: nobody waits for the server, and nobody reads."""

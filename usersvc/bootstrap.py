@@ -16,7 +16,7 @@ from usersvc.adapters.sqlite import SqliteUsers
 from usersvc.application.notifications import LEASE, NotificationDispatcher
 from usersvc.application.ports import Notifier
 from usersvc.application.registration import UserRegistrationService
-from usersvc.asgi import AiohttpASGI
+from usersvc.asgi import AiohttpASGI, while_client_waits
 from usersvc.config import BadSetting, Settings, SqliteDatabase
 from usersvc.logs import configure_logging
 from usersvc.web.app import create_app
@@ -40,7 +40,10 @@ def create_service_app(settings: Settings, *, lease: timedelta = LEASE) -> web.A
     """
     users = _users(settings)
     hasher = BcryptPasswordHasher(
-        cost=settings.bcrypt_cost, workers=settings.hash_workers, pepper=settings.password_pepper
+        cost=settings.bcrypt_cost,
+        workers=settings.hash_workers,
+        queue=settings.hash_queue,
+        pepper=settings.password_pepper,
     )
     dispatcher = NotificationDispatcher(users.outbox, _notifier(settings), lease=lease)
     service = UserRegistrationService(
@@ -73,6 +76,8 @@ def create_service_app(settings: Settings, *, lease: timedelta = LEASE) -> web.A
         admin_token=settings.admin_token,
         rate_limit=_rate_limit(settings),
         cors_origins=settings.cors_origins,
+        check_room=hasher.check_room,
+        waiting_client=while_client_waits,
     )
 
 

@@ -12,6 +12,8 @@ from contextvars import ContextVar
 from aiohttp import BodyPartReader, MultipartWriter, web
 from aiohttp.typedefs import Handler
 
+from usersvc.asgi import while_client_waits
+
 VISITOR: ContextVar[str] = ContextVar("VISITOR", default="nobody")
 SET_AT_START: ContextVar[str] = ContextVar("SET_AT_START", default="unset")
 EVENTS = web.AppKey("EVENTS", dict[str, asyncio.Event])
@@ -274,6 +276,22 @@ async def endless(request: web.Request) -> web.StreamResponse:
         events[request.query["name"]].set()
 
 
+async def wait_for_client(request: web.Request) -> web.Response:
+    """Wait for as long as the client does."""
+    notes, events = request.app[NOTES], request.app[EVENTS]
+    await request.read()
+    events[f"{request.query['name']} waits"].set()
+    try:
+        with while_client_waits(request):
+            await asyncio.wait_for(asyncio.Event().wait(), 20)
+    except Exception as error:
+        notes[request.query["name"]] = _kind(error)
+        raise
+    finally:
+        events[request.query["name"]].set()
+    return web.Response()
+
+
 async def waiting_reader(request: web.Request) -> web.Response:
     """Read until that fails."""
     notes, events = request.app[NOTES], request.app[EVENTS]
@@ -401,6 +419,7 @@ def create(folder: pathlib.Path, *, plain: bool = False) -> web.Application:
         "redirect": redirect, "teapot": teapot, "nothing": nothing, "wrong_type": wrong_type,
         "force_close": force_close, "storage": storage, "websocket": websocket, "endless": endless,
         "waiting_reader": waiting_reader, "hold": hold, "body_then_visit": body_then_visit,
+        "wait_for_client": wait_for_client,
     }  # fmt: skip
     for name, handler in handlers.items():
         for method in METHODS if plain else ("*",):

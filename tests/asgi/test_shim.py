@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 from aiohttp import ClientConnectionResetError, web
+from aiohttp.test_utils import make_mocked_request
 from aiohttp.typedefs import Handler
 
 from tests.asgi.fake_server import FakeServer
-from usersvc.asgi import ASGI_SCOPE, ASGI_STATE, AiohttpASGI
+from usersvc.asgi import ASGI_SCOPE, ASGI_STATE, AiohttpASGI, while_client_waits
 
 
 def app_of(handler: Callable[[web.Request], Awaitable[Any]], **arguments: Any) -> AiohttpASGI:
@@ -1029,6 +1030,116 @@ async def test_a_handler_is_cancelled_if_so_desired() -> None:
     assert task.cancelling() == 0
     ordinary = FakeServer()
     assert (await ordinary.serve(app_of(hello, handler_cancellation=True))).body == b"hello"
+
+
+class TestWhileClientWaits:
+    async def test_a_wait_ends_when_the_client_goes_and_that_is_no_error(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        outcomes: list[str] = []
+
+        async def handler(request: web.Request) -> web.Response:
+            try:
+                with while_client_waits(request):
+                    server.disconnect()
+                    await asyncio.Event().wait()
+            except ConnectionResetError:
+                task = asyncio.current_task()
+                assert task is not None
+                outcomes.append(f"gone, {task.cancelling()} cancellations, transport {request.transport}")
+                raise
+            raise AssertionError
+
+        for cancellation in (False, True):
+            server = FakeServer(body=b"{}")
+            try:
+                await server.serve(app_of(handler, handler_cancellation=cancellation))
+            finally:
+                task = asyncio.current_task()
+                assert task is not None
+                assert task.cancelling() == 0
+            assert server.sent == []
+        # With handler_cancellation the whole handler is cancelled, as ever.
+        assert outcomes == ["gone, 0 cancellations, transport None"]
+        assert caplog.text == ""
+
+    async def test_outside_of_it_a_handler_goes_on(self) -> None:
+        done: list[str] = []
+
+        async def handler(request: web.Request) -> web.Response:
+            with while_client_waits(request):
+                await asyncio.sleep(0)
+            server.disconnect()
+            while request.transport is not None:  # noqa: ASYNC110  # the idiom that is tested
+                await asyncio.sleep(0)
+            done.append("to the end")
+            return web.Response()
+
+        server = FakeServer()
+        await server.serve(app_of(handler))
+        assert done == ["to the end"]
+
+    async def test_nothing_is_begun_for_a_client_that_has_gone_already(self) -> None:
+        begun: list[str] = []
+
+        async def handler(request: web.Request) -> web.Response:
+            server.disconnect()
+            while request.transport is not None:  # noqa: ASYNC110  # the idiom that is tested
+                await asyncio.sleep(0)
+            with while_client_waits(request):
+                begun.append("in vain")
+            return web.Response()
+
+        server = FakeServer()
+        await server.serve(app_of(handler))
+        assert (begun, server.sent) == ([], [])
+
+    @pytest.mark.parametrize("client_goes_too", [False, True])
+    async def test_the_servers_own_cancellation_goes_through(self, client_goes_too: bool) -> None:
+        waiting = asyncio.Event()
+
+        async def handler(request: web.Request) -> web.Response:
+            with while_client_waits(request):
+                waiting.set()
+                await asyncio.Event().wait()
+            raise AssertionError
+
+        server = FakeServer()
+        task = asyncio.create_task(server.serve(app_of(handler)))
+        await waiting.wait()
+        if client_goes_too:
+            server.disconnect()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    async def test_what_fails_within_fails_as_ever(self, caplog: pytest.LogCaptureFixture) -> None:
+        async def handler(request: web.Request) -> web.Response:
+            with while_client_waits(request):
+                raise KeyError("unrelated")
+
+        assert (await FakeServer().serve(app_of(handler))).status == 500
+        assert "unrelated" in caplog.text
+
+    async def test_only_who_asks_pays_for_a_task_that_watches(self) -> None:
+        watched: list[int] = []
+
+        async def handler(request: web.Request) -> web.Response:
+            before = len(asyncio.all_tasks())
+            if "wait" in request.query:
+                with while_client_waits(request):
+                    await asyncio.sleep(0)
+            watched.append(len(asyncio.all_tasks()) - before)
+            return web.Response()
+
+        app = app_of(handler)
+        await FakeServer().serve(app)
+        await FakeServer(query_string=b"wait=1").serve(app)
+        assert watched == [0, 1]
+
+    async def test_in_a_request_of_another_server_it_does_nothing(self) -> None:
+        with while_client_waits(make_mocked_request("GET", "/")):
+            await asyncio.sleep(0)
 
 
 async def test_the_servers_own_cancellation_goes_through() -> None:

@@ -12,6 +12,7 @@ from tests.asgi.serving import HANDLER_CANCELLATION, REFERENCE, SERVERS, Kind, s
 
 HTTP_1 = [REFERENCE, *(kind for kind in SERVERS if not kind.http2)]
 PortOf = Callable[[Kind], int]
+each_server_of_asgi = pytest.mark.parametrize("kind", HTTP_1[1:], ids=lambda kind: kind.name)
 each_server = pytest.mark.parametrize("kind", HTTP_1, ids=lambda kind: kind.name)
 
 
@@ -138,6 +139,20 @@ async def test_a_websocket_is_refused_and_never_left_hanging(kind: Kind, port_of
 
 async def outcome(port: int, name: str) -> str:
     return (await ask(port, f"GET /noted/{name}"))[1].decode()
+
+
+@each_server_of_asgi
+async def test_a_wait_for_a_client_ends_when_it_has_gone(kind: Kind, port_of: PortOf) -> None:
+    port = port_of(kind)
+    await ask(port, "POST /expect/waiting")
+    await ask(port, "POST /expect/waiting%20waits")
+    async with connected(port) as connection:
+        await connection.send(
+            b"POST /wait_for_client?name=waiting HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n\r\n{}"
+        )
+        await outcome(port, "waiting%20waits")
+    assert await outcome(port, "waiting") == "ConnectionResetError"
+    assert (await ask(port, "GET /facts"))[0] == 200
 
 
 @each_server

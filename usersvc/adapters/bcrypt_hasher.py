@@ -1,15 +1,15 @@
 """Passwords through HMAC-SHA-384 and bcrypt, in threads of their own."""
 
-import asyncio
 import base64
 import hashlib
 import hmac
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from types import TracebackType
 from typing import Self
 
 import bcrypt
 
+from usersvc.adapters.bounded_executor import BoundedExecutor
 from usersvc.domain.user import Password, PasswordHash
 
 MIN_COST, MAX_COST = 4, 16
@@ -31,18 +31,19 @@ class BcryptPasswordHasher:
     pepper or empty. So a hash names its scheme, and cost and pepper can change without breaking those made before.
     """
 
-    def __init__(self, *, cost: int, workers: int, pepper: bytes | None = None) -> None:
+    def __init__(self, *, cost: int, workers: int, queue: int = 64, pepper: bytes | None = None) -> None:
         """Make a hasher.
 
         Args:
             cost: bcrypt's, from ``MIN_COST`` to ``MAX_COST``; one more doubles the time.
             workers: how many threads hash at once; more than there are cores only adds waiting.
+            queue: how many passwords may wait for a thread; beyond that they are refused.
             pepper: a secret key that is kept apart from the hashes.
         """
         self._cost = cost
         self._key = pepper or _NO_PEPPER
         self._pepper_id = _fingerprint(pepper) if pepper else ""
-        self._threads = ThreadPoolExecutor(workers, thread_name_prefix="bcrypt")
+        self._threads = BoundedExecutor(workers=workers, queue=queue, expected=0.25 * 2 ** (cost - 12))
 
     async def __aenter__(self) -> Self:
         """Nothing to open: the threads start when they are needed."""
@@ -52,19 +53,28 @@ class BcryptPasswordHasher:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Begin nothing that still waits. What is in hand ends by itself: nobody is left who waits for it."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._threads.close()
 
     async def hash(self, password: Password) -> PasswordHash:
         """See ``PasswordHasher.hash``."""
-        return await asyncio.get_running_loop().run_in_executor(self._threads, self._hash, password)
+        return await self._threads.run(partial(self._hash, password))
 
     async def verify(self, password: Password, password_hash: PasswordHash) -> bool:
         """Tell whether this password gave that hash, whatever its cost was.
 
         Raises:
+            HashingOverloaded: too many wait already; at once, before anything is done.
             ValueError: the hash is of another scheme, or was made with another pepper.
         """
-        return await asyncio.get_running_loop().run_in_executor(self._threads, self._verify, password, password_hash)
+        return await self._threads.run(partial(self._verify, password, password_hash))
+
+    def check_room(self) -> None:
+        """Return if a password would be taken just now; so that nobody need read one in vain.
+
+        Raises:
+            HashingOverloaded: too many wait already.
+        """
+        self._threads.check_room()
 
     def _hash(self, password: Password) -> PasswordHash:
         hashed = bcrypt.hashpw(self._prepared(password), bcrypt.gensalt(self._cost)).decode("ascii")

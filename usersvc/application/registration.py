@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
@@ -20,6 +21,10 @@ from usersvc.application.ports import (
 )
 from usersvc.domain.errors import DomainError, Violation
 from usersvc.domain.user import EmailAddress, Password, Registration, User
+
+Waiting = Callable[[], AbstractContextManager[None]]
+"""What is entered while a password is hashed, and nothing has been stored yet: whoever is waited for by nobody any more
+can be given up there, and what it raises is raised."""
 
 
 class IdempotencyKeyReused(DomainError):
@@ -63,8 +68,14 @@ class UserRegistrationService:
         self.password_min_length = password_min_length
         self._checking: asyncio.Future[None] | None = None
 
-    async def register(self, *, email: str, password: str, age: int) -> UserView:
+    async def register(self, *, email: str, password: str, age: int, waiting: Waiting = nullcontext) -> UserView:
         """Make a person a user; when this returns the user is stored, and so is that the person is to be told.
+
+        Args:
+            email: as typed.
+            password: as typed, in the clear.
+            age: in whole years.
+            waiting: see ``Waiting``.
 
         Raises:
             RulesBroken: with every rule that the data break.
@@ -75,9 +86,11 @@ class UserRegistrationService:
         registration = User.register(
             email=email, password=password, age=age, password_min_length=self.password_min_length
         )
-        return await self._store(registration)
+        return await self._store(registration, waiting)
 
-    async def register_once(self, *, email: str, password: str, age: int, key: str) -> Outcome:
+    async def register_once(
+        self, *, email: str, password: str, age: int, key: str, waiting: Waiting = nullcontext
+    ) -> Outcome:
         """Make a person a user, or tell again what came of it when the same was asked under the same key before.
 
         Two at once are one registration. A failure uses up no key. What was asked before is known by the user that it
@@ -88,6 +101,7 @@ class UserRegistrationService:
             password: as typed, in the clear.
             age: in whole years.
             key: visible ASCII; best a fresh UUID.
+            waiting: see ``Waiting``.
 
         Raises:
             RulesBroken: with every rule that the data break.
@@ -103,25 +117,27 @@ class UserRegistrationService:
         earlier = await self._users.registered_with(named, at=self._clock())
         if earlier is None:
             try:
-                return Outcome(await self._store(registration, named), replayed=False)
+                return Outcome(await self._store(registration, waiting, named), replayed=False)
             except IdempotencyKeyUsed:
                 # Another was quicker.
                 earlier = await self._users.registered_with(named, at=self._clock())
-        if earlier is None or not await self._is_same(registration, earlier):
+        if earlier is None or not await self._is_same(registration, earlier, waiting):
             raise IdempotencyKeyReused
         return Outcome(earlier.user, replayed=True)
 
-    async def _is_same(self, registration: Registration, earlier: EarlierRegistration) -> bool:
+    async def _is_same(self, registration: Registration, earlier: EarlierRegistration, waiting: Waiting) -> bool:
         if (registration.email.typed, registration.age.years) != (earlier.user["email"], earlier.user["age"]):
             return False
         try:
-            return await self._hasher.verify(registration.password, earlier.password_hash)
+            with waiting():
+                return await self._hasher.verify(registration.password, earlier.password_hash)
         except ValueError:
             # The pepper has changed meanwhile, so that nobody can tell any more.
             return False
 
-    async def _store(self, registration: Registration, key: IdempotencyKey | None = None) -> UserView:
-        password_hash = await self._hasher.hash(registration.password)
+    async def _store(self, registration: Registration, waiting: Waiting, key: IdempotencyKey | None = None) -> UserView:
+        with waiting():
+            password_hash = await self._hasher.hash(registration.password)
         # The time is read after the slow step, right before the user is stored, so that times follow positions.
         user = registration.complete(password_hash, at=self._clock())
         await self._users.add(user, key=key)

@@ -80,6 +80,8 @@ def create_app(
     admin_token: str | None = None,
     rate_limit: RateLimit | None = None,
     cors_origins: Sequence[str] = (),
+    check_room: Callable[[], None] = lambda: None,
+    waiting_client: handlers.WaitingClient = lambda _: nullcontext(),
 ) -> web.Application:
     """The application around a service.
 
@@ -91,12 +93,13 @@ def create_app(
         admin_token: who sends it may read the users; None: anybody may.
         rate_limit: for registrations; None: as many as anybody likes.
         cors_origins: whose pages a browser lets use the service.
+        check_room: raises ``HashingOverloaded`` when a registration would be refused for want of room.
+        waiting_client: within it, a registration that waits for its hash is given up when its client goes.
     """
     guards: list[Middleware] = []
     if cors_origins:
         guards.append(cors.refused_as_any_options)
-    if rate_limit is not None:
-        guards.append(limiting(rate_limit))
+    guards.append(admission(rate_limit, check_room))
     if admin_token is not None:
         guards.append(admitting(AdminToken(admin_token)))
     app = web.Application(
@@ -104,6 +107,7 @@ def create_app(
         client_max_size=max_body_bytes,
     )
     app[handlers.REGISTRATION] = service
+    app[handlers.WAITING_CLIENT] = waiting_client
     parser = StrictParser(
         rules={RegistrationSchema: service.violations},
         body_timeout=body_timeout,
@@ -166,20 +170,22 @@ async def one_answer_shape(request: web.Request, handler: Handler) -> web.Stream
     return response
 
 
-def limiting(rate_limit: RateLimit) -> Middleware:
-    """Count a request to a limited resource before anything else is done about it."""
+def admission(rate_limit: RateLimit | None, check_room: Callable[[], None]) -> Middleware:
+    """Refuse a registration that comes too often, or finds no room, before its body is read: a flood costs little so."""
 
     @web.middleware
-    async def limit(request: web.Request, handler: Handler) -> web.StreamResponse:
-        if _noted(request).get("rate_limited"):
-            try:
-                request[RATE_HEADERS] = await rate_limit.admit(request)
-            except RateLimited as refused:
-                request[RATE_HEADERS] = dict(refused.headers)
-                raise
+    async def admit(request: web.Request, handler: Handler) -> web.StreamResponse:
+        if request.match_info.handler is handlers.register:
+            if rate_limit is not None:
+                try:
+                    request[RATE_HEADERS] = await rate_limit.admit(request)
+                except RateLimited as refused:
+                    request[RATE_HEADERS] = dict(refused.headers)
+                    raise
+            check_room()
         return await handler(request)
 
-    return limit
+    return admit
 
 
 def admitting(token: AdminToken) -> Middleware:

@@ -1,5 +1,8 @@
 """One short function an endpoint: the shape of the endpoint and nothing else. Failures are told by problems.py."""
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 from urllib.parse import urlencode
 from uuid import UUID
@@ -32,6 +35,11 @@ ADMIN: list[dict[str, list[str]]] = [{BEARER: []}]
 
 REGISTRATION = web.AppKey("REGISTRATION", UserRegistrationService)
 
+WaitingClient = Callable[[web.Request], AbstractContextManager[None]]
+"""Within it, what waits for the sake of a client is given up when the client goes."""
+
+WAITING_CLIENT = web.AppKey[WaitingClient]("WAITING_CLIENT")
+
 
 @docs(
     tags=["users"],
@@ -48,7 +56,6 @@ REGISTRATION = web.AppKey("REGISTRATION", UserRegistrationService)
         "rate-limited",
         "storage-unavailable",
     ],
-    rate_limited=True,
     success_headers={
         "Location": header("Where the user is.", f"/users/{EXAMPLE_USER['id']}"),
         "Idempotency-Replayed": header("This was answered before under the same Idempotency-Key.", "true"),
@@ -63,10 +70,11 @@ async def register(request: web.Request) -> web.Response:
     """``POST /register``."""
     service = request.app[REGISTRATION]
     key: str | None = request["headers"].get("key")
+    waiting = partial(request.app[WAITING_CLIENT], request)
     if key is None:
-        outcome = Outcome(await service.register(**request["data"]), replayed=False)
+        outcome = Outcome(await service.register(**request["data"], waiting=waiting), replayed=False)
     else:
-        outcome = await service.register_once(**request["data"], key=key)
+        outcome = await service.register_once(**request["data"], key=key, waiting=waiting)
     headers = {"Location": f"/users/{outcome.user['id']}"}
     if outcome.replayed:
         headers["Idempotency-Replayed"] = "true"
