@@ -171,7 +171,7 @@ async def one_answer_shape(request: web.Request, handler: Handler) -> web.Stream
 
 
 def admission(rate_limit: RateLimit | None, check_room: Callable[[], None]) -> Middleware:
-    """Refuse a registration that comes too often, or finds no room, before its body is read: a flood costs little so."""
+    """Refuse a registration that comes too often, or finds no room, before its body is read: floods cost little so."""
 
     @web.middleware
     async def admit(request: web.Request, handler: Handler) -> web.StreamResponse:

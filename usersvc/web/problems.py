@@ -218,7 +218,7 @@ PROBLEMS: Mapping[str, Problem] = {
             "Rate limited",
             "Too many requests from this address; Retry-After says when to come again.",
             (RateLimited,),
-            {"Retry-After": "60"},
+            {"Retry-After": "60", "RateLimit-Policy": '"register";q=60;w=60', "RateLimit": '"register";r=0;t=60'},
         ),
         Problem(
             "head-too-large",

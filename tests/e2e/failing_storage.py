@@ -1,0 +1,19 @@
+"""The service with a store that fails in a way nobody foresaw; a module of its own, imported at the start."""
+
+from usersvc import bootstrap
+from usersvc.adapters.memory import InMemoryUsers
+from usersvc.application.ports import Order, Page
+from usersvc.asgi import AiohttpASGI
+
+SECRET_TEXT = "what-an-error-says-4711"
+
+
+class FailingUsers(InMemoryUsers):
+    async def page(self, *, limit: int, order: Order, after: int | None, mailbox: str | None) -> Page:
+        raise RuntimeError(SECRET_TEXT)
+
+
+def create_asgi_app() -> AiohttpASGI:
+    """As in ``usersvc.bootstrap``, for ``uvicorn --factory``."""
+    vars(bootstrap)["InMemoryUsers"] = FailingUsers
+    return bootstrap.create_asgi_app()

@@ -1,0 +1,195 @@
+"""Each code of the contract, provoked through a real socket; the documentation tells of each where it can happen."""
+
+import json
+import shutil
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import httpx
+import pytest
+
+from tests.e2e.api import RawResponse, person
+from tests.e2e.server import DEADLINE, SERVE, Service, running
+from tests.e2e.short_times import __file__ as short_times
+from usersvc.web.problems import PROBLEMS
+
+TOKEN = "a-token-of-the-tests-4711"
+BEARER = {"Authorization": f"Bearer {TOKEN}"}
+JSON = {"Content-Type": "application/json"}
+ROOT = Path(__file__).parents[2]
+
+SHORT_TIMES = (sys.executable, short_times, "serve")
+FAILING = (
+    sys.executable, "-m", "uvicorn", "--factory", "tests.e2e.failing_storage:create_asgi_app",
+    "--app-dir", str(ROOT), "--port", "0",
+)  # fmt: skip
+
+
+class Case(NamedTuple):
+    """How a code is provoked, and where the document tells of it."""
+
+    provoke: Callable[["Place"], RawResponse]
+    operation: tuple[str, str] | None
+    headers: tuple[str, ...] = ()
+
+
+class Place:
+    """A folder in which services run, for the length of one test."""
+
+    def __init__(self, folder: Path, stack: ExitStack) -> None:
+        self.folder = folder
+        self._stack = stack
+
+    def service(self, *, command: tuple[str, ...] = SERVE, **settings: str) -> Service:
+        return self._stack.enter_context(running(self.folder, settings, command))
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Place]:
+    with ExitStack() as stack:
+        yield Place(tmp_path, stack)
+
+
+def ask(
+    service: Service,
+    method: str,
+    target: str,
+    *,
+    headers: dict[str, str] | None = None,
+    body: bytes = b"",
+    announce: int | None = None,
+) -> RawResponse:
+    """One request over a socket of its own, and the answer as it came."""
+    fields = {"Host": "test", "Connection": "close", **(headers or {})}
+    if body or announce is not None:
+        fields["Content-Length"] = str(len(body) if announce is None else announce)
+    head = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
+    return RawResponse.read(service.talk(f"{method} {target} HTTP/1.1\r\n{head}\r\n".encode() + body))
+
+
+def register(service: Service, body: dict[str, Any], **headers: str) -> RawResponse:
+    return ask(service, "POST", "/register", headers=JSON | headers, body=json.dumps(body).encode())
+
+
+def taken(place: Place) -> RawResponse:
+    service = place.service()
+    register(service, person(email="alice@example.com"))
+    return register(service, person(email="ALICE@example.com"))
+
+
+def reused(place: Place) -> RawResponse:
+    service = place.service()
+    register(service, person(), **{"Idempotency-Key": "one"})
+    return register(service, person(), **{"Idempotency-Key": "one"})
+
+
+def limited(place: Place) -> RawResponse:
+    service = place.service(USERSVC_REGISTER_RATE="1/hour")
+    register(service, person())
+    return register(service, person())
+
+
+def without_storage(place: Place) -> RawResponse:
+    service = place.service()
+    shutil.move(place.folder / "usersvc.db", place.folder / "elsewhere.db")
+    return ask(service, "GET", "/users")
+
+
+def overloaded(place: Place) -> RawResponse:
+    # At this cost a hash takes longer than the test.
+    service = place.service(USERSVC_BCRYPT_COST="16", USERSVC_HASH_WORKERS="1", USERSVC_HASH_QUEUE="0")
+    body = json.dumps(person()).encode()
+    head = "POST /register HTTP/1.1\r\nHost: test\r\nContent-Type: application/json"
+    with closing(socket.create_connection(service.address, DEADLINE)) as first:
+        first.sendall(f"{head}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
+        # Until the first one is at work, there is room for one.
+        while (answer := ask(service, "POST", "/register", headers=JSON, body=b"{")).status == 400:
+            pass
+    service.kill()
+    return answer
+
+
+def too_long(body: int) -> bytes:
+    return b'{"email": "' + b"x" * body + b'"}'
+
+
+def on(**settings: str) -> Callable[..., Callable[[Place], RawResponse]]:
+    """What one request to a service with these settings provokes."""
+
+    def asking(method: str, target: str, **request: Any) -> Callable[[Place], RawResponse]:
+        return lambda place: ask(place.service(command=SERVE, **settings), method, target, **request)
+
+    return asking
+
+
+REGISTER, USERS, USER = ("/register", "post"), ("/users", "get"), ("/users/{user_id}", "get")
+
+CASES = {
+    "malformed-http": Case(lambda place: RawResponse.read(place.service().talk(b"hello\r\n\r\n")), None),
+    "malformed-json": Case(on()("POST", "/register", headers=JSON, body=b"{"), REGISTER),
+    "unauthorized": Case(on(USERSVC_ADMIN_TOKEN=TOKEN)("GET", "/users"), USERS, ("www-authenticate",)),
+    "not-found": Case(on()("GET", "/nowhere"), ("/problems/{code}", "get")),
+    "user-not-found": Case(on()("GET", "/users/01936f3c-5e1a-7b3c-9d2e-4f5a6b7c8d9e"), USER),
+    "method-not-allowed": Case(on()("DELETE", "/users"), None, ("allow",)),
+    "not-acceptable": Case(on()("GET", "/users", headers={"Accept": "image/png"}), USERS),
+    "request-timeout": Case(
+        lambda place: ask(place.service(command=SHORT_TIMES), "POST", "/register", headers=JSON, body=b"{", announce=9),
+        REGISTER,
+    ),
+    "email-taken": Case(taken, REGISTER),
+    "body-too-large": Case(on()("POST", "/register", headers=JSON, body=too_long(20_000)), REGISTER),
+    "target-too-long": Case(on()("GET", "/" + "x" * 9000), None),
+    "unsupported-media-type": Case(
+        on()("POST", "/register", headers={"Content-Type": "text/plain"}, body=b"{}"), REGISTER, ("accept",)
+    ),
+    "validation-failed": Case(on()("POST", "/register", headers=JSON, body=b"{}"), REGISTER),
+    "idempotency-key-reused": Case(reused, REGISTER),
+    "rate-limited": Case(limited, REGISTER, ("retry-after", "ratelimit", "ratelimit-policy")),
+    "head-too-large": Case(on()("GET", "/livez", headers={"X-Long": "x" * 40_000}), None),
+    "internal-error": Case(
+        lambda place: ask(place.service(command=FAILING, USERSVC_DATABASE_URL="memory://"), "GET", "/users"), USERS
+    ),
+    "overloaded": Case(overloaded, REGISTER, ("retry-after",)),
+    "storage-unavailable": Case(without_storage, USERS, ("retry-after",)),
+}
+
+
+def test_every_code_has_a_case() -> None:
+    assert CASES.keys() == PROBLEMS.keys()
+
+
+@pytest.fixture(scope="module")
+def document(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
+    with running(tmp_path_factory.mktemp("document"), {"USERSVC_ADMIN_TOKEN": TOKEN}) as service, service.client() as c:
+        yield c.get("/openapi.json").json()
+
+
+@pytest.mark.parametrize("code", CASES)
+def test_a_code_is_what_it_says(code: str, place: Place, client: httpx.Client, document: dict[str, Any]) -> None:
+    case = CASES[code]
+    answer = case.provoke(place)
+
+    problem = json.loads(answer.rest)
+    assert (problem["code"], problem["type"]) == (code, f"/problems/{code}")
+    assert answer.status == problem["status"] == PROBLEMS[code].status
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert answer.headers["cache-control"] == "no-store"
+    assert answer.headers["x-request-id"] in problem["instance"]
+    assert int(answer.headers["content-length"]) == len(answer.rest)
+    assert {name for name in case.headers if name not in answer.headers} == set()
+    if "retry-after" in case.headers:
+        assert int(answer.headers["retry-after"]) >= 1
+
+    explained = client.get(problem["type"]).json()["data"]
+    assert (explained["code"], explained["status"], explained["title"]) == (code, answer.status, problem["title"])
+
+    if case.operation is not None:
+        path, method = case.operation
+        documented = document["paths"][path][method]["responses"][str(answer.status)]
+        assert code in documented["content"]["application/problem+json"]["examples"]
+        assert {name.lower() for name in documented["headers"]} >= {name for name in case.headers if name != "accept"}
