@@ -78,6 +78,10 @@ lock: .tools/poetry/made.stamp .venv/made.stamp ## resolve the dependencies anew
 crash: .venv/everything.stamp ## kill the service 200 times under load, and look whether anything was lost
 	$(BIN)/python -m tests.e2e.crash --kills 200
 
+.PHONY: fuzz
+fuzz: .venv/everything.stamp ## send every endpoint 20,000 requests that nobody should send
+	$(BIN)/python -m tests.e2e.fuzz --cases 20000
+
 .PHONY: docker
 docker: ## build the container image
 # podman's own image format has no HEALTHCHECK

@@ -6,13 +6,14 @@ another ASGI server, or with ``uvicorn --factory``, that server's own limits and
 
 import asyncio
 import logging
+from email.utils import formatdate
 from http import HTTPStatus
 from typing import Any
 from uuid import uuid4
 
 import httptools
 from uvicorn.config import Config
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
 from usersvc.web.app import HEADERS
@@ -61,6 +62,8 @@ class HardenedProtocol(HttpToolsProtocol):
         self._most = config.limit_concurrency
         # Its own answer to too many would be no problem document.
         self.limit_concurrency = None
+        # uvicorn's ``cycle`` is the latest request, which may wait behind the one that is in hand.
+        self._in_hand: RequestResponseCycle | None = None
         self._in_head = False
         self._extended = False
         self._piece = self._first_piece = self._received = self._body_bytes = 0
@@ -86,7 +89,16 @@ class HardenedProtocol(HttpToolsProtocol):
         self._unset_keepalive_if_required()
         if self._stalled is not None:
             self._stalled.cancel()
+        # uvicorn tells only the latest request, behind which this one may be.
+        self._leave()
         super().connection_lost(exc)
+
+    def _leave(self) -> None:
+        """Tell the request in hand that nobody waits for its answer."""
+        if self._in_hand is not None and not self._in_hand.response_complete:
+            self._in_hand.disconnected = True
+            self._in_hand.waiting_for_100_continue = False
+            self._in_hand.message_event.set()
 
     def _make_room(self) -> bool:
         """Close those connections that have waited longest for a request; tells whether there were any."""
@@ -102,7 +114,7 @@ class HardenedProtocol(HttpToolsProtocol):
         return bool(idle)
 
     def _is_idle(self) -> bool:
-        return self.cycle is None or self.cycle.response_complete
+        return self._in_hand is None or self._in_hand.response_complete
 
     # --- what comes in ---
 
@@ -144,6 +156,8 @@ class HardenedProtocol(HttpToolsProtocol):
             raise self._refused
         self._unset_keepalive_if_required()
         super().on_headers_complete()
+        if self._is_idle():
+            self._in_hand = self.cycle
 
     def on_body(self, body: bytes) -> None:
         """Some of a body has come."""
@@ -159,16 +173,28 @@ class HardenedProtocol(HttpToolsProtocol):
             and sum(len(name) + len(value) + 4 for name, value in self.headers) > MAX_HEAD
         ):
             return HeadTooLarge()
-        hosts = [name for name, _ in self.headers if name == b"host"]
-        if len(hosts) > 1 or (not hosts and self.parser.get_http_version() == "1.1"):
+        hosts, unheeded = 0, False
+        for name, value in self.headers:
+            if name == b"host":
+                hosts += 1
+            elif name == b"expect" and value.lower() != b"100-continue":
+                unheeded = True
+        if hosts > 1 or (hosts == 0 and self.parser.get_http_version() == "1.1"):
             # RFC 9112, section 3.2
             return MalformedHttp("A request has to have one Host header.")
+        if not self.url.startswith((b"/", b"http://", b"https://")) and self.url != b"*":
+            return MalformedHttp("The target of the request is none (RFC 9112, section 3.2).")
+        if unheeded:
+            # It may be ignored (RFC 9110, section 10.1.1); aiohttp would refuse it in words of its own.
+            self.headers[:] = [field for field in self.headers if field[0] != b"expect"]
         return None
 
     # --- what goes out, and what takes too long ---
 
     def on_response_complete(self) -> None:
-        """The connection is idle from now on."""
+        """The next request is in hand, or none is from now on."""
+        if self.pipeline:
+            self._in_hand = self.pipeline[-1][0]
         self._idle_since = self.loop.time()
         super().on_response_complete()
 
@@ -205,15 +231,18 @@ class HardenedProtocol(HttpToolsProtocol):
         """Answer what the application does not get to see, and close."""
         self._refused = refusal
         self._unset_keepalive_if_required()
-        if self.cycle is not None and not self.cycle.response_complete and not self.cycle.more_body:
+        self.pipeline.clear()
+        in_hand = None if self._is_idle() else self._in_hand
+        if in_hand is not None and not (in_hand is self.cycle and in_hand.more_body):
             # It is a later request that is refused: the one in hand is to be answered first, and then it ends.
-            self.pipeline.clear()
-            self.cycle.keep_alive = False
+            in_hand.keep_alive = False
             self.flow.pause_reading()
-        elif self.cycle is not None and not self.cycle.response_complete and self.cycle.response_started:
+        elif in_hand is not None and in_hand.response_started:
             # An answer is on its way, and must not look as if it were complete.
             self.transport.abort()
         else:
+            # The application may wait for more of the body, and must not answer as well.
+            self._leave()
             self.transport.write(_answer(refusal))
             # Closed while more comes in, the connection would be reset, and the answer perhaps lost: so what comes is
             # thrown away until the client closes (RFC 9112, section 9.6).
@@ -224,7 +253,13 @@ class HardenedProtocol(HttpToolsProtocol):
 def _answer(refusal: RequestRefused) -> bytes:
     request_id = str(uuid4())
     response = problem_response(refusal, request_id)
-    headers = {"X-Request-ID": request_id, **dict(HEADERS), **response.headers, "Connection": "close"}
+    headers = {
+        "Date": formatdate(usegmt=True),
+        "X-Request-ID": request_id,
+        **dict(HEADERS),
+        **response.headers,
+        "Connection": "close",
+    }
     assert isinstance(response.body, bytes)  # noqa: S101  # a problem's always is
     headers["Content-Length"] = str(len(response.body))
     log.info("refused before it was a request: %d, request %s", response.status, request_id)

@@ -43,7 +43,15 @@ def test_uvicorn_keeps_what_is_looked_at_under_the_same_names() -> None:
     ):
         assert name in connection
     cycle = inspect.getsource(RequestResponseCycle.__init__)
-    for name in ("self.keep_alive", "self.more_body", "self.response_started", "self.response_complete"):
+    for name in (
+        "self.keep_alive",
+        "self.more_body",
+        "self.response_started",
+        "self.response_complete",
+        "self.disconnected",
+        "self.waiting_for_100_continue",
+        "self.message_event",
+    ):
         assert name in cycle
 
 
