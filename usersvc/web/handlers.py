@@ -14,7 +14,7 @@ from aiohttp_apispec import docs, headers_schema, querystring_schema, request_sc
 from usersvc.application.ports import Order
 from usersvc.application.registration import Outcome, UserRegistrationService
 from usersvc.domain.user import EmailAddress
-from usersvc.web.openapi import BEARER, DOCUMENT, header, path_parameter
+from usersvc.web.openapi import BEARER, DOCUMENT, header, link_to_user, path_parameter
 from usersvc.web.problems import PROBLEMS, UserNotFound
 from usersvc.web.schemas import (
     EXAMPLE_USER,
@@ -56,6 +56,7 @@ WAITING_CLIENT = web.AppKey[WaitingClient]("WAITING_CLIENT")
         "rate-limited",
         "storage-unavailable",
     ],
+    links=link_to_user("Who has just registered.", "/data/id"),
     success_headers={
         "Location": header("Where the user is.", f"/users/{EXAMPLE_USER['id']}"),
         "Idempotency-Replayed": header("This was answered before under the same Idempotency-Key.", "true"),
@@ -88,6 +89,7 @@ async def register(request: web.Request) -> web.Response:
     "other user come twice or be skipped.",
     problems=["storage-unavailable"],
     security=ADMIN,
+    links=link_to_user("The first on the page.", "/data/0/id"),
     success_headers={"Link": header("The next page, if there is one (RFC 8288).", f'<{NEXT_EXAMPLE}>; rel="next"')},
 )
 @querystring_schema(UsersQuerySchema)

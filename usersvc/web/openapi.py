@@ -52,6 +52,17 @@ def path_parameter(name: str, description: str, example: str, **schema: Any) -> 
     }
 
 
+def link_to_user(description: str, pointer: str) -> dict[str, Any]:
+    """A link of a response to the operation that shows a user, whose id stands in the body at a JSON pointer."""
+    return {
+        "show_user": {
+            "operationId": "show_user",
+            "description": description,
+            "parameters": {"user_id": f"$response.body#{pointer}"},
+        }
+    }
+
+
 _COMMON_HEADERS = {
     "X-Request-ID": header("The request's own id if it sent a sane one, else a fresh UUID.", _EXAMPLE_REQUEST_ID),
     "X-Content-Type-Options": header("Always nosniff.", "nosniff"),
@@ -153,6 +164,7 @@ def _successes(noted: Mapping[str, Any]) -> dict[str, Any]:
         str(status): {
             "description": response["description"],
             "headers": _headers(noted.get("success_headers", {})),
+            **({"links": noted["links"]} if "links" in noted else {}),
             "content": response.get("content")
             or {media_type: {"schema": response["schema"], "example": _example(response["schema"])}},
         }
