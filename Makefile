@@ -59,7 +59,7 @@ fix: .venv/everything.stamp ## format, and repair what the linter can
 	$(BIN)/ruff format .
 
 .PHONY: bench
-bench: .venv/everything.stamp ## measure the service
+bench: .venv/bench.stamp ## measure the service beside its peers: some ten minutes; needs wrk
 	$(BIN)/python -m benchmarks
 
 .PHONY: bench-asgi
@@ -123,6 +123,11 @@ FORCE:
 # `install` where the other one says `sync`: it leaves the tools alone when they are there already.
 .venv/run-time.stamp: .venv/made.stamp .tools/poetry/made.stamp pyproject.toml poetry.lock
 	$(POETRY) install --only main --no-interaction
+	@touch $@
+
+# Beside everything else, which `sync` would take away again.
+.venv/bench.stamp: .venv/everything.stamp
+	$(POETRY) install --with bench --no-interaction
 	@touch $@
 
 .venv/everything.stamp: .venv/made.stamp .tools/poetry/made.stamp pyproject.toml poetry.lock

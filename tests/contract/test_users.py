@@ -98,7 +98,7 @@ async def test_many_can_be_added_at_once(users: Users) -> None:
 
 
 async def test_a_page_of_nobody_is_empty(users: Users) -> None:
-    assert await page(users) == Page(users=[], next_after=None)
+    assert await page(users) == Page(lines=b"", next_after=None)
 
 
 async def test_order_is_that_of_adding_whatever_the_clocks_said(users: Users) -> None:

@@ -88,14 +88,19 @@ def test_every_response_has_a_schema_and_examples_that_fit_it(document: Json) ->
         assert any(status.startswith("2") for status in operation["responses"]), name
         for status, response in operation["responses"].items():
             assert response["description"], (name, status)
-            [(media_type, content)] = response["content"].items()
-            assert (media_type == "application/problem+json") == (status >= "400"), (name, status)
-            assert content["schema"], (name, status)
-            assert examples(content), (name, status)
-            for example in examples(content):
-                assert_fits(document, content["schema"], example)
-                if media_type == "application/problem+json":
-                    assert str(example["status"]) == status
+            for media_type, content in response["content"].items():
+                assert (media_type == "application/problem+json") == (status >= "400"), (name, status)
+                assert content["schema"], (name, status)
+                assert examples(content), (name, status)
+                for example in examples(content):
+                    assert_fits(document, content["schema"], example)
+                    if media_type == "application/problem+json":
+                        assert str(example["status"]) == status
+
+
+def test_a_list_is_to_be_had_in_both_forms(document: Json) -> None:
+    content = document["paths"]["/users"]["get"]["responses"]["200"]["content"]
+    assert set(content) == {"application/json", "application/x-ndjson"}
 
 
 def test_every_parameter_and_header_has_a_schema_that_its_examples_fit(document: Json) -> None:

@@ -1,10 +1,12 @@
+import json
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 
 from tests.fakes import QuickHasher, quick_service
 from usersvc.adapters.memory import InMemoryUsers
-from usersvc.application.ports import Users, UserView
+from usersvc.application.ports import Order, Users, UserView
 from usersvc.application.registration import UserRegistrationService
 from usersvc.domain.errors import EmailAlreadyRegistered, RulesBroken
 from usersvc.domain.user import EmailAddress, Password, PasswordHash
@@ -94,3 +96,37 @@ def test_the_fakes_are_what_the_ports_ask_for() -> None:
     users: Users = InMemoryUsers()
     assert users is not None
     assert not any("password" in name for name in UserView.__annotations__)
+
+
+async def test_everybody_comes_in_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("usersvc.application.registration.BATCH", 3)
+    service = quick_service()
+    users = [await service.register(email=f"u{n}@example.com", password="correct horse", age=30) for n in range(7)]
+
+    async def batches(**asked: Any) -> list[list[str]]:
+        found = [batch async for batch in service.batches(**asked)]
+        assert all(batch.endswith(b"\n") for batch in found)
+        return [[json.loads(line)["email"][1] for line in batch.splitlines()] for batch in found]
+
+    assert await batches() == [["0", "1", "2"], ["3", "4", "5"], ["6"]]
+    assert await batches(order=Order.DESC) == [["6", "5", "4"], ["3", "2", "1"], ["0"]]
+    assert await batches(limit=4) == [["0", "1", "2"], ["3"]]
+    assert await batches(limit=3) == [["0", "1", "2"]]
+    assert await batches(after=5) == [["5", "6"]]
+    assert await batches(email=EmailAddress(users[2]["email"])) == [["2"]]
+    assert await batches(email=EmailAddress("nobody@example.com")) == []
+
+
+async def test_who_comes_or_reads_meanwhile_makes_nobody_come_twice_or_be_skipped(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("usersvc.application.registration.BATCH", 2)
+    service = quick_service()
+    for number in range(4):
+        await service.register(email=f"u{number}@example.com", password="correct horse", age=30)
+    seen = []
+    async for batch in service.batches():
+        seen += [json.loads(line)["email"][1] for line in batch.splitlines()]
+        if len(seen) == 2:
+            await service.register(email="u4@example.com", password="correct horse", age=30)
+    assert seen == ["0", "1", "2", "3", "4"]

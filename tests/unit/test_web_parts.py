@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from usersvc.application.ports import Order
-from usersvc.web.app import admits
+from usersvc.web.app import weight
 from usersvc.web.schemas import Cursor
 
 
@@ -52,7 +52,7 @@ def test_nearly_a_cursor_is_none(raw: str) -> None:
     ],
 )
 def test_an_accept_header_admits_json(accept: str) -> None:
-    assert admits(accept, "application/json")
+    assert weight(accept, "application/json") > 0
 
 
 @pytest.mark.parametrize(
@@ -68,4 +68,21 @@ def test_an_accept_header_admits_json(accept: str) -> None:
     ],
 )
 def test_an_accept_header_does_not_admit_json(accept: str) -> None:
-    assert not admits(accept, "application/json")
+    assert weight(accept, "application/json") == 0
+
+
+@pytest.mark.parametrize(
+    ("accept", "liked"),
+    [
+        ("application/x-ndjson", "application/x-ndjson"),
+        ("application/json;q=0.5, application/x-ndjson", "application/x-ndjson"),
+        ("application/json, application/x-ndjson;q=0.9", "application/json"),
+        ("application/json, application/x-ndjson", "application/json"),
+        ("application/*;q=0.1, application/x-ndjson;q=0.2", "application/x-ndjson"),
+        ("*/*", "application/json"),
+        ("", "application/json"),
+    ],
+)
+def test_of_two_media_types_the_one_with_more_weight_is_liked_better(accept: str, liked: str) -> None:
+    offered = ["application/json", "application/x-ndjson"]
+    assert max(offered, key=lambda media_type: weight(accept, media_type)) == liked

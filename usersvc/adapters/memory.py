@@ -1,5 +1,6 @@
 """Users and their outbox in memory: for tests, and for a service whose users may be forgotten."""
 
+import json
 from dataclasses import replace
 from datetime import datetime
 from heapq import nsmallest
@@ -145,7 +146,10 @@ class InMemoryUsers:
             positions = range(position, position + 1) if position in positions else range(0)
         shown = positions[:limit]
         return Page(
-            users=[view_of(self._users[position - 1]) for position in shown],
+            lines=b"\n".join(
+                json.dumps(view_of(self._users[position - 1]), separators=(",", ":"), ensure_ascii=False).encode()
+                for position in shown
+            ),
             next_after=shown[-1] if len(positions) > limit else None,
         )
 

@@ -1,6 +1,7 @@
 """What the use cases need from outside, in the language of the domain, and what can go wrong there."""
 
 import hashlib
+import json
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
@@ -54,10 +55,19 @@ class Order(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Some users in order, and the position after which the next page begins (None: this was the last)."""
+    """Some users in order, and the position after which the next page begins (None: this was the last).
 
-    users: list[UserView]
+    The store itself writes the JSON, once, in the form that is sent: a list has no need for objects in between.
+    """
+
+    lines: bytes
+    """A ``UserView`` as a JSON object for each of them, in UTF-8, with a newline between two."""
     next_after: int | None
+
+    @property
+    def users(self) -> list[UserView]:
+        """The same as objects."""
+        return [json.loads(line) for line in self.lines.splitlines()]
 
 
 KEY_LIFETIME = timedelta(hours=24)

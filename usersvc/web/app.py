@@ -9,12 +9,12 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from functools import partial
 from typing import Any
-from uuid import uuid4
 
 import orjson
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 from aiohttp_apispec import validation_middleware
+from uuid_utils import uuid4
 
 from usersvc.application.registration import UserRegistrationService
 from usersvc.domain.errors import Violation
@@ -216,11 +216,17 @@ async def content_negotiation(request: web.Request, handler: Handler) -> web.Str
     """
     noted = _noted(request)
     if noted:
+        offered: Sequence[str] = noted["produces"]
+        chosen = offered[0]
         accept = ",".join(request.headers.getall("Accept", ()))
-        if accept and not any(admits(accept, media_type) for media_type in noted["produces"]):
-            raise NotAcceptable(f"Only {', '.join(noted['produces'])} is to be had here.")
+        if accept:
+            # Of equals the first, which is what is meant when the client does not care.
+            chosen = max(offered, key=partial(weight, accept))
+            if weight(accept, chosen) == 0:
+                raise NotAcceptable(f"Only {', '.join(offered)} is to be had here.")
+        request[handlers.MEDIA_TYPE] = chosen
         # The raw path, since the query is taken apart only when it is looked at.
-        if "?" in request.raw_path and "text/html" not in noted["produces"] and not _has_query(noted):
+        if "?" in request.raw_path and "text/html" not in offered and not _has_query(noted):
             unknown = [Violation(shown(name), "unknown-field", NO_PARAMETER) for name in dict.fromkeys(request.query)]
             if unknown and not noted["schemas"]:
                 raise InvalidRequest(unknown)
@@ -232,8 +238,8 @@ def _has_query(noted: Mapping[str, Any]) -> bool:
     return any(schema["location"] == "querystring" for schema in noted["schemas"])
 
 
-def admits(accept: str, media_type: str) -> bool:
-    """Whether an ``Accept`` header gives a media type a weight over zero, by the most specific range that fits it.
+def weight(accept: str, media_type: str) -> float:
+    """What an ``Accept`` header gives a media type, from 0 (not wanted) to 1, by the most specific range that fits it.
 
     What is no media range is passed over; a header without any admits everything.
     """
@@ -241,7 +247,7 @@ def admits(accept: str, media_type: str) -> bool:
     for element in accept.lower().split(","):
         media_range, *parameters = (part.strip() for part in element.split(";"))
         if "/" in media_range:
-            weight = next((part[2:] for part in parameters if part.startswith("q=")), "1")
-            weights[media_range] = float(weight) if re.fullmatch(r"[01](\.[0-9]{0,3})?", weight) else 1.0
+            given = next((part[2:] for part in parameters if part.startswith("q=")), "1")
+            weights[media_range] = float(given) if re.fullmatch(r"[01](\.[0-9]{0,3})?", given) else 1.0
     fitting = (media_type, f"{media_type.partition('/')[0]}/*", "*/*")
-    return next((weights[fit] > 0 for fit in fitting if fit in weights), not weights)
+    return next((weights[fit] for fit in fitting if fit in weights), 0.0 if weights else 1.0)

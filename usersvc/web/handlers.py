@@ -1,10 +1,11 @@
 """One short function an endpoint: the shape of the endpoint and nothing else. Failures are told by problems.py."""
 
-from collections.abc import Callable
+import json
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
-from urllib.parse import urlencode
+from urllib.parse import quote_plus
 from uuid import UUID
 
 import orjson
@@ -17,6 +18,7 @@ from usersvc.domain.user import EmailAddress
 from usersvc.web.openapi import BEARER, DOCUMENT, header, link_to_user, path_parameter
 from usersvc.web.problems import PROBLEMS, UserNotFound
 from usersvc.web.schemas import (
+    DEFAULT_LIMIT,
     EXAMPLE_USER,
     NEXT_EXAMPLE,
     Cursor,
@@ -32,6 +34,12 @@ from usersvc.web.schemas import (
 
 ADMIN: list[dict[str, list[str]]] = [{BEARER: []}]
 """Marks, for the document and for the middleware that asks for it, what the admin token protects."""
+
+NDJSON = "application/x-ndjson"
+"""One JSON object a line."""
+
+MEDIA_TYPE = web.RequestKey("MEDIA_TYPE", str)
+"""Of what the resource offers, what the client likes best."""
 
 REGISTRATION = web.AppKey("REGISTRATION", UserRegistrationService)
 
@@ -87,37 +95,45 @@ async def register(request: web.Request) -> web.Response:
     summary="List the users",
     description="One page of users in order of registration. Users who register or disappear while you page make no "
     "other user come twice or be skipped.",
+    produces=["application/json", NDJSON],
+    other_content={NDJSON: {"schema": {"type": "string"}, "example": f"{json.dumps(EXAMPLE_USER)}\n"}},
     problems=["storage-unavailable"],
     security=ADMIN,
     links=link_to_user("The first on the page.", "/data/0/id"),
     success_headers={"Link": header("The next page, if there is one (RFC 8288).", f'<{NEXT_EXAMPLE}>; rel="next"')},
 )
 @querystring_schema(UsersQuerySchema)
-@response_schema(UsersDocumentSchema, 200, description="A page of users.")
+@response_schema(UsersDocumentSchema, 200, description="A page of users; as NDJSON, everybody, one a line.")
 async def list_users(request: web.Request) -> web.Response:
     """``GET /users``."""
+    service = request.app[REGISTRATION]
     query = request["querystring"]
-    limit: int = query["limit"]
     order: Order = query["order"]
     cursor: Cursor | None = query.get("cursor")
+    after = cursor.after if cursor else None
     email: EmailAddress | None = query.get("email")
-    page = await request.app[REGISTRATION].page(
-        limit=limit, order=order, after=cursor.after if cursor else None, email=email
-    )
+    if request[MEDIA_TYPE] == NDJSON:
+        everybody = service.batches(order=order, after=after, email=email, limit=query.get("limit"))
+        return await streamed(everybody)
+    limit: int = query.get("limit", DEFAULT_LIMIT)
+    page = await service.page(limit=limit, order=order, after=after, email=email)
 
     def link(begin: Cursor | None) -> str:
-        parameters = {
-            "limit": limit,
-            "order": order.value,
-            "cursor": begin and begin.encode(),
-            "email": email and email.typed,
-        }
-        return f"/users?{urlencode({name: value for name, value in parameters.items() if value is not None})}"
+        # Everything but an address is made of characters that stand for themselves in a query (RFC 3986, section 3.4).
+        query = f"limit={limit}&order={order.value}"
+        if begin is not None:
+            query += f"&cursor={begin.encode()}"
+        if email is not None:
+            query += f"&email={quote_plus(email.typed)}"
+        return f"/users?{query}"
 
     following = None if page.next_after is None else link(Cursor(order, page.next_after))
-    return json_response(
-        {"data": page.users, "links": {"self": link(cursor), "next": following}},
-        headers={"Link": f'<{following}>; rel="next"'} if following else {},
+    links = orjson.dumps({"self": link(cursor), "next": following})
+    return web.Response(
+        # A newline stands between two lines and, in JSON, nowhere inside one.
+        body=b'{"data":[%b],"links":%b}' % (page.lines.replace(b"\n", b","), links),
+        headers={"Link": f'<{following}>; rel="next"'} if following else None,
+        content_type="application/json",
     )
 
 
@@ -192,6 +208,18 @@ async def show_problem(request: web.Request) -> web.Response:
 async def openapi(request: web.Request) -> web.Response:
     """``GET /openapi.json``."""
     return web.Response(body=request.app[DOCUMENT], content_type="application/json")
+
+
+async def streamed(batches: AsyncIterator[bytes]) -> web.Response:
+    """An NDJSON answer of unknown length; what fails before the first batch can still be told as a problem."""
+    first = await anext(batches, b"")
+
+    async def body() -> AsyncIterator[bytes]:
+        yield first
+        async for batch in batches:
+            yield batch
+
+    return web.Response(body=body(), content_type=NDJSON)
 
 
 def json_response(document: Any, *, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:

@@ -159,14 +159,15 @@ def _operation(
 
 
 def _successes(noted: Mapping[str, Any]) -> dict[str, Any]:
-    [media_type] = noted["produces"]
+    media_type, *_ = noted["produces"]
     return {
         str(status): {
             "description": response["description"],
             "headers": _headers(noted.get("success_headers", {})),
             **({"links": noted["links"]} if "links" in noted else {}),
             "content": response.get("content")
-            or {media_type: {"schema": response["schema"], "example": _example(response["schema"])}},
+            or {media_type: {"schema": response["schema"], "example": _example(response["schema"])}}
+            | noted.get("other_content", {}),
         }
         for status, response in noted["responses"].items()
     }

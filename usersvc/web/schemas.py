@@ -248,8 +248,11 @@ class UsersQuerySchema(Schema):
     error_messages = {"unknown": _flaw("unknown-field", NO_PARAMETER)}
 
     limit = PageLimit(
-        load_default=DEFAULT_LIMIT,
-        metadata={"minimum": 1, "maximum": MAX_LIMIT, "description": "How many users a page has at most."},
+        metadata={
+            "minimum": 1,
+            "maximum": MAX_LIMIT,
+            "description": f"How many users there are at most: by default {DEFAULT_LIMIT} on a page, all as NDJSON.",
+        },
     )
     cursor = CursorText(
         metadata={
