@@ -25,6 +25,9 @@ Rules = Callable[..., Iterable[Violation]]
 CODINGS = ("identity", "gzip", "deflate")
 """Content codings of a body (RFC 9110, section 8.4); the size limit is that of the decoded body."""
 
+KNOWN_QUERIES = 256
+"""How many queries' meanings are kept: lists are asked for in few ways, but for their cursors."""
+
 BODY_TIMEOUT = 30.0
 """How long the body of a request may take to arrive, in seconds."""
 
@@ -42,6 +45,7 @@ class StrictParser(AIOHTTPParser):
         super().__init__()
         self._rules = rules
         self._body_timeout = body_timeout
+        self._queries: dict[tuple[Schema, str], dict[str, Any]] = {}
 
     async def parse(  # type: ignore[override]  # the library's own has parameters that nobody here gives
         self, argmap: Schema, req: web.Request, *, location: str, unknown: str | None
@@ -52,17 +56,28 @@ class StrictParser(AIOHTTPParser):
             InvalidRequest: once the last part is read, with what is wrong with any of them.
             RequestRefused: see ``load_json``.
         """
-        found: list[Violation] = req.get(VIOLATIONS, [])
-        data: Any = {}
+        query = (argmap, req.raw_path.partition("?")[2]) if location == "querystring" else None
+        if query is not None and (known := self._queries.get(query)) is not None:
+            return known.copy()
         try:
             data = await super().parse(argmap, req, location=location, unknown=unknown)
         except InvalidRequest as refused:
-            found = req[VIOLATIONS] = [*found, *refused.violations]
-        [*_, last] = req.match_info.handler.__schemas__  # type: ignore[attr-defined]  # aiohttp-apispec's own
-        if found and location == last["location"]:
-            # Nothing else will look at what is well-shaped.
-            raise InvalidRequest([*found, *self._broken(argmap, data)])
+            req[VIOLATIONS] = [*req.get(VIOLATIONS, ()), *refused.violations]
+            data = {}
+        if found := req.get(VIOLATIONS):
+            [*_, last] = req.match_info.handler.__schemas__  # type: ignore[attr-defined]  # aiohttp-apispec's own
+            if location == last["location"]:
+                # Nothing else will look at what is well-shaped.
+                raise InvalidRequest([*found, *self._broken(argmap, data)])
+        elif query is not None:
+            self._remember(query, data)
         return data
+
+    def _remember(self, query: tuple[Schema, str], meaning: dict[str, Any]) -> None:
+        """Keep what a query means, which is the same each time and takes long to find out; the oldest gives way."""
+        if len(self._queries) >= KNOWN_QUERIES:
+            del self._queries[next(iter(self._queries))]
+        self._queries[query] = meaning.copy()
 
     async def load_json(self, req: web.Request, schema: Schema) -> Any:
         """The body, parsed.
