@@ -40,7 +40,7 @@ RESULTS = Path(__file__).parent / "results"
 class Plan:
     """How much is measured."""
 
-    rounds: int = 7
+    rounds: int = 5
     seconds: float = 3
     flood_seconds: float = 12
     users: int = 100_000
@@ -170,7 +170,7 @@ def many_users(plan: Plan, results: Results, database: Path) -> None:
     }
     times: dict[str, list[float]] = {what: [] for what in paths}
     with servers([OURS], database) as started:
-        for what in [*paths] * plan.rounds:
+        for what in [*paths] * (2 * plan.rounds):
             times[what].append(1000 / _get(started[OURS], paths[what], seconds=plan.seconds / 2, connections=1).rate)
         for what, values in times.items():
             results.add(f"{last:,} users: {what}", "ms", {OURS: values})
@@ -238,6 +238,7 @@ def _get(server: Server, path: str, *, seconds: float, connections: int = 8) -> 
 
 def _register(server: Server, seconds: float) -> float:
     report = wrk.register(server.url, seconds=seconds, connections=16)
+    server.rest()
     if report.errors:
         sys.exit(f"{server.name} refused {report.errors} of {report.requests} registrations")
     return report.rate

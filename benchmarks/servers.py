@@ -57,6 +57,18 @@ class Server:
         pages = Path(f"/proc/{self.pid}/statm").read_text(encoding="ascii").split()[1]
         return int(pages) * os.sysconf("SC_PAGE_SIZE") / MIB
 
+    def rest(self) -> None:
+        """Wait until it computes no more: clients that have gone may have left work behind."""
+        before = -1.0
+        while (now := self._cpu_seconds()) > before:
+            before = now
+            time.sleep(0.5)
+
+    def _cpu_seconds(self) -> float:
+        fields = Path(f"/proc/{self.pid}/stat").read_text(encoding="ascii").rsplit(")", 1)[1].split()
+        # In ticks of 10 ms; what an idle loop does now and then is less.
+        return float(int(fields[11]) + int(fields[12]))
+
 
 @contextmanager
 def running(name: str, database: Path, *, cost: int = 12) -> Iterator[Server]:
