@@ -5,12 +5,14 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
+from functools import partial
 
 from aiohttp import web
 
 from usersvc.adapters.bcrypt_hasher import BcryptPasswordHasher
 from usersvc.adapters.logging_notifier import LoggingNotifier
 from usersvc.adapters.memory import InMemoryUsers
+from usersvc.adapters.prometheus import MeteredOutbox, MeteredPasswordHasher, MeteredUsers, PrometheusMetrics
 from usersvc.adapters.smtp_notifier import Security, SmtpNotifier
 from usersvc.adapters.sqlite import SqliteUsers
 from usersvc.application.notifications import LEASE, NotificationDispatcher
@@ -38,6 +40,7 @@ def create_service_app(settings: Settings, *, lease: timedelta = LEASE) -> web.A
         settings: as read from the environment.
         lease: how long a crashed process keeps others from the notifications that it had in hand.
     """
+    metrics = PrometheusMetrics()
     users = _users(settings)
     hasher = BcryptPasswordHasher(
         cost=settings.bcrypt_cost,
@@ -45,10 +48,17 @@ def create_service_app(settings: Settings, *, lease: timedelta = LEASE) -> web.A
         queue=settings.hash_queue,
         pepper=settings.password_pepper,
     )
-    dispatcher = NotificationDispatcher(users.outbox, _notifier(settings), lease=lease)
+    dispatcher = NotificationDispatcher(MeteredOutbox(users.outbox, metrics), _notifier(settings), lease=lease)
     service = UserRegistrationService(
-        users, hasher, password_min_length=settings.password_min_length, on_registered=dispatcher.wake
+        MeteredUsers(users, metrics),
+        MeteredPasswordHasher(hasher, metrics),
+        password_min_length=settings.password_min_length,
+        on_registered=dispatcher.wake,
     )
+
+    def check_room() -> None:
+        with metrics.refusals():
+            hasher.check_room()
 
     @asynccontextmanager
     async def resources() -> AsyncIterator[None]:
@@ -64,7 +74,7 @@ def create_service_app(settings: Settings, *, lease: timedelta = LEASE) -> web.A
             for name in settings.without_effect:
                 log.warning("%s has no effect in this version", name)
             if settings.admin_token is None:
-                log.warning("nothing protects GET /users: whoever reaches the service can list everybody")
+                log.warning("nothing protects GET /users and /metrics: whoever reaches the service can list everybody")
             elif len(settings.admin_token) < GOOD_TOKEN_LENGTH:
                 log.warning("USERSVC_ADMIN_TOKEN has under %d characters: it may be guessed", GOOD_TOKEN_LENGTH)
             yield
@@ -76,8 +86,11 @@ def create_service_app(settings: Settings, *, lease: timedelta = LEASE) -> web.A
         admin_token=settings.admin_token,
         rate_limit=_rate_limit(settings),
         cors_origins=settings.cors_origins,
-        check_room=hasher.check_room,
+        trusted_proxies=settings.trusted_proxies,
+        check_room=check_room,
         waiting_client=while_client_waits,
+        metrics=partial(metrics.exposition, users.outbox),
+        observe=metrics.observe_request,
     )
 
 

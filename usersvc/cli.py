@@ -8,9 +8,10 @@ import os
 import signal
 import socket
 import sys
+import tempfile
 import threading
-from collections.abc import Callable, Coroutine, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -19,10 +20,11 @@ from uvicorn.config import STARTUP_FAILURE
 
 import usersvc
 from usersvc.adapters import sqlite_file
+from usersvc.adapters.prometheus import DIRECTORY
 from usersvc.adapters.sqlite import SqliteUsers
 from usersvc.application.ports import Outbox, OutboxEntry, StorageUnavailable, timestamp, utc_now
 from usersvc.bootstrap import check_storage, settings_or_exit
-from usersvc.config import SqliteDatabase
+from usersvc.config import Settings, SqliteDatabase
 from usersvc.logs import logging_config
 from usersvc.server import KEEP_ALIVE, HardenedProtocol
 
@@ -133,6 +135,22 @@ def serve() -> None:
     _let_files_be_open(settings.max_connections)
     # After a graceful stop uvicorn raises the signal again, for whoever had it before: that is not a failure.
     signal.signal(signal.SIGTERM, lambda *_: _end_in_order())
+    with _shared_figures(settings.workers):
+        _run(settings)
+
+
+@contextmanager
+def _shared_figures(workers: int) -> Iterator[None]:
+    """A folder in which several workers count together; one alone counts in its memory."""
+    if workers == 1 or DIRECTORY in os.environ:
+        yield
+        return
+    with tempfile.TemporaryDirectory(prefix="usersvc-metrics-") as folder:
+        os.environ[DIRECTORY] = folder
+        yield
+
+
+def _run(settings: Settings) -> None:
     uvicorn.run(
         "usersvc.bootstrap:create_asgi_app",
         factory=True,

@@ -1,12 +1,17 @@
-"""How log lines look and where they go."""
+"""How log lines look and where they go: structlog writes what everybody hands to the ``logging`` module."""
 
 import logging
 import logging.config
+import os
+import sys
 import traceback
-from datetime import UTC, datetime
 from typing import Any
 
 import orjson
+import structlog
+from structlog.typing import EventDict, Processor
+
+from usersvc.application.ports import CAUSE
 
 MAIL_LOGGER = "usersvc.adapters.logging_notifier"
 """Whose lines stand for mails, and so name the address in full."""
@@ -36,56 +41,82 @@ def _masked_end(text: str) -> str:
     return f"{text[: begin + 1]}***" if begin < len(text) else text
 
 
-def told(record: logging.LogRecord) -> str:
-    """What the line says. Addresses are masked, but in the lines that stand for mails."""
-    message = record.getMessage()
-    return message if record.name == MAIL_LOGGER else masked(message)
+def _with_cause(_: Any, __: str, line: EventDict) -> EventDict:
+    """Name the request that led to the line, unless it does so itself."""
+    cause = CAUSE.get()
+    if cause is not None:
+        line.setdefault("request_id", cause.request_id)
+        if cause.trace_id is not None:
+            line.setdefault("trace_id", cause.trace_id)
+    return line
 
 
-class OneLineErrors(logging.Formatter):
-    """Tells an error by its kind and by where it arose, innermost first, and never by its text or as a traceback.
+def _told(_: Any, __: str, line: EventDict) -> EventDict:
+    """What may be told: addresses masked but in the lines that stand for mails, and of an error its kind and place."""
+    record: logging.LogRecord = line["_record"]
+    error = line.pop("exc_info", None)
+    line.pop("stack_info", None)
+    # uvicorn's, with colours.
+    line.pop("color_message", None)
+    for name, value in line.items():
+        if isinstance(value, str) and not (name == "message" and record.name == MAIL_LOGGER):
+            line[name] = masked(value)
+    if error:
+        line["error"] = _kind_and_place(error[1])
+    return line
+
+
+def _kind_and_place(error: BaseException | None) -> str:
+    """An error in one line, with the errors that led to it, innermost first, and never by its text or as a traceback.
 
     An error's text may hold anything: a statement with its values, a path, an address.
     """
-
-    def formatException(self, ei: Any) -> str:  # noqa: N802  # logging's name
-        """The error in one line, with the errors that led to it."""
-        told: list[str] = []
-        error: BaseException | None = ei[1]
-        while error is not None and len(told) < NAMED_CAUSES:
-            places = reversed(list(traceback.walk_tb(error.__traceback__)))
-            where = [f"{frame.f_globals.get('__name__')}:{line}" for frame, line in places]
-            told.append(f"{type(error).__name__} at {' < '.join(where[:NAMED_PLACES]) or 'an unknown place'}")
-            error = error.__cause__ or error.__context__
-        return ", after ".join(told)
+    told: list[str] = []
+    while error is not None and len(told) < NAMED_CAUSES:
+        places = reversed(list(traceback.walk_tb(error.__traceback__)))
+        where = [f"{frame.f_globals.get('__name__')}:{line}" for frame, line in places]
+        told.append(f"{type(error).__name__} at {' < '.join(where[:NAMED_PLACES]) or 'an unknown place'}")
+        error = error.__cause__ or error.__context__
+    return ", after ".join(told)
 
 
-class ConsoleFormatter(OneLineErrors):
-    """For people: one line each, whatever a message holds."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """The record as a line."""
-        at = datetime.fromtimestamp(record.created).astimezone().isoformat(" ", "milliseconds")
-        line = plain(f"{at} {record.levelname:7} {record.name}: {told(record)}")
-        return f"{line} [{self.formatException(record.exc_info)}]" if record.exc_info else line
+def _printable(_: Any, __: str, line: EventDict) -> EventDict:
+    """Every text so that it stays in its line."""
+    return {name: plain(value) if isinstance(value, str) else value for name, value in line.items()}
 
 
-class JsonFormatter(OneLineErrors):
-    """For machines: one JSON object a line."""
+def _as_json(_: Any, __: str, line: EventDict) -> str:
+    encodable = {
+        name: value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
+        for name, value in line.items()
+    }
+    return orjson.dumps(encodable, default=str).decode()
 
-    def format(self, record: logging.LogRecord) -> str:
-        """The record as JSON."""
-        line = {
-            "time": datetime.fromtimestamp(record.created, UTC)
-            .isoformat(timespec="milliseconds")
-            .replace("+00:00", "Z"),
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "message": told(record).encode("utf-8", "backslashreplace").decode(),
-        }
-        if record.exc_info:
-            line["error"] = self.formatException(record.exc_info)
-        return orjson.dumps(line).decode()
+
+def formatter(log_format: str) -> logging.Formatter:
+    """What makes a line of a record, whoever wrote it: for people (``console``), or ``json``."""
+    render: list[Processor]
+    if log_format == "json":
+        render = [_as_json]
+    else:
+        colours = sys.stderr is not None and sys.stderr.isatty() and not os.environ.get("NO_COLOR")
+        render = [
+            _printable,
+            structlog.dev.ConsoleRenderer(
+                colors=colours, pad_event_to=0, sort_keys=False, event_key="message", timestamp_key="time"
+            ),
+        ]
+    return structlog.stdlib.ProcessorFormatter(
+        foreign_pre_chain=[
+            structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
+            structlog.stdlib.add_log_level,
+            structlog.stdlib.add_logger_name,
+            structlog.processors.EventRenamer("message"),
+            structlog.stdlib.ExtraAdder(),
+            _with_cause,
+        ],
+        processors=[_told, structlog.stdlib.ProcessorFormatter.remove_processors_meta, *render],
+    )
 
 
 def logging_config(level: str, log_format: str) -> dict[str, object]:
@@ -95,11 +126,10 @@ def logging_config(level: str, log_format: str) -> dict[str, object]:
         level: the name of a level, in small letters.
         log_format: ``console`` or ``json``.
     """
-    formatter = JsonFormatter if log_format == "json" else ConsoleFormatter
     return {
         "version": 1,
         "disable_existing_loggers": False,
-        "formatters": {"default": {"()": formatter}},
+        "formatters": {"default": {"()": "usersvc.logs.formatter", "log_format": log_format}},
         "handlers": {
             "console": {"class": "logging.StreamHandler", "formatter": "default", "stream": "ext://sys.stderr"}
         },

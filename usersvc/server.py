@@ -79,7 +79,7 @@ class HardenedProtocol(HttpToolsProtocol):
         self._idle_since = self.loop.time()
         if self._most is not None and len(self.connections) > self._most and not self._make_room():
             self._refused = refusal = TooManyConnections()
-            transport.write(_answer(refusal))
+            transport.write(_answer(refusal, self.client))
             transport.close()
             return
         self.timeout_keep_alive_task = self.loop.call_later(HEAD_TIMEOUT, self.timeout_keep_alive_handler)
@@ -243,14 +243,14 @@ class HardenedProtocol(HttpToolsProtocol):
         else:
             # The application may wait for more of the body, and must not answer as well.
             self._leave()
-            self.transport.write(_answer(refusal))
+            self.transport.write(_answer(refusal, self.client))
             # Closed while more comes in, the connection would be reset, and the answer perhaps lost: so what comes is
             # thrown away until the client closes (RFC 9112, section 9.6).
             self.transport.write_eof()
             self.loop.call_later(LINGER, self.transport.abort)
 
 
-def _answer(refusal: RequestRefused) -> bytes:
+def _answer(refusal: RequestRefused, client: tuple[str, int] | None) -> bytes:
     request_id = str(uuid4())
     response = problem_response(refusal, request_id)
     headers = {
@@ -262,7 +262,10 @@ def _answer(refusal: RequestRefused) -> bytes:
     }
     assert isinstance(response.body, bytes)  # noqa: S101  # a problem's always is
     headers["Content-Length"] = str(len(response.body))
-    log.info("refused before it was a request: %d, request %s", response.status, request_id)
+    log.info(
+        "refused before it was a request",
+        extra={"status": response.status, "client": client[0] if client else None, "request_id": request_id},
+    )
     lines = [f"HTTP/1.1 {response.status} {HTTPStatus(response.status).phrase}"]
     lines += [f"{name.lower()}: {value}" for name, value in headers.items()]
     return "\r\n".join([*lines, "", ""]).encode("latin-1") + response.body

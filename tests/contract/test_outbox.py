@@ -12,7 +12,7 @@ import pytest
 
 from usersvc.adapters.memory import InMemoryUsers
 from usersvc.adapters.sqlite import SqliteUsers
-from usersvc.application.ports import Order, Outbox, OutboxEntry
+from usersvc.application.ports import CAUSE, Cause, Order, Outbox, OutboxEntry, OutboxState
 from usersvc.domain.errors import EmailAlreadyRegistered
 from usersvc.domain.user import PasswordHash, User
 
@@ -329,3 +329,32 @@ async def test_a_retry_of_what_is_not_there_is_told(users: AnyUsers, outbox: Out
     assert not await outbox.retry(alice.id + 1, now=NOW)
     await outbox.delivered(alice)
     assert not await outbox.retry(alice.id, now=NOW)
+
+
+async def test_the_state_tells_how_many_wait_and_since_when(users: AnyUsers, outbox: Outbox) -> None:
+    assert await outbox.state() == OutboxState(pending=0, set_aside=0, oldest=None)
+
+    for minutes, name in enumerate(["alice", "bob", "carol"]):
+        await users.add(person(f"{name}@example.com", at=NOW + minutes * MINUTE))
+    assert await outbox.state() == OutboxState(pending=3, set_aside=0, oldest=NOW)
+
+    alice, bob, carol = await lease(outbox, at=LONG_AFTER, until=LONG_AFTER + MINUTE)
+    await outbox.set_aside(alice, reason="no such mailbox")
+    await outbox.postpone(bob, due_at=LONG_AFTER + MINUTE, reason="come again")
+    assert await outbox.state() == OutboxState(pending=2, set_aside=1, oldest=NOW + MINUTE)
+
+    await outbox.delivered(carol)
+    assert await outbox.state() == OutboxState(pending=1, set_aside=1, oldest=NOW + MINUTE)
+
+
+async def test_an_entry_keeps_what_led_to_it(users: AnyUsers, outbox: Outbox) -> None:
+    await users.add(person("alice@example.com"))
+    before = CAUSE.set(Cause("one", "0af7651916cd43dd8448eb211c80319c"))
+    await users.add(person("bob@example.com"))
+    CAUSE.set(Cause("two"))
+    await users.add(person("carol@example.com"))
+    CAUSE.reset(before)
+
+    expected = [None, Cause("one", "0af7651916cd43dd8448eb211c80319c"), Cause("two")]
+    assert [entry.cause for entry in await lease(outbox)] == expected
+    assert [entry.cause for entry in await outbox.entries()] == expected

@@ -44,7 +44,7 @@ GROWTH = 24.0
 PATHS = (
     "/register", "/users", "/users/01936f3c-5e1a-7b3c-9d2e-4f5a6b7c8d9e", "/users/x", "/livez", "/readyz", "/docs",
     "/docs/static/init.js", "/docs/static/swagger-ui.css", "/problems/email-taken", "/problems/x", "/openapi.json",
-    "/nowhere", "/", "*",
+    "/metrics", "/nowhere", "/", "*",
 )  # fmt: skip
 METHODS = ("GET", "POST", "HEAD", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT", "PRI", "get", "")
 
@@ -217,7 +217,15 @@ def cases(draw: st.DrawFn) -> Case:
 # --- what comes back ---
 
 _STATUS = re.compile(rb"HTTP/1\.1 (\d\d\d) [^\r\n]*\r\n")
-_MEDIA_TYPES = {"application/json", "application/x-ndjson", "text/html", "text/css", "text/javascript", "image/png"}
+_MEDIA_TYPES = {
+    "application/json",
+    "application/x-ndjson",
+    "image/png",
+    "text/css",
+    "text/html",
+    "text/javascript",
+    "text/plain",
+}
 
 
 @dataclass

@@ -60,7 +60,7 @@ def test_the_document_tells_of_the_token_only_when_there_is_one(guarded: Service
     scheme = {"type": "http", "scheme": "bearer"}
     assert document["components"]["securitySchemes"]["bearerAuth"].items() >= scheme.items()
     protected = {path for path, item in document["paths"].items() if "security" in item.get("get", {})}
-    assert protected == {"/users", "/users/{user_id}"}
+    assert protected == {"/users", "/users/{user_id}", "/metrics"}
     assert all("401" in document["paths"][path]["get"]["responses"] for path in protected)
     assert "security" not in document["paths"]["/register"]["post"]
 

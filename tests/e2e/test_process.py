@@ -92,6 +92,24 @@ def test_settings_come_from_a_file_and_the_environment_comes_first(tmp_path: Pat
     assert not tmp_path.joinpath("usersvc.db").exists()
 
 
+def test_every_line_that_a_request_causes_names_it_the_notification_included(tmp_path: Path) -> None:
+    trace = "0af7651916cd43dd8448eb211c80319c"
+    headers = {"X-Request-ID": "the-one", "traceparent": f"00-{trace}-b7ad6b7169203331-01"}
+    with running(tmp_path, {"USERSVC_LOG_FORMAT": "json"}) as service, service.client() as client:
+        user = client.post("/register", json=person(), headers=headers).json()["data"]
+        service.wait_for_output("sent a welcome mail")
+        lines = [json.loads(line) for line in service.output.splitlines() if line.startswith("{")]
+
+    access, mail = (line for line in lines if line.get("request_id") == "the-one")
+    assert {line["trace_id"] for line in (access, mail)} == {trace}
+    assert (access["logger"], access["route"], access["status"]) == ("usersvc.access", "/register", 201)
+    assert access["client"] == "127.0.0.1"
+    assert user["id"] in mail["message"]
+    # One format, whoever writes.
+    assert all({"time", "level", "logger", "message"} <= set(line) for line in lines)
+    assert any(line["logger"].startswith("uvicorn") for line in lines)
+
+
 def test_a_settings_file_that_cannot_be_read_stops_the_start_with_one_line(tmp_path: Path) -> None:
     tmp_path.joinpath(".env").write_bytes(b"USERSVC_PASSWORD_PEPPER=geh\xe9im-geheim-geheim\n")
 

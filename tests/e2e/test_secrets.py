@@ -85,7 +85,7 @@ def attack(run: HostileRun, service: Service) -> None:
         keyed = {"Idempotency-Key": run.password()}
         run.ask(client, "POST", "/register", json=person(password=run.password()), headers=keyed)
         run.ask(client, "POST", "/register", json=person(password=run.password()), headers=keyed)
-        for known in ("/users", "/openapi.json", "/docs", "/problems/unauthorized", "/readyz"):
+        for known in ("/users", "/openapi.json", "/docs", "/problems/unauthorized", "/readyz", "/metrics", "/"):
             run.ask(client, "GET", known, headers=BEARER)
         run.addresses += [user["email"] for user in client.get("/users", headers=BEARER).json()["data"]]
     service.talk(f"GET /{run.password()} HTTP/1.1\r\n{run.password()}\r\n\r\n".encode())

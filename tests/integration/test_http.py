@@ -15,7 +15,7 @@ from aiohttp.test_utils import TestClient, TestServer
 
 from tests.fakes import QuickHasher, quick_service
 from usersvc.adapters.memory import InMemoryUsers
-from usersvc.application.ports import IdempotencyKey, Order, Page, StorageUnavailable, UserView
+from usersvc.application.ports import Cause, IdempotencyKey, Order, Page, StorageUnavailable, UserView
 from usersvc.application.registration import UserRegistrationService
 from usersvc.asgi import AiohttpASGI
 from usersvc.domain.user import Password, PasswordHash, User
@@ -307,7 +307,9 @@ class TestShow:
 
 
 class TestEveryAnswer:
-    @pytest.mark.parametrize("path", ["/nope", "/", "/users/", "/docs/static/index.html", "/docs/static/../app.py"])
+    @pytest.mark.parametrize(
+        "path", ["/nope", "/nope/", "/users/", "/docs/static/index.html", "/docs/static/../app.py"]
+    )
     async def test_to_an_unknown_path_is_a_problem(self, client: Client, path: str) -> None:
         await problem(await client.get(path), 404, "not-found")
 
@@ -423,7 +425,7 @@ class TestTrouble:
 
         document = await problem(response, 500, "internal-error")
         assert "secret detail" not in str(document)
-        assert "the-request" in caplog.text
+        assert [vars(record)["request_id"] for record in caplog.records] == ["the-request"]
         assert "ZeroDivisionError: secret detail" in caplog.text
         assert ALICE["password"] not in caplog.text
 
@@ -514,17 +516,64 @@ class TestLifeCycle:
 
 
 class TestAccessLog:
-    async def test_has_the_route_and_neither_path_nor_query(
-        self, client: Client, caplog: pytest.LogCaptureFixture
-    ) -> None:
-        with caplog.at_level(logging.INFO, "usersvc.access"):
-            await client.get("/users?email=alice@example.com", headers={"X-Request-ID": "one"})
-            await client.get("/users/hunter2hunter2", headers={"X-Request-ID": "two"})
-            await client.get("/hunter2hunter2", headers={"X-Request-ID": "three"})
+    @pytest.fixture
+    def lines(self, caplog: pytest.LogCaptureFixture) -> Iterator[Callable[[], list[dict[str, Any]]]]:
+        def told() -> list[dict[str, Any]]:
+            names = ("method", "route", "status", "bytes", "client", "request_id")
+            records = [vars(record) for record in caplog.records if record.name == "usersvc.access"]
+            assert all(record["milliseconds"] >= 0 for record in records)
+            return [{name: record[name] for name in names} for record in records]
 
-        lines = [record.getMessage() for record in caplog.records if record.name == "usersvc.access"]
-        assert [re.sub(r"\d+\.\d ms", "T", line) for line in lines] == [
-            "GET /users 200 T, request one",
-            "GET /users/{user_id} 404 T, request two",
-            "GET (no route) 404 T, request three",
+        with caplog.at_level(logging.INFO, "usersvc.access"):
+            yield told
+
+    async def test_has_the_route_and_neither_path_nor_query(
+        self, client: Client, lines: Callable[[], list[dict[str, Any]]]
+    ) -> None:
+        await client.get("/users?email=alice@example.com", headers={"X-Request-ID": "one"})
+        await client.get("/users/hunter2hunter2", headers={"X-Request-ID": "two"})
+        await client.get("/hunter2hunter2", headers={"X-Request-ID": "three"})
+
+        told = [(line["method"], line["route"], line["status"], line["request_id"]) for line in lines()]
+        assert told == [
+            ("GET", "/users", 200, "one"),
+            ("GET", "/users/{user_id}", 404, "two"),
+            ("GET", "(no route)", 404, "three"),
         ]
+        assert "hunter2" not in str(lines())
+
+    @pytest.mark.parametrize("accept", ["application/json", "application/x-ndjson"])
+    async def test_has_the_client_and_the_bytes_also_of_a_stream(
+        self, client: Client, lines: Callable[[], list[dict[str, Any]]], accept: str
+    ) -> None:
+        await client.post("/register", json={"email": "a@example.com", "password": "correct horse", "age": 30})
+        body = await (await client.get("/users", headers={"Accept": accept})).read()
+        await client.head("/users", headers={"Accept": accept})
+
+        _, got, head = lines()
+        assert (got["bytes"], got["client"]) == (len(body), "127.0.0.1")
+        assert (head["method"], head["bytes"]) == ("HEAD", 0)
+
+    @pytest.mark.parametrize(
+        ("header", "trace"),
+        [
+            ("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", "0af7651916cd43dd8448eb211c80319c"),
+            ("01-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01-more", "0af7651916cd43dd8448eb211c80319c"),
+            ("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01-more", None),
+            ("ff-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", None),
+            ("00-00000000000000000000000000000000-b7ad6b7169203331-01", None),
+            ("00-0af7651916cd43dd8448eb211c80319c-0000000000000000-01", None),
+            ("00-0AF7651916CD43DD8448EB211C80319C-b7ad6b7169203331-01", None),
+            ("alice@example.com", None),
+        ],
+    )
+    async def test_a_trace_that_is_named_rightly_is_kept_for_the_notification(
+        self, connect: Connect, header: str, trace: str | None
+    ) -> None:
+        users = InMemoryUsers()
+        client = await connect(create_app(quick_service(users)))
+        sent = {"email": "a@example.com", "password": "correct horse", "age": 30}
+        await client.post("/register", json=sent, headers={"traceparent": header, "X-Request-ID": "one"})
+
+        [entry] = await users.outbox.entries()
+        assert entry.cause == Cause("one", trace)

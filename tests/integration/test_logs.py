@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from usersvc.adapters.logging_notifier import LoggingNotifier
+from usersvc.application.ports import CAUSE, Cause
 from usersvc.domain.events import UserRegistered
-from usersvc.logs import configure_logging, masked
+from usersvc.logs import configure_logging, formatter, masked
 
 EVENT = UserRegistered(UUID(int=7), "alice@example.com", datetime(2026, 1, 31, tzinfo=UTC))
 
@@ -38,7 +39,15 @@ async def test_the_line_for_a_mail_has_address_and_user_at_any_level(
 def test_a_message_cannot_forge_a_line(capsys: pytest.CaptureFixture[str]) -> None:
     configure_logging("info", "console")
     logging.getLogger("x").info("one\r\ntwo \ud800 \x1b[31m \u2028 ü 🔑")
-    assert capsys.readouterr().err.endswith("x: one\\r\\ntwo \\ud800 \\x1b[31m \\u2028 ü 🔑\n")
+    [line] = capsys.readouterr().err.splitlines()
+    assert " one\\r\\ntwo \\ud800 \\x1b[31m \\u2028 ü 🔑 " in line
+
+
+def test_nor_can_what_stands_beside_it(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging("info", "console")
+    logging.getLogger("x").info("one", extra={"client": "a\nb\x1b[31m"})
+    [line] = capsys.readouterr().err.splitlines()
+    assert "client=a\\nb\\x1b[31m" in line
 
 
 def test_the_level_counts(capsys: pytest.CaptureFixture[str]) -> None:
@@ -46,7 +55,9 @@ def test_the_level_counts(capsys: pytest.CaptureFixture[str]) -> None:
     logging.getLogger("x").info("not this")
     logging.getLogger("x").warning("but this")
     [line] = capsys.readouterr().err.splitlines()
-    assert line.endswith("x: but this")
+    assert "[warning" in line
+    assert "but this" in line
+    assert "[x]" in line
 
 
 @pytest.mark.parametrize("log_format", ["console", "json"])
@@ -94,6 +105,48 @@ def test_uvicorns_access_log_is_off_since_it_holds_queries(capsys: pytest.Captur
     assert capsys.readouterr().err == ""
 
 
+def lines_of(log_format: str, capsys: pytest.CaptureFixture[str]) -> list[str]:
+    configure_logging("info", log_format)
+    log = logging.getLogger("x")
+    log.info("without a request")
+    before = CAUSE.set(Cause("one", "0af7651916cd43dd8448eb211c80319c"))
+    log.info("within")
+    log.info("of another", extra={"request_id": "two"})
+    CAUSE.reset(before)
+    return capsys.readouterr().err.splitlines()
+
+
+def test_every_line_names_the_request_that_led_to_it(capsys: pytest.CaptureFixture[str]) -> None:
+    without, within, another = map(json.loads, lines_of("json", capsys))
+    assert "request_id" not in without
+    assert (within["request_id"], within["trace_id"]) == ("one", "0af7651916cd43dd8448eb211c80319c")
+    assert another["request_id"] == "two"
+
+    without, within, another = lines_of("console", capsys)
+    assert "request_id" not in without
+    assert "request_id=one trace_id=0af7651916cd43dd8448eb211c80319c" in within
+    assert "request_id=two" in another
+
+
+def test_a_terminal_has_colours_unless_it_is_asked_not_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    record = logging.makeLogRecord({"name": "x", "msg": "hello", "levelname": "INFO"})
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    assert "\x1b[" not in formatter("console").format(record)
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    assert "\x1b[" in formatter("console").format(record)
+    assert "\x1b[" not in formatter("json").format(record)
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert "\x1b[" not in formatter("console").format(record)
+
+
+def test_what_uvicorn_says_looks_like_the_rest(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging("info", "json")
+    logging.getLogger("uvicorn.error").info("running on %s", "x", extra={"color_message": "\x1b[1m%s"})
+    told = json.loads(capsys.readouterr().err)
+    assert set(told) == {"time", "level", "logger", "message"}
+    assert told["message"] == "running on x"
+
+
 @pytest.mark.parametrize("log_format", ["console", "json"])
 @pytest.mark.parametrize(
     ("said", "shown"),
@@ -107,8 +160,8 @@ def test_uvicorns_access_log_is_off_since_it_holds_queries(capsys: pytest.Captur
 )
 def test_addresses_are_masked(log_format: str, said: str, shown: str, capsys: pytest.CaptureFixture[str]) -> None:
     configure_logging("info", log_format)
-    logging.getLogger("anybody").info("%s", said)
-    assert shown in capsys.readouterr().err
+    logging.getLogger("anybody").info("%s", said, extra={"beside": said})
+    assert capsys.readouterr().err.count(shown) == 2
 
 
 @given(st.text(), st.text())

@@ -7,6 +7,7 @@ from heapq import nsmallest
 from uuid import UUID, uuid4
 
 from usersvc.application.ports import (
+    CAUSE,
     KEY_LIFETIME,
     LAST,
     EarlierRegistration,
@@ -14,6 +15,7 @@ from usersvc.application.ports import (
     IdempotencyKeyUsed,
     Order,
     OutboxEntry,
+    OutboxState,
     Page,
     UserView,
     view_of,
@@ -34,7 +36,7 @@ class InMemoryOutbox:
         """Add an event, due at once."""
         self._last_id += 1
         self._entries[self._last_id] = OutboxEntry(
-            id=self._last_id, event=event, attempts=0, due_at=event.occurred_at, reason=None
+            id=self._last_id, event=event, attempts=0, due_at=event.occurred_at, reason=None, cause=CAUSE.get()
         )
 
     async def lease(self, *, now: datetime, until: datetime, limit: int, latest: datetime = LAST) -> list[OutboxEntry]:
@@ -81,6 +83,15 @@ class InMemoryOutbox:
             return False
         self._entries[entry_id] = replace(entry, due_at=now, attempts=0, lease=None)
         return True
+
+    async def state(self) -> OutboxState:
+        """See ``Outbox.state``."""
+        pending = [entry.event.occurred_at for entry in self._entries.values() if entry.due_at is not None]
+        return OutboxState(
+            pending=len(pending),
+            set_aside=len(self._entries) - len(pending),
+            oldest=pending[0] if pending else None,
+        )
 
     def _is_held(self, entry: OutboxEntry) -> bool:
         held = self._entries.get(entry.id)

@@ -13,13 +13,16 @@ import aiosqlite
 
 from usersvc.adapters.sqlite_file import DatabaseFile
 from usersvc.application.ports import (
+    CAUSE,
     KEY_LIFETIME,
     LAST,
+    Cause,
     EarlierRegistration,
     IdempotencyKey,
     IdempotencyKeyUsed,
     Order,
     OutboxEntry,
+    OutboxState,
     Page,
     UserView,
     timestamp,
@@ -39,7 +42,7 @@ _VIEW = "id, email, age, registered_at"
 _LINES = """CAST(group_concat(
     json_object('id', id, 'email', email, 'age', age, 'registered_at', registered_at), char(10)
 ) AS BLOB)"""
-_ENTRY = "id, user_id, email, occurred_at, attempts, due_at, reason, lease"
+_ENTRY = "id, user_id, email, occurred_at, attempts, due_at, reason, lease, request_id, trace_id"
 
 
 class SqliteUsers:
@@ -70,6 +73,7 @@ class SqliteUsers:
     async def add(self, user: User, *, key: IdempotencyKey | None = None) -> None:
         """See ``Users.add``."""
         view = view_of(user)
+        cause = CAUSE.get()
 
         async def insert(connection: aiosqlite.Connection) -> None:
             if key is not None:
@@ -86,8 +90,18 @@ class SqliteUsers:
             for event in user.events:
                 occurred_at = timestamp(event.occurred_at)
                 await connection.execute(
-                    "INSERT INTO outbox (user_id, email, occurred_at, due_at) VALUES (?, ?, ?, ?)",
-                    (str(event.user_id), event.email, occurred_at, occurred_at),
+                    """
+                    INSERT INTO outbox (user_id, email, occurred_at, due_at, request_id, trace_id)
+                    VALUES (?, ?, ?, ?, ?, ?)
+                    """,
+                    (
+                        str(event.user_id),
+                        event.email,
+                        occurred_at,
+                        occurred_at,
+                        cause and cause.request_id,
+                        cause and cause.trace_id,
+                    ),
                 )
 
         await self._file.write(insert)
@@ -205,6 +219,21 @@ class SqliteOutbox:
         )
         return bool(changed)
 
+    async def state(self) -> OutboxState:
+        """See ``Outbox.state``."""
+        # The first entry that is pending is the oldest, as far as clocks went right.
+        [[pending, in_all, oldest]] = await self._file.read(
+            """
+            SELECT (SELECT count(*) FROM outbox WHERE due_at IS NOT NULL), (SELECT count(*) FROM outbox),
+                (SELECT occurred_at FROM outbox WHERE due_at IS NOT NULL ORDER BY id LIMIT 1)
+            """
+        )
+        return OutboxState(
+            pending=pending,
+            set_aside=in_all - pending,
+            oldest=None if oldest is None else datetime.fromisoformat(oldest),
+        )
+
     async def _answer(self, change: str, values: list[str], entry: OutboxEntry) -> None:
         await self._file.change(f"{change} WHERE id = ? AND lease = ?", (*values, entry.id, entry.lease))
 
@@ -241,7 +270,7 @@ def _view(row: tuple[Any, ...]) -> UserView:
 
 
 def _entry(row: tuple[Any, ...]) -> OutboxEntry:
-    entry_id, user_id, email, occurred_at, attempts, due_at, reason, lease = row
+    entry_id, user_id, email, occurred_at, attempts, due_at, reason, lease, request_id, trace_id = row
     return OutboxEntry(
         id=entry_id,
         event=UserRegistered(UUID(user_id), email, datetime.fromisoformat(occurred_at)),
@@ -249,4 +278,5 @@ def _entry(row: tuple[Any, ...]) -> OutboxEntry:
         due_at=None if due_at is None else datetime.fromisoformat(due_at),
         reason=reason,
         lease=lease,
+        cause=None if request_id is None else Cause(request_id, trace_id),
     )

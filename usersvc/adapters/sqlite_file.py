@@ -73,6 +73,11 @@ MIGRATIONS = (
     ) STRICT, WITHOUT ROWID;
     CREATE INDEX idempotency_keys_used_at ON idempotency_keys (used_at);
     """,
+    # The request that led to the entry, and its trace.
+    """
+    ALTER TABLE outbox ADD COLUMN request_id TEXT;
+    ALTER TABLE outbox ADD COLUMN trace_id TEXT;
+    """,
 )
 """What leads from each schema version (``PRAGMA user_version``) to the next."""
 

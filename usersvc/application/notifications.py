@@ -9,7 +9,7 @@ from functools import partial
 from types import TracebackType
 from typing import Self
 
-from usersvc.application.ports import Notifier, Outbox, OutboxEntry, StorageUnavailable, Undeliverable, utc_now
+from usersvc.application.ports import CAUSE, Notifier, Outbox, OutboxEntry, StorageUnavailable, Undeliverable, utc_now
 
 log = logging.getLogger(__name__)
 
@@ -172,6 +172,8 @@ class NotificationDispatcher:
             return
 
     async def _deliver(self, entry: OutboxEntry) -> None:
+        # In a task, and so a context, of its own.
+        CAUSE.set(entry.cause)
         try:
             answer = await self._attempt(entry)
             await self._store(answer, entry)

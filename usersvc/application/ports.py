@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
@@ -11,6 +12,19 @@ from uuid import UUID
 from usersvc.domain.errors import DomainError
 from usersvc.domain.events import UserRegistered
 from usersvc.domain.user import Password, PasswordHash, User
+
+
+@dataclass(frozen=True, slots=True)
+class Cause:
+    """What some work is done for, so that those who look into it later find all that belongs together."""
+
+    request_id: str
+    trace_id: str | None = None
+    """Of the trace that the request belongs to (W3C Trace Context): 32 hexadecimal digits."""
+
+
+CAUSE: ContextVar[Cause | None] = ContextVar("CAUSE", default=None)
+"""For what the work in this context is done; None: for nothing that came from outside."""
 
 
 class StorageUnavailable(DomainError):
@@ -113,6 +127,8 @@ class Users(Protocol):
     async def add(self, user: User, *, key: IdempotencyKey | None = None) -> None:
         """Store a new user, its events and the key in one transaction; when this returns, all are durable.
 
+        The events are stored with the ``CAUSE`` of this context.
+
         Args:
             user: with its events.
             key: what the registration is called, for ``KEY_LIFETIME`` from the time of registration.
@@ -177,6 +193,19 @@ class OutboxEntry:
     """Why the last attempt failed."""
     lease: str | None = None
     """Names who holds it, for the answers below."""
+    cause: Cause | None = None
+    """What led to the event."""
+
+
+@dataclass(frozen=True, slots=True)
+class OutboxState:
+    """What is in an outbox, in figures."""
+
+    pending: int
+    """Entries that are to be tried, also later or just now."""
+    set_aside: int
+    oldest: datetime | None
+    """When what the longest pending entry tells of has happened, in UTC; None when none is pending."""
 
 
 LAST = datetime.max.replace(tzinfo=UTC)
@@ -223,6 +252,10 @@ class Outbox(Protocol):
 
         False when there is none, or when somebody holds it, who is trying it just now.
         """
+        ...
+
+    async def state(self) -> OutboxState:
+        """How much is in it."""
         ...
 
 

@@ -5,21 +5,23 @@ import logging
 import re
 import time
 import warnings
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from functools import partial
 from typing import Any
 
 import orjson
-from aiohttp import web
+from aiohttp import Payload, web
 from aiohttp.typedefs import Handler, Middleware
 from aiohttp_apispec import validation_middleware
 from uuid_utils import uuid4
 
+from usersvc.application.ports import CAUSE, Cause
 from usersvc.application.registration import UserRegistrationService
 from usersvc.domain.errors import Violation
 from usersvc.web import cors, handlers, openapi
 from usersvc.web.access import AdminToken
+from usersvc.web.client_address import Network, client_address
 from usersvc.web.parsing import BODY_TIMEOUT, VIOLATIONS, StrictParser
 from usersvc.web.problems import InvalidRequest, NotAcceptable, RateLimited, Stopping, problem_response
 from usersvc.web.rate_limit import RateLimit
@@ -30,6 +32,9 @@ access_log = logging.getLogger("usersvc.access")
 REQUEST_ID = web.RequestKey("REQUEST_ID", str)
 
 MAX_BODY_BYTES = 16384
+
+Observe = Callable[[str, str, int, float], None]
+"""Is told of a request: method, template of the path, status, and how long it took in seconds."""
 
 HEADERS = (
     ("X-Content-Type-Options", "nosniff"),
@@ -44,6 +49,10 @@ HEADERS = (
 
 RATE_HEADERS = web.RequestKey("RATE_HEADERS", dict[str, str])
 
+# Of version 00 there are 55 characters; a later one may have more. ff is none, and neither id may be all zeros.
+_TRACEPARENT = re.compile(
+    r"(?!ff|00.{54})[0-9a-f]{2}-(?!0{32})(?P<trace>[0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?"
+)
 _SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._~+/=:@-]{1,128}")
 
 
@@ -58,17 +67,24 @@ get = partial(web.get, expect_handler=leave_to_server)
 post = partial(web.post, expect_handler=leave_to_server)
 
 ROUTES = [
+    get("/", handlers.index),
     post("/register", handlers.register),
     get("/users", handlers.list_users),
     get("/users/{user_id:[^/]+}", handlers.show_user),
     get("/livez", handlers.livez),
     get("/readyz", handlers.readyz),
+    get("/metrics", handlers.metrics),
     get("/problems/{code}", handlers.show_problem),
     get("/openapi.json", handlers.openapi),
     get("/docs", openapi.docs_page),
     get("/docs/static/init.js", openapi.docs_script),
     get(openapi.DOCS_ASSETS, openapi.docs_asset),
 ]
+
+
+async def no_metrics() -> bytes:
+    """Of an application that nobody has plugged any into."""
+    return b""
 
 
 def create_app(
@@ -80,8 +96,11 @@ def create_app(
     admin_token: str | None = None,
     rate_limit: RateLimit | None = None,
     cors_origins: Sequence[str] = (),
+    trusted_proxies: Sequence[Network] = (),
     check_room: Callable[[], None] = lambda: None,
     waiting_client: handlers.WaitingClient = lambda _: nullcontext(),
+    metrics: Callable[[], Awaitable[bytes]] = no_metrics,
+    observe: Observe = lambda *_: None,
 ) -> web.Application:
     """The application around a service.
 
@@ -93,8 +112,11 @@ def create_app(
         admin_token: who sends it may read the users; None: anybody may.
         rate_limit: for registrations; None: as many as anybody likes.
         cors_origins: whose pages a browser lets use the service.
+        trusted_proxies: whose ``X-Forwarded-For`` is believed, for the log.
         check_room: raises ``HashingOverloaded`` when a registration would be refused for want of room.
         waiting_client: within it, a registration that waits for its hash is given up when its client goes.
+        metrics: gives figures in Prometheus' text format.
+        observe: is told of each request.
     """
     guards: list[Middleware] = []
     if cors_origins:
@@ -103,11 +125,12 @@ def create_app(
     if admin_token is not None:
         guards.append(admitting(AdminToken(admin_token)))
     app = web.Application(
-        middlewares=[one_answer_shape, *guards, content_negotiation, validation_middleware],
+        middlewares=[answering(observe, trusted_proxies), *guards, content_negotiation, validation_middleware],
         client_max_size=max_body_bytes,
     )
     app[handlers.REGISTRATION] = service
     app[handlers.WAITING_CLIENT] = waiting_client
+    app[handlers.METRICS] = metrics
     parser = StrictParser(
         rules={RegistrationSchema: service.violations},
         body_timeout=body_timeout,
@@ -133,41 +156,69 @@ def create_app(
     return app
 
 
-@web.middleware
-async def one_answer_shape(request: web.Request, handler: Handler) -> web.StreamResponse:
+def answering(observe: Observe, trusted_proxies: Sequence[Network]) -> Middleware:
     """Every answer carries the headers that the contract promises, and every failure is a problem document."""
-    started = time.perf_counter()
-    wanted_id = request.headers.get("X-Request-ID", "")
-    request_id = wanted_id if _SANE_REQUEST_ID.fullmatch(wanted_id) else str(uuid4())
-    try:
-        response = await handler(request)
-    except asyncio.CancelledError:
-        # The server gives up waiting for this request, because it is to stop; the client can still be told.
-        response = problem_response(Stopping(), request_id)
-    except Exception as error:
-        if isinstance(error, ConnectionError) and request.transport is None:
-            # The client went away while its body was read: nobody is left to answer, and nothing of ours has failed.
-            raise
-        response = problem_response(error, request_id)
-    headers = response.headers
-    headers["X-Request-ID"] = request_id
-    for name, value in HEADERS:
-        headers.setdefault(name, value)
-    if request.secure:
-        headers["Strict-Transport-Security"] = "max-age=31536000"
-    headers.update(request.get(RATE_HEADERS, ()))
-    if access_log.isEnabledFor(logging.INFO):
-        # The route, not the path: paths and queries of clients hold addresses, and worse by mistake.
-        resource = request.match_info.route.resource
-        access_log.info(
-            "%s %s %d %.1f ms, request %s",
-            request.method,
-            resource.canonical if resource else "(no route)",
-            response.status,
-            (time.perf_counter() - started) * 1000,
-            request_id,
-        )
-    return response
+
+    @web.middleware
+    async def one_answer_shape(request: web.Request, handler: Handler) -> web.StreamResponse:
+        started = time.perf_counter()
+        wanted_id = request.headers.get("X-Request-ID", "")
+        request_id = wanted_id if _SANE_REQUEST_ID.fullmatch(wanted_id) else str(uuid4())
+        CAUSE.set(Cause(request_id, _trace_id(request.headers.get("traceparent"))))
+        try:
+            response = await handler(request)
+        except asyncio.CancelledError:
+            # The server gives up waiting for this request, because it is to stop; the client can still be told.
+            response = problem_response(Stopping(), request_id)
+        except Exception as error:
+            if isinstance(error, ConnectionError) and request.transport is None:
+                # The client went away while its body was read: nobody is left to answer; nothing of ours has failed.
+                raise
+            response = problem_response(error, request_id)
+        headers = response.headers
+        headers["X-Request-ID"] = request_id
+        for name, value in HEADERS:
+            headers.setdefault(name, value)
+        if request.secure:
+            headers["Strict-Transport-Security"] = "max-age=31536000"
+        headers.update(request.get(RATE_HEADERS, ()))
+
+        def ended(sent: int, whole: bool) -> None:
+            # The route, not the path: paths and queries of clients hold addresses, and worse by mistake.
+            resource = request.match_info.route.resource
+            route = resource.canonical if resource else "(no route)"
+            seconds = time.perf_counter() - started
+            observe(request.method, route, response.status, seconds)
+            if access_log.isEnabledFor(logging.INFO):
+                client = client_address(request.remote, request.headers.getall("X-Forwarded-For", ()), trusted_proxies)
+                access_log.info(
+                    "request" if whole else "request broken off",
+                    extra={
+                        "method": request.method,
+                        "route": route,
+                        "status": response.status,
+                        "milliseconds": round(seconds * 1000, 1),
+                        "bytes": sent,
+                        "client": None if client is None else str(client),
+                        # What is streamed may end in another context.
+                        "request_id": request_id,
+                    },
+                )
+
+        body = response.body if isinstance(response, web.Response) else None
+        if isinstance(body, Payload) and request.method != "HEAD":
+            request[handlers.ENDED] = ended
+        else:
+            ended(len(body) if isinstance(body, bytes) and request.method != "HEAD" else 0, True)
+        return response
+
+    return one_answer_shape
+
+
+def _trace_id(traceparent: str | None) -> str | None:
+    """The trace that a request belongs to, if it names one rightly (W3C Trace Context, section 3.2)."""
+    match = traceparent and _TRACEPARENT.fullmatch(traceparent)
+    return match["trace"] if match else None
 
 
 def admission(rate_limit: RateLimit | None, check_room: Callable[[], None]) -> Middleware:

@@ -1,7 +1,7 @@
 """One short function an endpoint: the shape of the endpoint and nothing else. Failures are told by problems.py."""
 
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
@@ -12,6 +12,7 @@ import orjson
 from aiohttp import web
 from aiohttp_apispec import docs, headers_schema, querystring_schema, request_schema, response_schema
 
+import usersvc
 from usersvc.application.ports import Order
 from usersvc.application.registration import Outcome, UserRegistrationService
 from usersvc.domain.user import EmailAddress
@@ -22,6 +23,7 @@ from usersvc.web.schemas import (
     EXAMPLE_USER,
     NEXT_EXAMPLE,
     Cursor,
+    IndexDocumentSchema,
     OpenApiSchema,
     ProblemKindDocumentSchema,
     RegistrationHeadersSchema,
@@ -45,6 +47,12 @@ REGISTRATION = web.AppKey("REGISTRATION", UserRegistrationService)
 
 WaitingClient = Callable[[web.Request], AbstractContextManager[None]]
 """Within it, what waits for the sake of a client is given up when the client goes."""
+
+ENDED = web.RequestKey[Callable[[int, bool], None]]("ENDED")
+"""Is told when a streamed answer has ended: how many bytes it had, and whether that was all."""
+
+METRICS = web.AppKey[Callable[[], Awaitable[bytes]]]("METRICS")
+"""Gives the figures in Prometheus' text format."""
 
 WAITING_CLIENT = web.AppKey[WaitingClient]("WAITING_CLIENT")
 
@@ -114,7 +122,7 @@ async def list_users(request: web.Request) -> web.Response:
     email: EmailAddress | None = query.get("email")
     if request[MEDIA_TYPE] == NDJSON:
         everybody = service.batches(order=order, after=after, email=email, limit=query.get("limit"))
-        return await streamed(everybody)
+        return await streamed(request, everybody)
     limit: int = query.get("limit", DEFAULT_LIMIT)
     page = await service.page(limit=limit, order=order, after=after, email=email)
 
@@ -159,6 +167,39 @@ async def show_user(request: web.Request) -> web.Response:
     if user is None:
         raise UserNotFound("There is no user with this id.")
     return json_response({"data": user})
+
+
+@docs(tags=["documentation"], summary="Where everything is")
+@response_schema(IndexDocumentSchema, 200, description="Links.")
+async def index(_: web.Request) -> web.Response:
+    """``GET /``."""
+    paths = ("register", "users", "docs", "livez", "readyz", "metrics")
+    return json_response(
+        {
+            "data": {"name": "usersvc", "version": usersvc.__version__},
+            "links": {"self": "/", "openapi": "/openapi.json"} | {path: f"/{path}" for path in paths},
+        }
+    )
+
+
+@docs(
+    tags=["operation"],
+    summary="Figures for Prometheus",
+    security=ADMIN,
+    produces=["text/plain"],
+    responses={
+        200: {
+            "description": "In the text format 0.0.4.",
+            "content": {
+                "text/plain": {"schema": {"type": "string"}, "example": "usersvc_hashing_pending 0.0\n"},
+            },
+        }
+    },
+)
+async def metrics(request: web.Request) -> web.Response:
+    """``GET /metrics``."""
+    figures = await request.app[METRICS]()
+    return web.Response(body=figures, headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
 
 
 @docs(tags=["operation"], summary="Tell whether the process answers")
@@ -210,14 +251,21 @@ async def openapi(request: web.Request) -> web.Response:
     return web.Response(body=request.app[DOCUMENT], content_type="application/json")
 
 
-async def streamed(batches: AsyncIterator[bytes]) -> web.Response:
+async def streamed(request: web.Request, batches: AsyncIterator[bytes]) -> web.Response:
     """An NDJSON answer of unknown length; what fails before the first batch can still be told as a problem."""
     first = await anext(batches, b"")
 
     async def body() -> AsyncIterator[bytes]:
-        yield first
-        async for batch in batches:
-            yield batch
+        sent, whole = 0, False
+        try:
+            yield first
+            sent = len(first)
+            async for batch in batches:
+                yield batch
+                sent += len(batch)
+            whole = True
+        finally:
+            request[ENDED](sent, whole)
 
     return web.Response(body=body(), content_type=NDJSON)
 

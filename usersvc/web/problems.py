@@ -273,9 +273,9 @@ def problem_response(error: Exception, request_id: str) -> web.Response:
     # The row of its own class, or that of the nearest base that has one.
     problem = next(_PROBLEM_OF[kind] for kind in type(error).__mro__ if kind in _PROBLEM_OF)
     if isinstance(error, StorageUnavailable):
-        log.error("request %s failed: %s: %s", request_id, problem.code, error)
+        log.error("the request failed: %s: %s", problem.code, error, extra={"request_id": request_id})
     elif problem.status == HTTPStatus.INTERNAL_SERVER_ERROR:
-        log.error("request %s failed: %s", request_id, problem.code, exc_info=error)
+        log.error("the request failed: %s", problem.code, extra={"request_id": request_id}, exc_info=error)
     reason = str(error) if isinstance(error, RequestRefused) else ""
     document = members(problem, reason or problem.description, request_id)
     if isinstance(error, InvalidRequest | RulesBroken):

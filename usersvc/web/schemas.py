@@ -341,6 +341,33 @@ class StatusDocumentSchema(Schema):
     data = fields.Nested(StatusSchema, required=True)
 
 
+class IndexSchema(Schema):
+    """What this is."""
+
+    name = fields.String(required=True, metadata={"example": "usersvc"})
+    version = fields.String(required=True, metadata={"example": "0.1.0"})
+
+
+class IndexLinksSchema(Schema):
+    """Where everything is."""
+
+    self_ = fields.String(required=True, data_key="self", metadata={"format": "uri-reference", "example": "/"})
+    register = fields.String(required=True, metadata={"format": "uri-reference", "example": "/register"})
+    users = fields.String(required=True, metadata={"format": "uri-reference", "example": "/users"})
+    docs = fields.String(required=True, metadata={"format": "uri-reference", "example": "/docs"})
+    openapi = fields.String(required=True, metadata={"format": "uri-reference", "example": "/openapi.json"})
+    livez = fields.String(required=True, metadata={"format": "uri-reference", "example": "/livez"})
+    readyz = fields.String(required=True, metadata={"format": "uri-reference", "example": "/readyz"})
+    metrics = fields.String(required=True, metadata={"format": "uri-reference", "example": "/metrics"})
+
+
+class IndexDocumentSchema(Schema):
+    """Where to go from here."""
+
+    data = fields.Nested(IndexSchema, required=True)
+    links = fields.Nested(IndexLinksSchema, required=True)
+
+
 class ProblemKindSchema(Schema):
     """What an error code means."""
 

@@ -1,0 +1,326 @@
+"""Figures for Prometheus: of requests, and of what happens behind the ports, by standing in front of each.
+
+What stands in front of a port is the port itself and counts; nothing behind it, and nobody before it, knows.
+"""
+
+import os
+import platform
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from uuid import UUID
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.gc_collector import GCCollector
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+from prometheus_client.platform_collector import PlatformCollector
+from prometheus_client.process_collector import ProcessCollector
+
+import usersvc
+from usersvc.application.ports import (
+    LAST,
+    EarlierRegistration,
+    HashingOverloaded,
+    IdempotencyKey,
+    Order,
+    Outbox,
+    OutboxEntry,
+    OutboxState,
+    Page,
+    PasswordHasher,
+    StorageUnavailable,
+    Users,
+    UserView,
+    utc_now,
+)
+from usersvc.domain.user import Password, PasswordHash, User
+
+DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
+"""The variable that names where several processes share their figures; the library reads it when it is imported."""
+
+QUICK = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+SLOW = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.0, 4.0, 8.0, 16.0)
+"""Bounds of the histograms, in seconds: for what takes milliseconds, and for hashing."""
+
+METHODS = frozenset({"GET", "HEAD", "POST", "OPTIONS", "PUT", "PATCH", "DELETE"})
+"""Those told by name; clients may make up others."""
+
+
+class PrometheusMetrics:
+    """All figures of a process; with ``DIRECTORY`` in the environment, of all processes that share it."""
+
+    def __init__(self) -> None:
+        self._shared = os.environ.get(DIRECTORY)
+        registry = self._registry = CollectorRegistry()
+        if self._shared is None:
+            # They tell of the one process that answers.
+            ProcessCollector(registry=registry)
+            PlatformCollector(registry=registry)
+            GCCollector(registry=registry)
+        self.requests = Counter(
+            "usersvc_http_requests", "Requests answered.", ["method", "route", "status"], registry=registry
+        )
+        self.request_seconds = Histogram(
+            "usersvc_http_request_duration_seconds",
+            "From the head of a request to its answer.",
+            ["method", "route"],
+            buckets=QUICK,
+            registry=registry,
+        )
+        self.hashing_seconds = Histogram(
+            "usersvc_hashing_duration_seconds",
+            "What hashing or verifying a password takes, waiting for a thread included.",
+            ["operation"],
+            buckets=SLOW,
+            registry=registry,
+        )
+        self.hashing_pending = Gauge(
+            "usersvc_hashing_pending",
+            "Passwords that wait for a thread or are in one.",
+            multiprocess_mode="livesum",
+            registry=registry,
+        )
+        self.hashing_refused = Counter(
+            "usersvc_hashing_refused", "Registrations refused for want of room.", registry=registry
+        )
+        self.storage_seconds = Histogram(
+            "usersvc_storage_call_duration_seconds",
+            "What a call of the storage takes.",
+            ["operation"],
+            buckets=QUICK,
+            registry=registry,
+        )
+        self.storage_failures = Counter(
+            "usersvc_storage_failures", "Calls that the storage could not answer.", ["operation"], registry=registry
+        )
+        self.outbox_answers = Counter(
+            "usersvc_outbox_deliveries",
+            "Attempts to deliver a notification, by what came of them: delivered, retried, set-aside.",
+            ["outcome"],
+            registry=registry,
+        )
+        # Of the storage, not of a process: whoever has looked last knows best.
+        self.outbox_pending = Gauge(
+            "usersvc_outbox_pending",
+            "Notifications that are still to be delivered.",
+            multiprocess_mode="mostrecent",
+            registry=registry,
+        )
+        self.outbox_set_aside = Gauge(
+            "usersvc_outbox_set_aside",
+            "Notifications that nobody tries to deliver any more.",
+            multiprocess_mode="mostrecent",
+            registry=registry,
+        )
+        self.outbox_oldest_seconds = Gauge(
+            "usersvc_outbox_oldest_age_seconds",
+            "How long ago the person registered who has waited longest to be told; 0 when nobody waits.",
+            multiprocess_mode="mostrecent",
+            registry=registry,
+        )
+        build = Gauge(
+            "usersvc_build_info",
+            "Always 1.",
+            ["version", "python"],
+            multiprocess_mode="max",
+            registry=registry,
+        )
+        build.labels(usersvc.__version__, platform.python_version()).set(1)
+        for outcome in ("delivered", "retried", "set-aside"):
+            # There from the beginning, so that the first one is seen as an increase.
+            self.outbox_answers.labels(outcome)
+        self._of_request: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
+
+    def observe_request(self, method: str, route: str, status: int, seconds: float) -> None:
+        """Count a request.
+
+        Args:
+            method: as it came.
+            route: the template of its path, of which there are few; never the path.
+            status: of the answer.
+            seconds: from its head to its answer.
+        """
+        key = (method if method in METHODS else "other", route, status)
+        # Looking up labels takes longer than counting.
+        found = self._of_request.get(key)
+        if found is None:
+            found = (
+                self.requests.labels(key[0], route, str(status)),
+                self.request_seconds.labels(key[0], route),
+            )
+            self._of_request[key] = found
+        counter, histogram = found
+        counter.inc()
+        histogram.observe(seconds)
+
+    async def exposition(self, outbox: Outbox) -> bytes:
+        """All figures in Prometheus' text format 0.0.4, those of the outbox as they are now."""
+        try:
+            state = await outbox.state()
+        except StorageUnavailable:
+            # The other figures are needed most when the storage does not answer; these stay as they were.
+            pass
+        else:
+            self.outbox_pending.set(state.pending)
+            self.outbox_set_aside.set(state.set_aside)
+            waited = 0.0 if state.oldest is None else (utc_now() - state.oldest).total_seconds()
+            self.outbox_oldest_seconds.set(max(0.0, waited))
+        if self._shared is None:
+            return generate_latest(self._registry)
+        _forget_the_dead(Path(self._shared))
+        everybodys = CollectorRegistry()
+        MultiProcessCollector(everybodys, self._shared)  # type: ignore[no-untyped-call]  # the library's
+        return generate_latest(everybodys)
+
+    @contextmanager
+    def storage_call(self, operation: str) -> Iterator[None]:
+        """Time what happens within, and count its failure."""
+        began = time.perf_counter()
+        try:
+            yield
+        except StorageUnavailable:
+            self.storage_failures.labels(operation).inc()
+            raise
+        finally:
+            self.storage_seconds.labels(operation).observe(time.perf_counter() - began)
+
+    @contextmanager
+    def hashing(self, operation: str) -> Iterator[None]:
+        """Time what happens within, and count its refusal."""
+        began = time.perf_counter()
+        self.hashing_pending.inc()
+        try:
+            with self.refusals():
+                yield
+            self.hashing_seconds.labels(operation).observe(time.perf_counter() - began)
+        finally:
+            self.hashing_pending.dec()
+
+    @contextmanager
+    def refusals(self) -> Iterator[None]:
+        """Count what is refused within for want of room."""
+        try:
+            yield
+        except HashingOverloaded:
+            self.hashing_refused.inc()
+            raise
+
+
+def _forget_the_dead(directory: Path) -> None:
+    """Take what processes that have ended said of themselves out of the sums; what they counted stays."""
+    for file in directory.glob("gauge_live*_*.db"):
+        pid = int(file.stem.rpartition("_")[2])
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            mark_process_dead(pid, str(directory))  # type: ignore[no-untyped-call]  # the library's
+        except PermissionError:
+            # It lives, and is somebody else's.
+            continue
+
+
+class MeteredPasswordHasher:
+    """A ``PasswordHasher`` in front of another."""
+
+    def __init__(self, hasher: PasswordHasher, metrics: PrometheusMetrics) -> None:
+        self._hasher = hasher
+        self._metrics = metrics
+
+    async def hash(self, password: Password) -> PasswordHash:
+        """See ``PasswordHasher.hash``."""
+        with self._metrics.hashing("hash"):
+            return await self._hasher.hash(password)
+
+    async def verify(self, password: Password, password_hash: PasswordHash) -> bool:
+        """See ``PasswordHasher.verify``."""
+        with self._metrics.hashing("verify"):
+            return await self._hasher.verify(password, password_hash)
+
+
+class MeteredUsers:
+    """A ``Users`` in front of another."""
+
+    def __init__(self, users: Users, metrics: PrometheusMetrics) -> None:
+        self._users = users
+        self._call = metrics.storage_call
+
+    async def add(self, user: User, *, key: IdempotencyKey | None = None) -> None:
+        """See ``Users.add``."""
+        with self._call("add"):
+            await self._users.add(user, key=key)
+
+    async def registered_with(self, key: IdempotencyKey, *, at: datetime) -> EarlierRegistration | None:
+        """See ``Users.registered_with``."""
+        with self._call("registered_with"):
+            return await self._users.registered_with(key, at=at)
+
+    async def find(self, user_id: UUID) -> UserView | None:
+        """See ``Users.find``."""
+        with self._call("find"):
+            return await self._users.find(user_id)
+
+    async def page(self, *, limit: int, order: Order, after: int | None, mailbox: str | None) -> Page:
+        """See ``Users.page``."""
+        with self._call("page"):
+            return await self._users.page(limit=limit, order=order, after=after, mailbox=mailbox)
+
+    async def check(self) -> None:
+        """See ``Users.check``."""
+        with self._call("check"):
+            await self._users.check()
+
+
+class MeteredOutbox:
+    """An ``Outbox`` in front of another."""
+
+    def __init__(self, outbox: Outbox, metrics: PrometheusMetrics) -> None:
+        self._outbox = outbox
+        self._call = metrics.storage_call
+        self._answers: Mapping[str, Counter] = {
+            outcome: metrics.outbox_answers.labels(outcome) for outcome in ("delivered", "retried", "set-aside")
+        }
+
+    async def lease(self, *, now: datetime, until: datetime, limit: int, latest: datetime = LAST) -> list[OutboxEntry]:
+        """See ``Outbox.lease``."""
+        with self._call("outbox_lease"):
+            return await self._outbox.lease(now=now, until=until, limit=limit, latest=latest)
+
+    async def delivered(self, entry: OutboxEntry) -> None:
+        """See ``Outbox.delivered``."""
+        with self._call("outbox_answer"):
+            await self._outbox.delivered(entry)
+        self._answers["delivered"].inc()
+
+    async def postpone(self, entry: OutboxEntry, *, due_at: datetime, reason: str) -> None:
+        """See ``Outbox.postpone``."""
+        with self._call("outbox_answer"):
+            await self._outbox.postpone(entry, due_at=due_at, reason=reason)
+        self._answers["retried"].inc()
+
+    async def set_aside(self, entry: OutboxEntry, *, reason: str) -> None:
+        """See ``Outbox.set_aside``."""
+        with self._call("outbox_answer"):
+            await self._outbox.set_aside(entry, reason=reason)
+        self._answers["set-aside"].inc()
+
+    async def next_due(self) -> datetime | None:
+        """See ``Outbox.next_due``."""
+        with self._call("outbox_next_due"):
+            return await self._outbox.next_due()
+
+    async def entries(self) -> list[OutboxEntry]:
+        """See ``Outbox.entries``."""
+        with self._call("outbox_entries"):
+            return await self._outbox.entries()
+
+    async def retry(self, entry_id: int, *, now: datetime) -> bool:
+        """See ``Outbox.retry``."""
+        with self._call("outbox_retry"):
+            return await self._outbox.retry(entry_id, now=now)
+
+    async def state(self) -> OutboxState:
+        """See ``Outbox.state``."""
+        with self._call("outbox_state"):
+            return await self._outbox.state()
