@@ -127,9 +127,9 @@ FORCE:
 
 # Beside everything else, which `sync` would take away again.
 .venv/bench.stamp: .venv/everything.stamp
-	$(POETRY) install --with bench --no-interaction
+	$(POETRY) install --all-extras --with bench --no-interaction
 	@touch $@
 
 .venv/everything.stamp: .venv/made.stamp .tools/poetry/made.stamp pyproject.toml poetry.lock
-	$(POETRY) sync --no-interaction
+	$(POETRY) sync --all-extras --no-interaction
 	@touch .venv/run-time.stamp $@
