@@ -59,8 +59,8 @@ fix: .venv/everything.stamp ## format, and repair what the linter can
 	$(BIN)/ruff format .
 
 .PHONY: bench
-bench: .venv/bench.stamp ## measure the service beside its peers: some ten minutes; needs wrk
-	$(BIN)/python -m benchmarks
+bench: .tools/bench/made.stamp ## measure the service beside its peers: some ten minutes; needs wrk
+	.tools/bench/bin/python -m benchmarks
 
 .PHONY: bench-asgi
 bench-asgi: .venv/everything.stamp ## measure the ASGI adapter beside its peers
@@ -125,9 +125,10 @@ FORCE:
 	$(POETRY) install --only main --no-interaction
 	@touch $@
 
-# Beside everything else, which `sync` would take away again.
-.venv/bench.stamp: .venv/everything.stamp
-	$(POETRY) install --all-extras --with bench --no-interaction
+# As the environment of those who run the service: several libraries import what they find of developers' tools.
+.tools/bench/made.stamp: .tools/python .tools/poetry/made.stamp pyproject.toml poetry.lock
+	@read -r python <.tools/python && "$$python" -m venv --clear --without-pip .tools/bench
+	VIRTUAL_ENV=$(CURDIR)/.tools/bench $(POETRY) install --only main,bench --no-interaction
 	@touch $@
 
 .venv/everything.stamp: .venv/made.stamp .tools/poetry/made.stamp pyproject.toml poetry.lock

@@ -1,9 +1,11 @@
 """The composition root: the only place that plugs concrete adapters into the application."""
 
+import ctypes
+import gc
 import logging
 import sys
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import timedelta
 from functools import partial
 
@@ -130,7 +132,18 @@ def create_asgi_app() -> AiohttpASGI:
     """
     settings = settings_or_exit()
     configure_logging(settings.log_level, settings.log_format)
-    return AiohttpASGI(create_service_app(settings))
+    application = AiohttpASGI(create_service_app(settings))
+    _settle()
+    return application
+
+
+def _settle() -> None:
+    """Give back the memory that starting alone has needed, some 3 MB, and let what stays be looked through no more."""
+    gc.collect()
+    gc.freeze()
+    # Only glibc's allocator keeps it, and has this.
+    with suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def settings_or_exit() -> Settings:

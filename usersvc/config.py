@@ -146,13 +146,11 @@ class Settings:
                 None,
             ),
             # Empty means none here, and is not the same as not set.
-            register_rate=None
-            if environ.get("USERSVC_REGISTER_RATE") == ""
-            else read(
+            register_rate=read(
                 "REGISTER_RATE",
                 "a rate as 60/minute or 1000 per 2 hours, or nothing for no limit",
                 _rate,
-                defaults.register_rate,
+                None if environ.get("USERSVC_REGISTER_RATE") == "" else defaults.register_rate,
             ),
             trusted_proxies=read(
                 "TRUSTED_PROXIES",

@@ -255,7 +255,7 @@ def test_a_line_of_the_env_file_that_sets_nothing_is_refused(
 
 
 def test_a_name_that_is_no_setting_is_noticed() -> None:
-    assert read(password_min_lenght="15", rate_limit_store="memory://", port="1").without_effect == (
+    assert read(password_min_lenght="15", rate_limit_store="memory://", port="1", register_rate="").without_effect == (
         "USERSVC_PASSWORD_MIN_LENGHT",
         "USERSVC_RATE_LIMIT_STORE",
     )

@@ -276,8 +276,8 @@ async def content_negotiation(request: web.Request, handler: Handler) -> web.Str
             if weight(accept, chosen) == 0:
                 raise NotAcceptable(f"Only {', '.join(offered)} is to be had here.")
         request[handlers.MEDIA_TYPE] = chosen
-        # The raw path, since the query is taken apart only when it is looked at.
-        if "?" in request.raw_path and "text/html" not in offered and not _has_query(noted):
+        # Raw, since the query is taken apart only when it is looked at.
+        if request.rel_url.raw_query_string and "text/html" not in offered and not _has_query(noted):
             unknown = [Violation(shown(name), "unknown-field", NO_PARAMETER) for name in dict.fromkeys(request.query)]
             if unknown and not noted["schemas"]:
                 raise InvalidRequest(unknown)
