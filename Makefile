@@ -70,6 +70,10 @@ bench-asgi: .venv/everything.stamp ## measure the ASGI adapter beside its peers
 bench-flood: .venv/everything.stamp ## flood the service with registrations, and time who reads meanwhile
 	$(BIN)/python -m benchmarks.flood
 
+.PHONY: oldest
+oldest: .venv/everything.stamp .tools/oldest/made.stamp ## the ASGI shim's tests on the oldest aiohttp that is admitted
+	PYTHONPATH=.tools/oldest $(BIN)/pytest tests/asgi
+
 .PHONY: lock
 lock: .tools/poetry/made.stamp .venv/made.stamp ## resolve the dependencies anew after a change in pyproject.toml
 	$(POETRY) lock
@@ -123,6 +127,13 @@ FORCE:
 # `install` where the other one says `sync`: it leaves the tools alone when they are there already.
 .venv/run-time.stamp: .venv/made.stamp .tools/poetry/made.stamp pyproject.toml poetry.lock
 	$(POETRY) install --only main --no-interaction
+	@touch $@
+
+# Beside the newest, which the lock file has.
+.tools/oldest/made.stamp: .tools/poetry/made.stamp pyproject.toml
+	@rm -rf .tools/oldest
+	.tools/poetry/bin/python -m pip install -qq --disable-pip-version-check --no-deps --target .tools/oldest \
+		"aiohttp==$$(sed -n 's/.*"aiohttp (>=\([0-9.]*\),.*/\1/p' pyproject.toml)"
 	@touch $@
 
 # As the environment of those who run the service: several libraries import what they find of developers' tools.
