@@ -78,6 +78,10 @@ oldest: .venv/everything.stamp .tools/oldest/made.stamp ## the ASGI shim's tests
 lock: .tools/poetry/made.stamp .venv/made.stamp ## resolve the dependencies anew after a change in pyproject.toml
 	$(POETRY) lock
 
+.PHONY: build
+build: .tools/poetry/made.stamp ## build the wheel and the source package, into dist/
+	$(POETRY) build --clean
+
 .PHONY: crash
 crash: .venv/everything.stamp ## kill the service 200 times under load, and look whether anything was lost
 	$(BIN)/python -m tests.e2e.crash --kills 200

@@ -4,27 +4,38 @@ import ctypes
 import gc
 import logging
 import sys
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from datetime import timedelta
 from functools import partial
+from typing import TYPE_CHECKING
 
 from aiohttp import web
 
 from usersvc.adapters.bcrypt_hasher import BcryptPasswordHasher
 from usersvc.adapters.logging_notifier import LoggingNotifier
 from usersvc.adapters.memory import InMemoryUsers
-from usersvc.adapters.prometheus import MeteredOutbox, MeteredPasswordHasher, MeteredUsers, PrometheusMetrics
+from usersvc.adapters.observed import (
+    Instrument,
+    ObservedNotifier,
+    ObservedOutbox,
+    ObservedPasswordHasher,
+    ObservedUsers,
+)
+from usersvc.adapters.prometheus import PrometheusMetrics
 from usersvc.adapters.smtp_notifier import Security, SmtpNotifier
 from usersvc.adapters.sqlite import SqliteUsers
 from usersvc.application.notifications import LEASE, NotificationDispatcher
-from usersvc.application.ports import Notifier, Store
+from usersvc.application.ports import Notifier, Outbox, PasswordHasher, Store, Users
 from usersvc.application.registration import UserRegistrationService
 from usersvc.asgi import AiohttpASGI, while_client_waits
 from usersvc.config import BadSetting, Settings, SqliteDatabase
 from usersvc.logs import configure_logging
 from usersvc.web.app import create_app
 from usersvc.web.rate_limit import BoundedMemory, RateLimit
+
+if TYPE_CHECKING:
+    from usersvc.adapters.opentelemetry import OpenTelemetryTracing
 
 log = logging.getLogger(__name__)
 
@@ -41,8 +52,13 @@ def create_service_app(settings: Settings, *, lease: timedelta = LEASE) -> web.A
     Args:
         settings: as read from the environment.
         lease: how long a crashed process keeps others from the notifications that it had in hand.
+
+    Raises:
+        BadSetting: tracing is on, and a variable of OpenTelemetry's has a value that it does not accept.
     """
     metrics = PrometheusMetrics()
+    tracing = _tracing(settings)
+    instruments: list[Instrument] = [metrics] if tracing is None else [metrics, tracing]
     users = _users(settings)
     hasher = BcryptPasswordHasher(
         cost=settings.bcrypt_cost,
@@ -50,10 +66,19 @@ def create_service_app(settings: Settings, *, lease: timedelta = LEASE) -> web.A
         queue=settings.hash_queue,
         pepper=settings.password_pepper,
     )
-    dispatcher = NotificationDispatcher(MeteredOutbox(users.outbox, metrics), _notifier(settings), lease=lease)
+    observed_users: Users = users
+    observed_outbox: Outbox = users.outbox
+    observed_hasher: PasswordHasher = hasher
+    observed_notifier = _notifier(settings)
+    for instrument in instruments:
+        observed_users = ObservedUsers(observed_users, instrument)
+        observed_outbox = ObservedOutbox(observed_outbox, instrument)
+        observed_hasher = ObservedPasswordHasher(observed_hasher, instrument)
+        observed_notifier = ObservedNotifier(observed_notifier, instrument)
+    dispatcher = NotificationDispatcher(observed_outbox, observed_notifier, lease=lease)
     service = UserRegistrationService(
-        MeteredUsers(users, metrics),
-        MeteredPasswordHasher(hasher, metrics),
+        observed_users,
+        observed_hasher,
         password_min_length=settings.password_min_length,
         on_registered=dispatcher.wake,
     )
@@ -65,6 +90,9 @@ def create_service_app(settings: Settings, *, lease: timedelta = LEASE) -> web.A
     @asynccontextmanager
     async def resources() -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
+            if tracing is not None:
+                # Closed last, when everything has been told.
+                await stack.enter_async_context(tracing)
             if isinstance(users, SqliteUsers):
                 await stack.enter_async_context(users)
             await stack.enter_async_context(hasher)
@@ -93,7 +121,19 @@ def create_service_app(settings: Settings, *, lease: timedelta = LEASE) -> web.A
         waiting_client=while_client_waits,
         metrics=partial(metrics.exposition, users.outbox),
         observe=metrics.observe_request,
+        trace=None if tracing is None else tracing.request,
     )
+
+
+def _tracing(settings: Settings) -> "OpenTelemetryTracing | None":
+    if settings.tracing == "off":
+        return None
+    try:
+        from usersvc.adapters.opentelemetry import OpenTelemetryTracing  # noqa: PLC0415  # an extra, and slow to import
+
+        return OpenTelemetryTracing()
+    except ValueError as error:
+        raise BadSetting(f"USERSVC_TRACING accepts otlp with variables OTEL_... that are right: {error}") from None
 
 
 def _rate_limit(settings: Settings) -> RateLimit | None:
@@ -144,7 +184,8 @@ def create_asgi_app() -> AiohttpASGI:
     """
     settings = settings_or_exit()
     configure_logging(settings.log_level, settings.log_format)
-    application = AiohttpASGI(create_service_app(settings))
+    with _exit_for_bad_settings():
+        application = AiohttpASGI(create_service_app(settings))
     _settle()
     return application
 
@@ -164,8 +205,14 @@ def settings_or_exit() -> Settings:
     Raises:
         SystemExit: with code 2, after one line on standard error, for a setting that is not accepted.
     """
-    try:
+    with _exit_for_bad_settings():
         return Settings.from_environment()
+
+
+@contextmanager
+def _exit_for_bad_settings() -> Iterator[None]:
+    try:
+        yield
     except BadSetting as error:
-        print(f"usersvc: {error}", file=sys.stderr)  # noqa: T201  # the log is not set up yet
+        print(f"usersvc: {error}", file=sys.stderr)  # noqa: T201  # as before there is a log
         raise SystemExit(2) from None

@@ -1,5 +1,6 @@
 """The settings, read once from the environment and from a ``.env`` file."""
 
+import importlib.util
 import io
 import ipaddress
 import os
@@ -87,6 +88,8 @@ class Settings:
     max_body_bytes: int = 16384
     log_level: str = "info"
     log_format: str = "console"
+    tracing: str = "off"
+    """``otlp``: spans are sent, as the variables ``OTEL_...`` say."""
     without_effect: tuple[str, ...] = ()
     """Names of variables that are set and that this version does not heed."""
 
@@ -175,13 +178,24 @@ class Settings:
             max_body_bytes=number("MAX_BODY_BYTES", 1024, 16 * 1024 * 1024, defaults.max_body_bytes),
             log_level=read("LOG_LEVEL", "debug, info, warning, error or critical", _log_level, defaults.log_level),
             log_format=read("LOG_FORMAT", "console or json", _one_of("console", "json"), defaults.log_format),
+            tracing=read("TRACING", "off or otlp", _one_of("off", "otlp"), defaults.tracing),
             without_effect=tuple(sorted(name for name in environ if name.startswith("USERSVC_") and name not in known)),
         )
         if isinstance(settings.database, MemoryDatabase) and settings.workers > 1:
             raise BadSetting("USERSVC_WORKERS accepts 1 with memory://: processes do not share their memory.")
         if settings.smtp is not None and not settings.mail_from:
             raise BadSetting("USERSVC_MAIL_FROM accepts an email address, and is needed with USERSVC_SMTP_URL.")
+        if settings.tracing != "off" and not _installed("opentelemetry.exporter.otlp.proto.http"):
+            raise BadSetting("USERSVC_TRACING accepts otlp only with the extra otel: pip install 'usersvc[otel]'.")
         return settings
+
+
+def _installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:
+        # Nor is what it is a part of.
+        return False
 
 
 def stored() -> dict[str, str]:

@@ -147,6 +147,51 @@ def test_several_workers_are_told_as_one(tmp_path: Path) -> None:
     assert not [*folder.iterdir()]
 
 
+# --- what people look at --------------------------------------------------------------------------------------------
+
+
+def test_the_dashboard_is_one_that_grafana_takes() -> None:
+    dashboard = json.loads((OBSERVABILITY / "dashboard.json").read_text("utf-8"))
+    assert {"title", "uid", "schemaVersion", "panels", "templating", "time"} <= set(dashboard)
+    # Made anew at each import, not taken over from where it was made.
+    assert "id" not in dashboard
+    [source] = dashboard["templating"]["list"]
+    assert (source["type"], source["query"], source["name"]) == ("datasource", "prometheus", "datasource")
+    panels = dashboard["panels"]
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    taken: set[tuple[int, int]] = set()
+    for panel in panels:
+        assert panel["datasource"] == {"type": "prometheus", "uid": "${datasource}"}
+        references = [target["refId"] for target in panel["targets"]]
+        assert len(set(references)) == len(references) > 0
+        x, y, width, height = (panel["gridPos"][name] for name in "xywh")
+        # Grafana's grid has 24 columns.
+        assert 0 <= x <= x + width <= 24
+        place = {(column, row) for column in range(x, x + width) for row in range(y, y + height)}
+        assert not place & taken
+        taken |= place
+
+
+def test_every_figure_that_is_looked_at_exists(tmp_path: Path) -> None:
+    with running(tmp_path) as service, service.client() as client:
+        register(client)
+        service.wait_for_output("sent a welcome mail")
+        there = {
+            name
+            for family in text_string_to_metric_families(client.get("/metrics").text)
+            # Those with labels are there from their first value on: for a failure of the storage there is none.
+            for name in [*(sample.name for sample in family.samples), family.name]
+        }
+    there |= {f"{name}_total" for name in there}
+    looked_at = {
+        name
+        for file in ("dashboard.json", "alerts.yaml", "alerts.test.yaml")
+        for name in re.findall(r"\busersvc_\w+", (OBSERVABILITY / file).read_text("utf-8"))
+    }
+    assert len(looked_at) > 10
+    assert not looked_at - there
+
+
 # --- Prometheus ---------------------------------------------------------------------------------------------------
 
 needs_prometheus = pytest.mark.skipif(
@@ -199,8 +244,10 @@ def answer(client: httpx.Client, query: str) -> list[dict[str, Any]]:
     while True:
         try:
             response = client.get("/query", params={"query": query})
+            started = response.status_code != httpx.codes.SERVICE_UNAVAILABLE
         except httpx.TransportError:
-            # It is still starting.
+            started = False
+        if not started:
             assert time.monotonic() < deadline, "Prometheus does not start"
             time.sleep(0.05)
             continue

@@ -1,3 +1,4 @@
+import sys
 from ipaddress import ip_network
 from pathlib import Path
 
@@ -20,7 +21,7 @@ def test_the_defaults_are_the_contracts() -> None:
     assert (settings.host, settings.port, settings.workers) == ("127.0.0.1", 8000, 1)
     assert settings.database == SqliteDatabase(Path("usersvc.db"))
     assert (settings.bcrypt_cost, settings.password_min_length, settings.max_body_bytes) == (12, 8, 16384)
-    assert (settings.log_level, settings.log_format) == ("info", "console")
+    assert (settings.log_level, settings.log_format, settings.tracing) == ("info", "console", "off")
     assert settings.password_pepper is None
     assert settings.hash_workers >= 1
     assert settings.hash_queue == 64
@@ -52,6 +53,7 @@ def test_everything_can_be_set() -> None:
         max_body_bytes="2048",
         log_level="WARNING",
         log_format="json",
+        tracing="OTLP",
     )
 
     assert settings == Settings(
@@ -72,6 +74,7 @@ def test_everything_can_be_set() -> None:
         max_body_bytes=2048,
         log_level="warning",
         log_format="json",
+        tracing="otlp",
     )
 
 
@@ -99,6 +102,7 @@ def test_the_database_may_be_memory() -> None:
         ("max_body_bytes", "0"),
         ("log_level", "loud"),
         ("log_format", "xml"),
+        ("tracing", "jaeger"),
         ("database_url", "users.db"),
         ("database_url", "sqlite://"),
         ("database_url", "sqlite:///"),
@@ -259,6 +263,14 @@ def test_a_name_that_is_no_setting_is_noticed() -> None:
         "USERSVC_PASSWORD_MIN_LENGHT",
         "USERSVC_RATE_LIMIT_STORE",
     )
+
+
+def test_tracing_needs_an_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    # As if it were not installed.
+    monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http", None)
+    with pytest.raises(BadSetting, match=r"USERSVC_TRACING accepts otlp only with the extra otel: .*usersvc\[otel\]"):
+        read(tracing="otlp")
+    assert read(tracing="off") == read()
 
 
 def test_processes_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
