@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TypeVar
 from urllib.parse import unquote, urlsplit
@@ -26,6 +27,8 @@ LAST_PORT = 65535
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 SMTP_URL_FORMS = "smtp://host, smtps://host or smtp+starttls://host, with user:password@ and :port as needed"
+
+REDIS_URL_FORMS = "redis://host or rediss://host, with user:password@, :port and /database as needed"
 
 
 def cores() -> int:
@@ -74,7 +77,9 @@ class Settings:
     admin_token: str | None = field(default=None, repr=False)
     """Who sends it may read the users; without one, anybody may."""
     register_rate: RateLimitItem | None = field(default_factory=lambda: RateLimitItemPerMinute(60))
-    """Registrations of one client address, in each process; None: as many as it likes."""
+    """Registrations of one client address; None: as many as it likes."""
+    rate_limit_store: str | None = field(default=None, repr=False)
+    """The URL of the Redis in which processes count together; None: each counts by itself. It may hold a password."""
     trusted_proxies: tuple[Network, ...] = ()
     """Whose ``X-Forwarded-For`` is believed."""
     cors_origins: tuple[str, ...] = ()
@@ -154,6 +159,7 @@ class Settings:
                 _rate,
                 defaults.register_rate,
             ),
+            rate_limit_store=read("RATE_LIMIT_STORE", REDIS_URL_FORMS, _redis, None),
             trusted_proxies=read(
                 "TRUSTED_PROXIES",
                 "addresses and networks separated by commas, as 10.0.0.0/8,::1",
@@ -178,6 +184,10 @@ class Settings:
             raise BadSetting("USERSVC_WORKERS accepts 1 with memory://: processes do not share their memory.")
         if settings.smtp is not None and not settings.mail_from:
             raise BadSetting("USERSVC_MAIL_FROM accepts an email address, and is needed with USERSVC_SMTP_URL.")
+        if settings.rate_limit_store is not None and find_spec("redis") is None:
+            raise BadSetting(
+                "USERSVC_RATE_LIMIT_STORE accepts a URL only with the extra redis: pip install 'usersvc[redis]'."
+            )
         return settings
 
 
@@ -251,6 +261,18 @@ def _smtp(url: str) -> SmtpServer:
         user=unquote(parts.username) if parts.username else None,
         password=unquote(parts.password) if parts.password else None,
     )
+
+
+def _redis(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.scheme not in {"redis", "rediss"} or not parts.hostname or parts.query or parts.fragment:
+        raise ValueError
+    if not re.fullmatch(r"/?|/[0-9]{1,5}", parts.path, re.ASCII) or parts.port == 0:
+        raise ValueError
+    # urlsplit would drop some control characters; bytes that are no UTF-8 are not printable either.
+    if not url.isprintable() or " " in url:
+        raise ValueError
+    return url
 
 
 def _address(text: str) -> str:

@@ -46,6 +46,7 @@ def test_everything_can_be_set() -> None:
         admin_token="another secret".replace(" ", "-"),
         hash_queue="0",
         register_rate="5 per 2 hours",
+        rate_limit_store="rediss://us%40er:hunter2@redis.example.com:6380/1",
         trusted_proxies="10.0.0.0/8, ::1",
         cors_origins="https://app.example.com, http://localhost:3000,http://[::1]:3000",
         max_connections="7",
@@ -66,6 +67,7 @@ def test_everything_can_be_set() -> None:
         admin_token="another-secret",
         hash_queue=0,
         register_rate=RateLimitItemPerHour(5, 2),
+        rate_limit_store="rediss://us%40er:hunter2@redis.example.com:6380/1",
         trusted_proxies=(ip_network("10.0.0.0/8"), ip_network("::1")),
         cors_origins=("https://app.example.com", "http://localhost:3000", "http://[::1]:3000"),
         max_connections=7,
@@ -118,6 +120,15 @@ def test_the_database_may_be_memory() -> None:
         ("register_rate", "60/fortnight"),
         ("register_rate", "1/second;60/minute"),
         ("register_rate", " "),
+        ("rate_limit_store", "memory://"),
+        ("rate_limit_store", "redis://"),
+        ("rate_limit_store", "redis://:hunter2@host/name"),
+        ("rate_limit_store", "redis://:hunter2@host/0?socket_timeout=9"),
+        ("rate_limit_store", "redis://:hunter2@host#top"),
+        ("rate_limit_store", "redis://:hunter2@host:port"),
+        ("rate_limit_store", "redis://:hunter2@host:0"),
+        ("rate_limit_store", "redis://:hunter2@ho st"),
+        ("rate_limit_store", "redis://[half:hunter2"),
         ("trusted_proxies", "10.0.0.0/8,proxy.example.com"),
         ("trusted_proxies", "10.0.0.1/8"),
         ("trusted_proxies", "*"),
@@ -177,6 +188,7 @@ def test_memory_is_for_one_process() -> None:
             "PASSWORD_PEPPER",
             "MAIL_FROM",
             "REGISTER_RATE",
+            "RATE_LIMIT_STORE",
             "CORS_ORIGINS",
         ]
     ),
@@ -202,10 +214,18 @@ def test_any_text_is_a_mail_server_or_refused(start: str, text: str) -> None:
 def test_secrets_are_never_shown() -> None:
     assert "sixteen or more!" not in repr(read(password_pepper="sixteen or more!"))
     assert "hunter2" not in repr(read(admin_token="hunter2"))
+    assert "hunter2" not in repr(read(rate_limit_store="redis://:hunter2@host"))
 
 
 def test_an_empty_rate_is_no_limit() -> None:
     assert read(register_rate="").register_rate is None
+
+
+def test_a_store_without_the_library_for_it_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("usersvc.config.find_spec", lambda _: None)
+    with pytest.raises(BadSetting, match=r"USERSVC_RATE_LIMIT_STORE accepts .*pip install 'usersvc\[redis\]'"):
+        read(rate_limit_store="redis://localhost")
+    assert read().rate_limit_store is None
 
 
 def test_the_environment_wins_over_the_env_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -255,9 +275,9 @@ def test_a_line_of_the_env_file_that_sets_nothing_is_refused(
 
 
 def test_a_name_that_is_no_setting_is_noticed() -> None:
-    assert read(password_min_lenght="15", rate_limit_store="memory://", port="1").without_effect == (
+    assert read(password_min_lenght="15", rate_limit_shop="x", port="1").without_effect == (
         "USERSVC_PASSWORD_MIN_LENGHT",
-        "USERSVC_RATE_LIMIT_STORE",
+        "USERSVC_RATE_LIMIT_SHOP",
     )
 
 
