@@ -28,6 +28,9 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 SMTP_URL_FORMS = "smtp://host, smtps://host or smtp+starttls://host, with user:password@ and :port as needed"
 
+SECRETS = ("DATABASE_URL", "PASSWORD_PEPPER", "ADMIN_TOKEN", "RATE_LIMIT_STORE", "SMTP_URL")
+"""Those that are or may hold a secret: each may be the text of a file, which a variable with ``_FILE`` behind names."""
+
 REDIS_URL_FORMS = "redis://host or rediss://host, with user:password@, :port and /database as needed"
 
 
@@ -108,6 +111,7 @@ class Settings:
         if environ is None:
             # Without interpolation, so that a secret may hold a dollar sign.
             environ = _stored() | dict(os.environ)
+        environ = _with_files(environ)
         defaults = cls()
 
         def read(name: str, accepts: str, parse: Callable[[str], T], default: T) -> T:
@@ -209,6 +213,32 @@ def _stored() -> dict[str, str]:
             raise BadSetting(f".env accepts lines NAME=value in UTF-8; see its line {line.original.line}.")
     # Read without interpolation, so that a secret may hold a dollar sign.
     return {line.key: line.value for line in lines if line.key is not None and line.value is not None}
+
+
+def _with_files(environ: Mapping[str, str]) -> dict[str, str]:
+    """The variables, and beside them the secrets that are in files.
+
+    Raises:
+        BadSetting: a file cannot be read or is empty, or the secret is set in both ways.
+    """
+    variables = dict(environ)
+    for secret in SECRETS:
+        name = f"USERSVC_{secret}"
+        file = variables.pop(f"{name}_FILE", "")
+        if not file:
+            continue
+        if variables.get(name):
+            raise BadSetting(f"{name}_FILE accepts a file only when {name} is not set.")
+        try:
+            # Bytes that are no UTF-8 as they come from the environment, too.
+            text = Path(file).read_text("utf-8", "surrogateescape").removesuffix("\n").removesuffix("\r")
+        except (OSError, ValueError):
+            text = ""
+        if not text:
+            # Nothing would be as good as no secret, and nobody would notice.
+            raise BadSetting(f"{name}_FILE accepts the path of a file that can be read and is not empty.")
+        variables[name] = text
+    return variables
 
 
 def _between(least: int, most: int) -> Callable[[str], int]:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from limits import RateLimitItemPerHour, RateLimitItemPerMinute
 
 from usersvc.adapters.smtp_notifier import Security, SmtpServer
-from usersvc.config import BadSetting, MemoryDatabase, Settings, SqliteDatabase
+from usersvc.config import SECRETS, BadSetting, MemoryDatabase, Settings, SqliteDatabase
 
 
 def read(**settings: str) -> Settings:
@@ -215,6 +215,45 @@ def test_secrets_are_never_shown() -> None:
     assert "sixteen or more!" not in repr(read(password_pepper="sixteen or more!"))
     assert "hunter2" not in repr(read(admin_token="hunter2"))
     assert "hunter2" not in repr(read(rate_limit_store="redis://:hunter2@host"))
+
+
+@pytest.mark.parametrize("end", ["", "\n", "\r\n"])
+def test_a_secret_may_be_in_a_file(tmp_path: Path, end: str) -> None:
+    secrets = {
+        "database_url": "sqlite:////data/users.db",
+        "password_pepper": "a secret of some length ",
+        "admin_token": "hunter2",
+        "rate_limit_store": "redis://:hunter2@host",
+        "smtp_url": "smtps://user:hunter2@host",
+    }
+    assert {name.upper() for name in secrets} == set(SECRETS)
+    for name, secret in secrets.items():
+        (tmp_path / name).write_bytes(f"{secret}{end}".encode())
+    files = {f"{name}_file": str(tmp_path / name) for name in secrets}
+
+    settings = read(mail_from="service@example.com", **files)
+
+    assert settings == read(mail_from="service@example.com", **secrets)
+    assert settings.without_effect == ()
+
+
+@pytest.mark.parametrize(
+    ("content", "file"), [(b"", "token"), (b"\n", "token"), (b"hunter2", "no such file"), (b"", "\0")]
+)
+def test_a_file_without_a_secret_is_refused(tmp_path: Path, content: bytes, file: str) -> None:
+    (tmp_path / "token").write_bytes(content)
+    with pytest.raises(BadSetting, match=r"^USERSVC_ADMIN_TOKEN_FILE accepts the path of a file that can be read"):
+        read(admin_token_file=str(tmp_path / file))
+
+
+def test_a_secret_is_set_in_one_way(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("hunter2")
+    with pytest.raises(BadSetting, match=r"^USERSVC_ADMIN_TOKEN_FILE accepts a file only when USERSVC_ADMIN_TOKEN is"):
+        read(admin_token="hunter2", admin_token_file=str(tmp_path / "token"))
+
+
+def test_what_is_no_secret_has_no_file() -> None:
+    assert read(port_file="/etc/hostname").without_effect == ("USERSVC_PORT_FILE",)
 
 
 def test_an_empty_rate_is_no_limit() -> None:
