@@ -154,14 +154,12 @@ class Settings:
                 _token,
                 None,
             ),
-            # Empty means none here, and is not the same as not set.
-            register_rate=None
-            if environ.get("USERSVC_REGISTER_RATE") == ""
-            else read(
+            register_rate=read(
                 "REGISTER_RATE",
                 "a rate as 60/minute or 1000 per 2 hours, or nothing for no limit",
                 _rate,
-                defaults.register_rate,
+                # Empty means none here, and is not the same as not set.
+                None if environ.get("USERSVC_REGISTER_RATE") == "" else defaults.register_rate,
             ),
             rate_limit_store=read("RATE_LIMIT_STORE", REDIS_URL_FORMS, _redis, None),
             trusted_proxies=read(

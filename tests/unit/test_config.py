@@ -257,7 +257,7 @@ def test_what_is_no_secret_has_no_file() -> None:
 
 
 def test_an_empty_rate_is_no_limit() -> None:
-    assert read(register_rate="").register_rate is None
+    assert (read(register_rate="").register_rate, read(register_rate="").without_effect) == (None, ())
 
 
 def test_a_store_without_the_library_for_it_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
