@@ -32,10 +32,11 @@ from usersvc.asgi import AiohttpASGI, while_client_waits
 from usersvc.config import BadSetting, Settings, SqliteDatabase
 from usersvc.logs import configure_logging
 from usersvc.web.app import create_app
-from usersvc.web.rate_limit import BoundedMemory, RateLimit
+from usersvc.web.rate_limit import BoundedMemory, Counts, FallingBack, RateLimit
 
 if TYPE_CHECKING:
     from usersvc.adapters.opentelemetry import OpenTelemetryTracing
+    from usersvc.adapters.redis_counts import RedisCounts
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +61,7 @@ def create_service_app(settings: Settings, *, lease: timedelta = LEASE) -> web.A
     tracing = _tracing(settings)
     instruments: list[Instrument] = [metrics] if tracing is None else [metrics, tracing]
     users = _users(settings)
+    shared_counts = _shared_counts(settings)
     hasher = BcryptPasswordHasher(
         cost=settings.bcrypt_cost,
         workers=settings.hash_workers,
@@ -96,6 +98,8 @@ def create_service_app(settings: Settings, *, lease: timedelta = LEASE) -> web.A
             if isinstance(users, SqliteUsers):
                 await stack.enter_async_context(users)
             await stack.enter_async_context(hasher)
+            if shared_counts is not None:
+                await stack.enter_async_context(shared_counts)
             if settings.bcrypt_cost < WEAK_COST:
                 log.warning("USERSVC_BCRYPT_COST is under %d: hashes are quick to guess", WEAK_COST)
             await stack.enter_async_context(dispatcher)
@@ -114,7 +118,7 @@ def create_service_app(settings: Settings, *, lease: timedelta = LEASE) -> web.A
         resources=resources,
         max_body_bytes=settings.max_body_bytes,
         admin_token=settings.admin_token,
-        rate_limit=_rate_limit(settings),
+        rate_limit=_rate_limit(settings, shared_counts, metrics),
         cors_origins=settings.cors_origins,
         trusted_proxies=settings.trusted_proxies,
         check_room=check_room,
@@ -136,10 +140,23 @@ def _tracing(settings: Settings) -> "OpenTelemetryTracing | None":
         raise BadSetting(f"USERSVC_TRACING accepts otlp with variables OTEL_... that are right: {error}") from None
 
 
-def _rate_limit(settings: Settings) -> RateLimit | None:
+def _shared_counts(settings: Settings) -> "RedisCounts | None":
+    if settings.register_rate is None or settings.rate_limit_store is None:
+        return None
+    from usersvc.adapters.redis_counts import RedisCounts  # noqa: PLC0415  # an extra, which may be missing
+
+    return RedisCounts(settings.rate_limit_store, secret=settings.password_pepper)
+
+
+def _rate_limit(
+    settings: Settings, shared_counts: "RedisCounts | None", metrics: PrometheusMetrics
+) -> RateLimit | None:
     if settings.register_rate is None:
         return None
-    return RateLimit(settings.register_rate, trusted_proxies=settings.trusted_proxies, storage=BoundedMemory())
+    counts: Counts = BoundedMemory()
+    if shared_counts is not None:
+        counts = FallingBack(shared_counts, counts, metrics.rate_limit_fallbacks.inc)
+    return RateLimit(settings.register_rate, trusted_proxies=settings.trusted_proxies, counts=counts)
 
 
 def _users(settings: Settings) -> SqliteUsers | InMemoryUsers:

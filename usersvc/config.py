@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TypeVar
 from urllib.parse import unquote, urlsplit
@@ -27,6 +28,11 @@ LAST_PORT = 65535
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 SMTP_URL_FORMS = "smtp://host, smtps://host or smtp+starttls://host, with user:password@ and :port as needed"
+
+SECRETS = ("DATABASE_URL", "PASSWORD_PEPPER", "ADMIN_TOKEN", "RATE_LIMIT_STORE", "SMTP_URL")
+"""Those that are or may hold a secret: each may be the text of a file, which a variable with ``_FILE`` behind names."""
+
+REDIS_URL_FORMS = "redis://host or rediss://host, with user:password@, :port and /database as needed"
 
 
 def cores() -> int:
@@ -75,7 +81,9 @@ class Settings:
     admin_token: str | None = field(default=None, repr=False)
     """Who sends it may read the users; without one, anybody may."""
     register_rate: RateLimitItem | None = field(default_factory=lambda: RateLimitItemPerMinute(60))
-    """Registrations of one client address, in each process; None: as many as it likes."""
+    """Registrations of one client address; None: as many as it likes."""
+    rate_limit_store: str | None = field(default=None, repr=False)
+    """The URL of the Redis in which processes count together; None: each counts by itself. It may hold a password."""
     trusted_proxies: tuple[Network, ...] = ()
     """Whose ``X-Forwarded-For`` is believed."""
     cors_origins: tuple[str, ...] = ()
@@ -110,7 +118,9 @@ class Settings:
             BadSetting: a value is not accepted.
         """
         if environ is None:
+            # Without interpolation, so that a secret may hold a dollar sign.
             environ = stored() | dict(os.environ)
+        environ = _with_files(environ)
         defaults = cls()
 
         def read(name: str, accepts: str, parse: Callable[[str], T], default: T) -> T:
@@ -160,6 +170,7 @@ class Settings:
                 # Empty means none here, and is not the same as not set.
                 None if environ.get("USERSVC_REGISTER_RATE") == "" else defaults.register_rate,
             ),
+            rate_limit_store=read("RATE_LIMIT_STORE", REDIS_URL_FORMS, _redis, None),
             trusted_proxies=read(
                 "TRUSTED_PROXIES",
                 "addresses and networks separated by commas, as 10.0.0.0/8,::1",
@@ -187,6 +198,10 @@ class Settings:
             raise BadSetting("USERSVC_MAIL_FROM accepts an email address, and is needed with USERSVC_SMTP_URL.")
         if settings.tracing != "off" and not _installed("opentelemetry.exporter.otlp.proto.http"):
             raise BadSetting("USERSVC_TRACING accepts otlp only with the extra otel: pip install 'usersvc[otel]'.")
+        if settings.rate_limit_store is not None and find_spec("redis") is None:
+            raise BadSetting(
+                "USERSVC_RATE_LIMIT_STORE accepts a URL only with the extra redis: pip install 'usersvc[redis]'."
+            )
         return settings
 
 
@@ -216,6 +231,32 @@ def stored() -> dict[str, str]:
             raise BadSetting(f".env accepts lines NAME=value in UTF-8; see its line {line.original.line}.")
     # Read without interpolation, so that a secret may hold a dollar sign.
     return {line.key: line.value for line in lines if line.key is not None and line.value is not None}
+
+
+def _with_files(environ: Mapping[str, str]) -> dict[str, str]:
+    """The variables, and beside them the secrets that are in files.
+
+    Raises:
+        BadSetting: a file cannot be read or is empty, or the secret is set in both ways.
+    """
+    variables = dict(environ)
+    for secret in SECRETS:
+        name = f"USERSVC_{secret}"
+        file = variables.pop(f"{name}_FILE", "")
+        if not file:
+            continue
+        if variables.get(name):
+            raise BadSetting(f"{name}_FILE accepts a file only when {name} is not set.")
+        try:
+            # Bytes that are no UTF-8 as they come from the environment, too.
+            text = Path(file).read_text("utf-8", "surrogateescape").removesuffix("\n").removesuffix("\r")
+        except (OSError, ValueError):
+            text = ""
+        if not text:
+            # Nothing would be as good as no secret, and nobody would notice.
+            raise BadSetting(f"{name}_FILE accepts the path of a file that can be read and is not empty.")
+        variables[name] = text
+    return variables
 
 
 def _between(least: int, most: int) -> Callable[[str], int]:
@@ -268,6 +309,18 @@ def _smtp(url: str) -> SmtpServer:
         user=unquote(parts.username) if parts.username else None,
         password=unquote(parts.password) if parts.password else None,
     )
+
+
+def _redis(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.scheme not in {"redis", "rediss"} or not parts.hostname or parts.query or parts.fragment:
+        raise ValueError
+    if not re.fullmatch(r"/?|/[0-9]{1,5}", parts.path, re.ASCII) or parts.port == 0:
+        raise ValueError
+    # urlsplit would drop some control characters; bytes that are no UTF-8 are not printable either.
+    if not url.isprintable() or " " in url:
+        raise ValueError
+    return url
 
 
 def _address(text: str) -> str:

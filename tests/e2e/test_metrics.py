@@ -1,12 +1,14 @@
 """What `/metrics` tells, and that Prometheus can make something of it."""
 
 import json
+import os
 import re
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -145,6 +147,42 @@ def test_several_workers_are_told_as_one(tmp_path: Path) -> None:
                 assert figure(found, "usersvc_build_info") == 1
         assert [*folder.iterdir()]
     assert not [*folder.iterdir()]
+
+
+def test_workers_that_die_are_replaced_and_what_they_counted_stays(tmp_path: Path) -> None:
+    settings = {"USERSVC_WORKERS": "2", "USERSVC_PORT": str(free_port()), "USERSVC_BCRYPT_COST": "13"}
+    with running(tmp_path, settings) as service:
+
+        def now() -> Figures:
+            with service.client() as client:
+                return figures(client)
+
+        def ask() -> None:
+            # Those who are in hand when the workers die get no answer.
+            with service.client() as client, suppress(httpx.TransportError):
+                client.post("/register", json=person(), timeout=DEADLINE)
+
+        ask()
+        asking = [Thread(target=ask) for _ in range(4)]
+        for each in asking:
+            each.start()
+        deadline = time.monotonic() + DEADLINE
+        while figure(now(), "usersvc_hashing_pending") == 0:
+            assert time.monotonic() < deadline
+        workers = service.wait_for_output(r"Started server process \[(\d+)\]", 2)
+        for worker in workers:
+            os.kill(int(worker), signal.SIGKILL)
+        for each in asking:
+            each.join()
+
+        service.wait_for_output("Application startup complete", 4)
+        found = now()
+        assert figure(found, "usersvc_http_requests_total", route="/register", status="201") >= 1
+        assert figure(found, "usersvc_hashing_pending") == 0
+        assert figure(found, "usersvc_build_info") == 1
+        for probe in ("/livez", "/readyz"):
+            with service.client() as client:
+                assert client.get(probe).status_code == 200
 
 
 # --- what people look at --------------------------------------------------------------------------------------------

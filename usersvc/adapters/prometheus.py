@@ -68,6 +68,11 @@ class PrometheusMetrics:
         self.hashing_refused = Counter(
             "usersvc_hashing_refused", "Registrations refused for want of room.", registry=registry
         )
+        self.rate_limit_fallbacks = Counter(
+            "usersvc_rate_limit_fallbacks",
+            "Registrations that a process counted by itself, since the shared rate limit was out of reach.",
+            registry=registry,
+        )
         self.storage_seconds = Histogram(
             "usersvc_storage_call_duration_seconds",
             "What a call of the storage takes.",
