@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 from functools import partial
+from typing import TYPE_CHECKING
 
 from aiohttp import web
 
@@ -19,10 +20,13 @@ from usersvc.application.notifications import LEASE, NotificationDispatcher
 from usersvc.application.ports import Notifier
 from usersvc.application.registration import UserRegistrationService
 from usersvc.asgi import AiohttpASGI, while_client_waits
-from usersvc.config import BadSetting, Settings, SqliteDatabase
+from usersvc.config import BadSetting, MemoryDatabase, PostgresDatabase, Settings, SqliteDatabase
 from usersvc.logs import configure_logging
 from usersvc.web.app import create_app
 from usersvc.web.rate_limit import BoundedMemory, RateLimit
+
+if TYPE_CHECKING:
+    from usersvc.adapters.postgres import PostgresUsers
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +45,7 @@ def create_service_app(settings: Settings, *, lease: timedelta = LEASE) -> web.A
         lease: how long a crashed process keeps others from the notifications that it had in hand.
     """
     metrics = PrometheusMetrics()
-    users = _users(settings)
+    users = create_users(settings)
     hasher = BcryptPasswordHasher(
         cost=settings.bcrypt_cost,
         workers=settings.hash_workers,
@@ -63,12 +67,14 @@ def create_service_app(settings: Settings, *, lease: timedelta = LEASE) -> web.A
     @asynccontextmanager
     async def resources() -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
-            if isinstance(users, SqliteUsers):
+            if not isinstance(users, InMemoryUsers):
                 await stack.enter_async_context(users)
             await stack.enter_async_context(hasher)
             if settings.bcrypt_cost < WEAK_COST:
                 log.warning("USERSVC_BCRYPT_COST is under %d: hashes are quick to guess", WEAK_COST)
             await stack.enter_async_context(dispatcher)
+            if not isinstance(users, InMemoryUsers | SqliteUsers):
+                await stack.enter_async_context(users.outbox.listen(dispatcher.wake))
             if settings.smtp is not None and settings.smtp.user and settings.smtp.security is Security.NONE:
                 log.warning("USERSVC_SMTP_URL sends its password unprotected: use smtps:// or smtp+starttls://")
             for name in settings.without_effect:
@@ -100,8 +106,18 @@ def _rate_limit(settings: Settings) -> RateLimit | None:
     return RateLimit(settings.register_rate, trusted_proxies=settings.trusted_proxies, storage=BoundedMemory())
 
 
-def _users(settings: Settings) -> SqliteUsers | InMemoryUsers:
-    return SqliteUsers(settings.database.path) if isinstance(settings.database, SqliteDatabase) else InMemoryUsers()
+def create_users(settings: Settings) -> "InMemoryUsers | SqliteUsers | PostgresUsers":
+    """The users and their outbox, where the settings say; all but those in memory are opened on entering them."""
+    match settings.database:
+        case MemoryDatabase():
+            return InMemoryUsers()
+        case SqliteDatabase(path):
+            return SqliteUsers(path)
+        case PostgresDatabase(url):
+            # Its driver is an extra, and takes time and memory that the others need not pay for.
+            from usersvc.adapters.postgres import PostgresUsers  # noqa: PLC0415
+
+            return PostgresUsers(url, pool_size=settings.database_pool_size)
 
 
 async def check_storage(settings: Settings) -> None:
@@ -110,8 +126,8 @@ async def check_storage(settings: Settings) -> None:
     Raises:
         StorageUnavailable: it cannot be opened.
     """
-    users = _users(settings)
-    if isinstance(users, SqliteUsers):
+    users = create_users(settings)
+    if not isinstance(users, InMemoryUsers):
         async with users:
             await users.check()
 

@@ -13,20 +13,24 @@ import threading
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import uvicorn
 from uvicorn.config import STARTUP_FAILURE
 
 import usersvc
 from usersvc.adapters import sqlite_file
+from usersvc.adapters.memory import InMemoryUsers
 from usersvc.adapters.prometheus import DIRECTORY
 from usersvc.adapters.sqlite import SqliteUsers
 from usersvc.application.ports import Outbox, OutboxEntry, StorageUnavailable, timestamp, utc_now
-from usersvc.bootstrap import check_storage, settings_or_exit
+from usersvc.bootstrap import check_storage, create_users, settings_or_exit
 from usersvc.config import Settings, SqliteDatabase
 from usersvc.logs import logging_config
 from usersvc.server import KEEP_ALIVE, HardenedProtocol
+
+if TYPE_CHECKING:
+    from usersvc.adapters.postgres import PostgresUsers
 
 GRACE = 5
 """How long a stop waits for requests in hand, in seconds.
@@ -211,11 +215,17 @@ def _database() -> Path:
     return database.path
 
 
+def _users() -> "SqliteUsers | PostgresUsers":
+    users = create_users(settings_or_exit())
+    # A file is not made where there is none.
+    return SqliteUsers(_database()) if isinstance(users, InMemoryUsers | SqliteUsers) else users
+
+
 def _on_outbox(
     work: Callable[[Outbox, argparse.Namespace], Coroutine[Any, Any, None]],
 ) -> Callable[[argparse.Namespace], None]:
     async def opened(chosen: argparse.Namespace) -> None:
-        async with SqliteUsers(_database()) as users:
+        async with _users() as users:
             await work(users.outbox, chosen)
 
     return lambda chosen: asyncio.run(opened(chosen))
@@ -270,7 +280,7 @@ async def _retry(outbox: Outbox, chosen: argparse.Namespace) -> None:
     retried = [await outbox.retry(entry_id, now=utc_now()) for entry_id in wanted]
     if not (chosen.all or any(retried)):
         raise Failure(f"entry {chosen.id} is being sent just now")
-    # The service notices by itself; it looks every now and then.
+    # The service notices by itself: PostgreSQL tells it, and it looks every now and then.
     print(f"{sum(retried)} to be sent again")
 
 
