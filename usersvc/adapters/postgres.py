@@ -1,6 +1,6 @@
 """Users and their outbox in PostgreSQL: for more than one host."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from types import TracebackType
@@ -24,6 +24,7 @@ from usersvc.application.ports import (
     OutboxState,
     Page,
     StorageUnavailable,
+    UserRecord,
     UserView,
     timestamp,
 )
@@ -46,6 +47,7 @@ _LINE = """
 '{"id":"' || id || '","email":' || to_json(email) || ',"age":' || age || ',"registered_at":"'
     || to_char(registered_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z') || '"}'
 """
+_RECORD = "position, id, email, mailbox, age, password_hash, registered_at"
 _ENTRY = "id, user_id, email, occurred_at, attempts, due_at, reason, lease, request_id, trace_id"
 
 
@@ -86,6 +88,31 @@ told AS (
 )
 SELECT pg_notify('{CHANNEL}', '') FROM added
 """  # noqa: S608  # a constant
+# Who comes first in the batch is first in line for the mailbox and the id. Pairs of both are different ones here.
+_ADD_ALL = f"""
+WITH {_TURN},
+added AS (
+    INSERT INTO users (position, id, mailbox, email, age, password_hash, registered_at)
+    SELECT nextval('users_position'), id, mailbox, email, age, password_hash, registered_at FROM (
+        SELECT given.* FROM turn,
+            unnest($1::uuid[], $2::text[], $3::text[], $4::integer[], $5::text[], $6::timestamptz[])
+            WITH ORDINALITY AS given (id, mailbox, email, age, password_hash, registered_at, number)
+        ORDER BY number
+    ) AS ordered
+    ON CONFLICT DO NOTHING
+    RETURNING id, mailbox
+),
+told AS (
+    INSERT INTO outbox (user_id, email, occurred_at, due_at, request_id, trace_id)
+    SELECT event.user_id, event.email, event.occurred_at, event.occurred_at, $12::text, $13::text
+    FROM added JOIN unnest($7::uuid[], $8::text[], $9::uuid[], $10::text[], $11::timestamptz[])
+        WITH ORDINALITY AS event (holder, mailbox, user_id, email, occurred_at, number)
+        ON added.id = event.holder AND added.mailbox = event.mailbox
+    ORDER BY event.number
+    RETURNING user_id
+)
+SELECT id, mailbox, CASE WHEN EXISTS (SELECT FROM told) THEN pg_notify('{CHANNEL}', '') END FROM added
+"""  # noqa: S608  # a constant
 _ADD_WITHOUT_KEY = f"WITH {_TURN}, allowed AS (SELECT FROM turn), {_ADD}"
 _ADD_WITH_KEY = f"WITH {_TURN}, {_KEY}, allowed AS (SELECT FROM named), {_ADD}"
 
@@ -93,8 +120,7 @@ _ADD_WITH_KEY = f"WITH {_TURN}, {_KEY}, allowed AS (SELECT FROM named), {_ADD}"
 class PostgresUsers:
     """A ``Users`` in a PostgreSQL database; an asynchronous context manager that opens and closes it.
 
-    ``outbox`` is in the same database. Every method is one statement, which may be run again when its answer is lost;
-    so each is written to come to the same when it is done twice.
+    ``outbox`` and ``archive`` are the same database. Every method is one statement.
     """
 
     def __init__(self, url: str, *, pool_size: int = POOL_SIZE) -> None:
@@ -106,6 +132,7 @@ class PostgresUsers:
         """
         self._pool = PostgresPool(url, pool_size)
         self.outbox = PostgresOutbox(self._pool)
+        self.archive = PostgresArchive(self._pool)
 
     async def __aenter__(self) -> Self:
         """Connect, and bring the schema up to date.
@@ -152,6 +179,51 @@ class PostgresUsers:
         # It may have been this user who took the mailbox and the key, by a first attempt whose answer was lost.
         if not added and await self.find(user.id) is None:
             raise EmailAlreadyRegistered if key is None else IdempotencyKeyUsed
+
+    async def add_all(self, users: Sequence[User]) -> list[bool]:
+        """See ``Users.add_all``."""
+        cause = CAUSE.get()
+        # A second one with the same mailbox and the same id is refused in any case.
+        different: dict[tuple[UUID, str], User] = {}
+        for user in users:
+            different.setdefault((user.id, user.email.mailbox), user)
+        given = different.values()
+        events = [(user, event) for user in given for event in user.events]
+        rows = await self._pool.run_once(
+            _ADD_ALL,
+            [user.id for user in given],
+            [user.email.mailbox for user in given],
+            [user.email.typed for user in given],
+            [user.age.years for user in given],
+            [user.password_hash for user in given],
+            [user.registered_at for user in given],
+            [user.id for user, _ in events],
+            [user.email.mailbox for user, _ in events],
+            [event.user_id for _, event in events],
+            [event.email for _, event in events],
+            [event.occurred_at for _, event in events],
+            cause and cause.request_id,
+            cause and cause.trace_id,
+        )
+        new = {(_uuid(row["id"]), row["mailbox"]) for row in rows}
+        stored = []
+        for user in users:
+            who = user.id, user.email.mailbox
+            stored.append(who in new)
+            new.discard(who)
+        return stored
+
+    async def remove(self, user_id: UUID) -> bool:
+        """See ``Users.remove``."""
+        # Its keys go with it: see key_of_a_user.
+        gone = await self._pool.run_once(
+            """
+            WITH told AS (DELETE FROM outbox WHERE user_id = $1)
+            DELETE FROM users WHERE id = $1 RETURNING id
+            """,
+            user_id,
+        )
+        return bool(gone)
 
     async def registered_with(self, key: IdempotencyKey, *, at: datetime) -> EarlierRegistration | None:
         """See ``Users.registered_with``."""
@@ -300,6 +372,45 @@ class PostgresOutbox:
         await self._pool.run(f"{change} WHERE id = $1 AND lease = $2", entry.id, entry.lease, *values)
 
 
+class PostgresArchive:
+    """An ``Archive`` in the database of a ``PostgresUsers``."""
+
+    def __init__(self, pool: PostgresPool) -> None:
+        self._pool = pool
+
+    async def users(self, *, after: int | None, limit: int) -> list[UserRecord]:
+        """See ``Archive.users``."""
+        rows = await self._pool.run(
+            f"SELECT {_RECORD} FROM users WHERE position > $1 ORDER BY position LIMIT $2",  # noqa: S608  # a constant
+            0 if after is None else after,
+            limit,
+        )
+        return [_record(row) for row in rows]
+
+    async def holders(self, *, mailboxes: Sequence[str], ids: Sequence[UUID]) -> list[UserRecord]:
+        """See ``Archive.holders``."""
+        rows = await self._pool.run(
+            f"SELECT {_RECORD} FROM users WHERE mailbox = ANY ($1) OR id = ANY ($2) ORDER BY position",  # noqa: S608  # a constant
+            list(mailboxes),
+            list(ids),
+        )
+        return [_record(row) for row in rows]
+
+    async def count(self) -> int:
+        """See ``Archive.count``."""
+        [[count]] = await self._pool.run("SELECT count(*) FROM users")
+        return int(count)
+
+
+def _uuid(value: UUID) -> UUID:
+    """The same, but not of asyncpg's own type."""
+    return UUID(int=value.int)
+
+
+def _record(row: asyncpg.Record) -> UserRecord:
+    return UserRecord(**{**row, "id": _uuid(row["id"]), "password_hash": PasswordHash(row["password_hash"])})
+
+
 def _view(row: asyncpg.Record) -> UserView:
     return {
         "id": str(row["id"]),
@@ -313,8 +424,7 @@ def _entry(row: asyncpg.Record) -> OutboxEntry:
     entry_id, user_id, email, occurred_at, attempts, due_at, reason, lease, request_id, trace_id = row
     return OutboxEntry(
         id=entry_id,
-        # Not asyncpg's own kind of UUID, which is the same but for its type.
-        event=UserRegistered(UUID(bytes=user_id.bytes), email, occurred_at),
+        event=UserRegistered(_uuid(user_id), email, occurred_at),
         attempts=attempts,
         due_at=due_at,
         reason=reason,

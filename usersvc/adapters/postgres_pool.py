@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from urllib.parse import urlsplit
 
@@ -49,20 +49,22 @@ SETTINGS = {
 }
 """Of each session. Behind PgBouncer it takes ``ignore_startup_parameters`` and the same settings of the role."""
 
-RETRIED = frozenset({
+UNDONE = frozenset({
     "25006",  # read_only_sql_transaction: it was the primary, and is a standby now
     "40001",  # serialization_failure
     "40P01",  # deadlock_detected
     "53300",  # too_many_connections
+})  # fmt: skip
+ENDED = frozenset({
     "57P01",  # admin_shutdown
     "57P02",  # crash_shutdown
     "57P03",  # cannot_connect_now: it is starting or stopping
 })  # fmt: skip
-"""After which errors (SQLSTATE) the same may be tried again: nothing was stored, or it is the connection that ended."""
+PASSING = UNDONE | ENDED
+"""After which errors (SQLSTATE) the same may be tried again: nothing was done, or the connection has ended.
 
-ABOUT_THE_SERVER = frozenset({"25006", "57P01", "57P02", "57P03"})
-"""Those of them that tell that other connections to this server are of no more use either."""
-
+What was just being stored when a connection ended may have been stored.
+"""
 
 FAILURES = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 """Everything that asyncpg and the network below it raise."""
@@ -73,7 +75,7 @@ class PostgresPool:
 
     Statements run in transactions of their own and alter nothing about their session, so that a connection is given
     back as it is. A statement that fails because of its connection is run again on another one, as long as there is
-    patience left; whoever sends one therefore has to be content with its being done twice.
+    patience left.
     """
 
     def __init__(self, url: str, size: int) -> None:
@@ -109,14 +111,24 @@ class PostgresPool:
     async def run(self, statement: str, *values: object) -> list[asyncpg.Record]:
         """Run one statement in a transaction of its own; give its rows.
 
-        It may have been done twice when this returns, and once when this fails.
+        It is run again when its answer was lost, so it must come to the same when it is done twice.
 
         Raises:
             StorageUnavailable: it is not known whether it was done, or it breaks a constraint and was not.
         """
+        return await self._insist(statement, values, is_repeatable=True)
+
+    async def run_once(self, statement: str, *values: object) -> list[asyncpg.Record]:
+        """The same for a statement that must not be done twice: it is run again only when it certainly was not done."""
+        return await self._insist(statement, values, is_repeatable=False)
+
+    async def _insist(self, statement: str, values: Sequence[object], *, is_repeatable: bool) -> list[asyncpg.Record]:
+        was_sent = False
 
         async def once() -> list[asyncpg.Record]:
+            nonlocal was_sent
             async with self._connection() as connection, asyncio.timeout(ANSWER_TIMEOUT):
+                was_sent = True
                 return await connection.fetch(statement, *values)
 
         with told_as_unavailable():
@@ -125,12 +137,15 @@ class PostgresPool:
             try:
                 async with asyncio.timeout(PATIENCE):
                     while True:
+                        was_sent = False
                         try:
                             return await once()
                         except Exception as error:
-                            if not is_worth_another_try(error):
-                                raise
                             last = error
+                            if not _is_passing(error):
+                                raise
+                            if was_sent and not is_repeatable and not _has_undone_all(error):
+                                raise
                         await asyncio.sleep(pause)
                         pause = min(2 * pause, LONGEST_PAUSE)
             except TimeoutError:
@@ -260,21 +275,27 @@ def told_as_unavailable() -> Iterator[None]:
 
 def _reason(error: BaseException) -> str:
     """Which kind of failure: texts of the server hold values, those of the network addresses."""
+    if isinstance(error, TimeoutError):
+        return "no answer in time"
     state = f" ({error.sqlstate})" if isinstance(error, asyncpg.PostgresError) and error.sqlstate else ""
     return f"{type(error).__name__}{state}"
 
 
-def is_worth_another_try(error: BaseException) -> bool:
-    """Whether the same may be asked again: it was not done, or it is not known whether it was."""
+def _is_passing(error: Exception) -> bool:
+    """Whether the same may go well on another connection, or on this one a moment later."""
     if isinstance(error, asyncpg.PostgresError):
-        return error.sqlstate in RETRIED or isinstance(error, asyncpg.PostgresConnectionError)
+        return error.sqlstate in PASSING or isinstance(error, asyncpg.PostgresConnectionError)
     # asyncpg complains of values and settings with errors that are ValueErrors too.
     return isinstance(error, FAILURES) and not isinstance(error, ValueError)
 
 
+def _has_undone_all(error: Exception) -> bool:
+    return isinstance(error, asyncpg.PostgresError) and error.sqlstate in UNDONE
+
+
 def _is_about_the_server(error: BaseException) -> bool:
     if isinstance(error, asyncpg.PostgresError):
-        return error.sqlstate in ABOUT_THE_SERVER or isinstance(error, asyncpg.PostgresConnectionError)
+        return error.sqlstate in ENDED | {"25006"} or isinstance(error, asyncpg.PostgresConnectionError)
     return isinstance(error, OSError)
 
 
