@@ -2,7 +2,8 @@
 
 import asyncio
 import os
-from collections.abc import Coroutine, Iterator
+import socket
+from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -61,16 +62,17 @@ def execute(url: str, statements: str) -> None:
 
 
 @contextmanager
-def fresh_database() -> Iterator[str]:
-    """The URL of a database with the schema and nobody in it, which is gone afterwards; skips without a server."""
+def fresh_database(*, encoding: str = "UTF8", has_schema: bool = True) -> Iterator[str]:
+    """The URL of a database with nobody in it, which is gone afterwards; skips without a server."""
     name = f"usersvc_test_{uuid4().hex[:12]}"
     try:
-        query(SERVER_URL, f"CREATE DATABASE {name} TEMPLATE template0 ENCODING 'UTF8'")
+        query(SERVER_URL, f"CREATE DATABASE {name} TEMPLATE template0 ENCODING '{encoding}' LOCALE 'C'")
     except (OSError, asyncpg.PostgresError) as error:
         pytest.skip(f"no PostgreSQL answers ({type(error).__name__}); TEST_POSTGRES_URL may name one")
     try:
         url = urlsplit(SERVER_URL)._replace(path=f"/{name}").geturl()
-        run(_open_once(url))
+        if has_schema:
+            run(_open_once(url))
         yield url
     finally:
         query(SERVER_URL, f"DROP DATABASE {name} WITH (FORCE)")
@@ -84,3 +86,27 @@ async def _open_once(url: str) -> None:
 def empty(url: str) -> None:
     """Leave the schema alone, with positions beginning at 1."""
     execute(url, EMPTY)
+
+
+def way_to(url: str) -> Callable[[], socket.socket]:
+    """What connects with the server of a URL."""
+    parts = urlsplit(url)
+    if parts.hostname:
+        address = (parts.hostname, parts.port or 5432)
+        return lambda: socket.create_connection(address, 5)
+    [folders], [port] = query(url, "SHOW unix_socket_directories"), query(url, "SHOW port")
+
+    def connect() -> socket.socket:
+        connection = socket.socket(socket.AF_UNIX)
+        connection.connect(f"{folders.split(',')[0].strip()}/.s.PGSQL.{port}")
+        return connection
+
+    return connect
+
+
+def by_way_of(port: int, url: str, *more: int) -> str:
+    """The same database over other ports of this machine."""
+    parts = urlsplit(url)
+    user = parts.netloc.rpartition("@")[0]
+    hosts = ",".join(f"127.0.0.1:{each}" for each in (port, *more))
+    return f"postgresql://{f'{user}@' if user else ''}{hosts}{parts.path}?sslmode=disable"
