@@ -29,13 +29,14 @@ from usersvc.application.notifications import LEASE, NotificationDispatcher
 from usersvc.application.ports import Notifier, Outbox, PasswordHasher, Store, Users
 from usersvc.application.registration import UserRegistrationService
 from usersvc.asgi import AiohttpASGI, while_client_waits
-from usersvc.config import BadSetting, Settings, SqliteDatabase
+from usersvc.config import BadSetting, MemoryDatabase, PostgresDatabase, Settings, SqliteDatabase
 from usersvc.logs import configure_logging
 from usersvc.web.app import create_app
 from usersvc.web.rate_limit import BoundedMemory, Counts, FallingBack, RateLimit
 
 if TYPE_CHECKING:
     from usersvc.adapters.opentelemetry import OpenTelemetryTracing
+    from usersvc.adapters.postgres import PostgresUsers
     from usersvc.adapters.redis_counts import RedisCounts
 
 log = logging.getLogger(__name__)
@@ -60,7 +61,7 @@ def create_service_app(settings: Settings, *, lease: timedelta = LEASE) -> web.A
     metrics = PrometheusMetrics()
     tracing = _tracing(settings)
     instruments: list[Instrument] = [metrics] if tracing is None else [metrics, tracing]
-    users = _users(settings)
+    users = create_users(settings)
     shared_counts = _shared_counts(settings)
     hasher = BcryptPasswordHasher(
         cost=settings.bcrypt_cost,
@@ -95,7 +96,7 @@ def create_service_app(settings: Settings, *, lease: timedelta = LEASE) -> web.A
             if tracing is not None:
                 # Closed last, when everything has been told.
                 await stack.enter_async_context(tracing)
-            if isinstance(users, SqliteUsers):
+            if not isinstance(users, InMemoryUsers):
                 await stack.enter_async_context(users)
             await stack.enter_async_context(hasher)
             if shared_counts is not None:
@@ -103,6 +104,8 @@ def create_service_app(settings: Settings, *, lease: timedelta = LEASE) -> web.A
             if settings.bcrypt_cost < WEAK_COST:
                 log.warning("USERSVC_BCRYPT_COST is under %d: hashes are quick to guess", WEAK_COST)
             await stack.enter_async_context(dispatcher)
+            if not isinstance(users, InMemoryUsers | SqliteUsers):
+                await stack.enter_async_context(users.outbox.listen(dispatcher.wake))
             if settings.smtp is not None and settings.smtp.user and settings.smtp.security is Security.NONE:
                 log.warning("USERSVC_SMTP_URL sends its password unprotected: use smtps:// or smtp+starttls://")
             for name in settings.without_effect:
@@ -159,8 +162,18 @@ def _rate_limit(
     return RateLimit(settings.register_rate, trusted_proxies=settings.trusted_proxies, counts=counts)
 
 
-def _users(settings: Settings) -> SqliteUsers | InMemoryUsers:
-    return SqliteUsers(settings.database.path) if isinstance(settings.database, SqliteDatabase) else InMemoryUsers()
+def create_users(settings: Settings) -> "InMemoryUsers | SqliteUsers | PostgresUsers":
+    """The users and their outbox, where the settings say; all but those in memory are opened on entering them."""
+    match settings.database:
+        case MemoryDatabase():
+            return InMemoryUsers()
+        case SqliteDatabase(path):
+            return SqliteUsers(path)
+        case PostgresDatabase(url):
+            # Its driver is an extra, and takes time and memory that the others need not pay for.
+            from usersvc.adapters.postgres import PostgresUsers  # noqa: PLC0415
+
+            return PostgresUsers(url, pool_size=settings.database_pool_size)
 
 
 @asynccontextmanager
@@ -170,9 +183,9 @@ async def opened_store(settings: Settings) -> AsyncIterator[Store]:
     Raises:
         StorageUnavailable: it cannot be opened.
     """
-    users = _users(settings)
+    users = create_users(settings)
     async with AsyncExitStack() as stack:
-        if isinstance(users, SqliteUsers):
+        if not isinstance(users, InMemoryUsers):
             await stack.enter_async_context(users)
         yield users
 

@@ -1,6 +1,5 @@
 """The settings, read once from the environment and from a ``.env`` file."""
 
-import importlib.util
 import io
 import ipaddress
 import os
@@ -10,7 +9,7 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TypeVar
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 from dotenv.parser import parse_stream
 from limits import RateLimitItem, RateLimitItemPerMinute
@@ -33,6 +32,11 @@ SECRETS = ("DATABASE_URL", "PASSWORD_PEPPER", "ADMIN_TOKEN", "RATE_LIMIT_STORE",
 """Those that are or may hold a secret: each may be the text of a file, which a variable with ``_FILE`` behind names."""
 
 REDIS_URL_FORMS = "redis://host or rediss://host, with user:password@, :port and /database as needed"
+DATABASE_URL_FORMS = (
+    "sqlite:///relative/file, sqlite:////absolute/file, memory:// or postgresql://user:password@host:port/database "
+    "(with percent-encoded parts, several hosts as host1,host2 and options as ?sslmode=verify-full)"
+)
+SSL_MODES = {"disable", "allow", "prefer", "require", "verify-ca", "verify-full"}
 
 
 def cores() -> int:
@@ -62,6 +66,20 @@ class SqliteDatabase:
 
 
 @dataclass(frozen=True, slots=True)
+class PostgresDatabase:
+    """``postgresql://...``: a server, or several of which one can be written to."""
+
+    url: str = field(repr=False)
+
+    def __str__(self) -> str:
+        # The whole URL is a secret: it tells where the server is, and may hold a password.
+        return "PostgreSQL"
+
+
+Database = MemoryDatabase | SqliteDatabase | PostgresDatabase
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """Everything that can be set, with its default."""
 
@@ -69,7 +87,9 @@ class Settings:
     port: int = 8000
     workers: int = 1
     """Processes."""
-    database: MemoryDatabase | SqliteDatabase = field(default=SqliteDatabase(Path("usersvc.db")))
+    database: Database = field(default=SqliteDatabase(Path("usersvc.db")))
+    database_pool_size: int = 5
+    """Connections to PostgreSQL in each process, beside the one on which it listens."""
     bcrypt_cost: int = 12
     hash_workers: int = field(default_factory=cores)
     """Threads in each process."""
@@ -145,10 +165,11 @@ class Settings:
             workers=workers,
             database=read(
                 "DATABASE_URL",
-                "sqlite:///relative/file, sqlite:////absolute/file or memory://",
+                DATABASE_URL_FORMS,
                 _database,
                 defaults.database,
             ),
+            database_pool_size=number("DATABASE_POOL_SIZE", 1, 1000, defaults.database_pool_size),
             bcrypt_cost=number("BCRYPT_COST", MIN_COST, MAX_COST, defaults.bcrypt_cost),
             # The cores are shared by the processes.
             hash_workers=number("HASH_WORKERS", 1, 256, max(1, cores() // workers)),
@@ -196,18 +217,21 @@ class Settings:
             raise BadSetting("USERSVC_WORKERS accepts 1 with memory://: processes do not share their memory.")
         if settings.smtp is not None and not settings.mail_from:
             raise BadSetting("USERSVC_MAIL_FROM accepts an email address, and is needed with USERSVC_SMTP_URL.")
-        if settings.tracing != "off" and not _installed("opentelemetry.exporter.otlp.proto.http"):
-            raise BadSetting("USERSVC_TRACING accepts otlp only with the extra otel: pip install 'usersvc[otel]'.")
-        if settings.rate_limit_store is not None and find_spec("redis") is None:
-            raise BadSetting(
-                "USERSVC_RATE_LIMIT_STORE accepts a URL only with the extra redis: pip install 'usersvc[redis]'."
-            )
+        for name, accepts, extra, module, wanted in (
+            ("DATABASE_URL", "postgresql://", "postgres", "asyncpg", isinstance(settings.database, PostgresDatabase)),
+            ("RATE_LIMIT_STORE", "a URL", "redis", "redis", settings.rate_limit_store is not None),
+            ("TRACING", "otlp", "otel", "opentelemetry.exporter.otlp.proto.http", settings.tracing != "off"),
+        ):
+            if wanted and not _installed(module):
+                raise BadSetting(
+                    f"USERSVC_{name} accepts {accepts} only with the extra {extra}: pip install 'usersvc[{extra}]'."
+                )
         return settings
 
 
 def _installed(module: str) -> bool:
     try:
-        return importlib.util.find_spec(module) is not None
+        return find_spec(module) is not None
     except ModuleNotFoundError:
         # Nor is what it is a part of.
         return False
@@ -281,14 +305,35 @@ def _one_of(*choices: str) -> Callable[[str], str]:
 _log_level = _one_of("debug", "info", "warning", "error", "critical")
 
 
-def _database(url: str) -> MemoryDatabase | SqliteDatabase:
+def _database(url: str) -> Database:
     if url == "memory://":
         return MemoryDatabase()
+    if url.startswith(("postgresql:", "postgres:")):
+        return _postgres(url)
     path = url.removeprefix("sqlite:///")
     # SQLite gives names with a colon or a question mark meanings that a file does not have.
     if path == url or not Path(path).name or path.startswith((":", "file:")) or "?" in path or "\0" in path:
         raise ValueError
     return SqliteDatabase(Path(path))
+
+
+def _postgres(url: str) -> PostgresDatabase:
+    parts = urlsplit(url)
+    options = dict(parse_qsl(parts.query, keep_blank_values=True, strict_parsing=True)) if parts.query else {}
+    # The driver, too, takes the first @ for the one before the hosts.
+    before, _, after = parts.netloc.partition("@")
+    for host in (after or before).split(","):
+        match = re.fullmatch(r"(?:\[[0-9A-Fa-f:.]+\]|[^:@\[\]]*)(?::([1-9][0-9]{0,4}))?", host, re.ASCII)
+        if match is None or int(match[1] or 0) > LAST_PORT:
+            raise ValueError
+    # Control characters, which urlsplit drops, and bytes that are no UTF-8 are not printable.
+    if not re.fullmatch(r"/[^/]+", parts.path) or parts.fragment or not url.isprintable() or " " in url:
+        raise ValueError
+    if not url.startswith(f"{parts.scheme}://") or options.get("sslmode", "prefer") not in SSL_MODES:
+        raise ValueError
+    if options.pop("target_session_attrs", "read-write") != "read-write":
+        raise ValueError
+    return PostgresDatabase(url)
 
 
 def _smtp(url: str) -> SmtpServer:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from usersvc.adapters.memory import InMemoryUsers
+from usersvc.adapters.postgres import PostgresUsers
 from usersvc.adapters.sqlite import SqliteUsers
 from usersvc.application.ports import CAUSE, Cause, Order, Outbox, OutboxEntry, OutboxState
 from usersvc.domain.errors import EmailAlreadyRegistered
@@ -21,19 +22,25 @@ NOW = datetime(2026, 1, 31, 9, 30, 0, 123, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)
 LONG_AFTER = NOW + 100 * MINUTE
 
-AnyUsers = InMemoryUsers | SqliteUsers
+AnyUsers = InMemoryUsers | SqliteUsers | PostgresUsers
 Answer = Callable[[Outbox, OutboxEntry], Coroutine[Any, Any, None]]
 
 
-@pytest.fixture(params=["memory", "sqlite"])
+@pytest.fixture(params=["memory", "sqlite", "postgres"])
 async def views(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[list[AnyUsers]]:
     """One and the same store as two processes see it; memory is seen by one alone."""
     if request.param == "memory":
         users = InMemoryUsers()
         yield [users, users]
         return
+
+    def one_more() -> SqliteUsers | PostgresUsers:
+        if request.param == "sqlite":
+            return SqliteUsers(tmp_path / "users.db")
+        return PostgresUsers(request.getfixturevalue("postgres_url"))
+
     async with AsyncExitStack() as stack:
-        yield [await stack.enter_async_context(SqliteUsers(tmp_path / "users.db")) for _ in range(2)]
+        yield [await stack.enter_async_context(one_more()) for _ in range(2)]
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from limits import RateLimitItemPerHour, RateLimitItemPerMinute
 
 from usersvc.adapters.smtp_notifier import Security, SmtpServer
-from usersvc.config import SECRETS, BadSetting, MemoryDatabase, Settings, SqliteDatabase
+from usersvc.config import SECRETS, BadSetting, MemoryDatabase, PostgresDatabase, Settings, SqliteDatabase
 
 
 def read(**settings: str) -> Settings:
@@ -85,6 +85,23 @@ def test_the_database_may_be_memory() -> None:
 
 
 @pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://host/database",
+        "postgres://user:hunter2@host:5433/database",
+        "postgresql:///database?host=/var/run/postgresql",
+        "postgresql://user:p%40ss%2Fw%3Ard@one:5433,two,[2001:db8::1]:5434/data%20base?sslmode=verify-full",
+        "postgresql://user:hunter2@one,two/database?target_session_attrs=read-write&search_path=usersvc",
+    ],
+)
+def test_the_database_may_be_a_postgresql_server_whose_address_is_a_secret(url: str) -> None:
+    database = read(database_url=url).database
+    assert database == PostgresDatabase(url)
+    assert str(database) == "PostgreSQL"
+    assert url not in repr(database)
+
+
+@pytest.mark.parametrize(
     ("name", "value"),
     [
         ("port", "65536"),
@@ -112,7 +129,25 @@ def test_the_database_may_be_memory() -> None:
         ("database_url", "sqlite:////"),
         ("database_url", "sqlite:///."),
         ("database_url", "sqlite:///users.db?mode=ro"),
-        ("database_url", "postgresql://user:hunter2@host/db"),
+        ("database_url", "mysql://user:hunter2@host/db"),
+        ("database_url", "postgresql://user:hunter2@host"),
+        ("database_url", "postgresql://user:hunter2@host/"),
+        ("database_url", "postgresql://user:hunter2@host/database/table"),
+        ("database_url", "postgresql:user:hunter2@host/database"),
+        ("database_url", "postgresql://user:hunter2@host:port/database"),
+        ("database_url", "postgresql://user:hunter2@host:65536/database"),
+        ("database_url", "postgresql://user:hunter2@host:0/database"),
+        ("database_url", "postgresql://user:hunter2@one,two:x/database"),
+        ("database_url", "postgresql://user:hunter2@[::1/database"),
+        ("database_url", "postgresql://user:hunter2@with@sign@host/database"),
+        ("database_url", "postgresql://user:hunter2@host/data base"),
+        ("database_url", "postgresql://user:hunter2@host/data\nbase"),
+        ("database_url", "postgresql://user:hunter2\udcff@host/database"),
+        ("database_url", "postgresql://user:hunter2@host/database#top"),
+        ("database_url", "postgresql://user:hunter2@host/database?sslmode"),
+        ("database_url", "postgresql://user:hunter2@host/database?sslmode=perhaps"),
+        ("database_url", "postgresql://user:hunter2@host/database?target_session_attrs=standby"),
+        ("database_pool_size", "0"),
         ("admin_token", "hunter2 "),
         ("admin_token", "hunter2\n"),
         ("admin_token", "hunter2é"),
@@ -264,10 +299,21 @@ def test_an_empty_rate_is_no_limit() -> None:
     assert (read(register_rate="").register_rate, read(register_rate="").without_effect) == (None, ())
 
 
-def test_a_store_without_the_library_for_it_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("name", "value", "extra"),
+    [
+        ("database_url", "postgresql://user:hunter2@host/database", "postgres"),
+        ("rate_limit_store", "redis://:hunter2@host", "redis"),
+        ("tracing", "otlp", "otel"),
+    ],
+)
+def test_what_needs_a_library_that_is_missing_names_the_extra(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, extra: str
+) -> None:
     monkeypatch.setattr("usersvc.config.find_spec", lambda _: None)
-    with pytest.raises(BadSetting, match=r"USERSVC_RATE_LIMIT_STORE accepts .*pip install 'usersvc\[redis\]'"):
-        read(rate_limit_store="redis://localhost")
+    with pytest.raises(BadSetting, match=rf"USERSVC_{name.upper()} accepts .*pip install 'usersvc\[{extra}\]'") as told:
+        read(**{name: value})
+    assert "hunter2" not in str(told.value)
     assert read().rate_limit_store is None
 
 
