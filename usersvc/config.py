@@ -183,7 +183,7 @@ class Settings:
         if settings.smtp is not None and not settings.mail_from:
             raise BadSetting("USERSVC_MAIL_FROM accepts an email address, and is needed with USERSVC_SMTP_URL.")
         if settings.tracing != "off" and not _installed("opentelemetry.exporter.otlp.proto.http"):
-            raise BadSetting("USERSVC_TRACING accepts otlp only with the extra otel: pip install 'usersvc[otel]'.")
+            raise BadSetting("USERSVC_TRACING accepts otlp only with the extra otel: install usersvc[otel].")
         return settings
 
 
