@@ -20,12 +20,19 @@ from usersvc.application.ports import StorageUnavailable
 from usersvc.bootstrap import check_storage, settings_or_exit
 from usersvc.config import Settings
 from usersvc.logs import logging_config
-from usersvc.server import KEEP_ALIVE, HardenedProtocol
+from usersvc.server import KEEP_ALIVE
 
 GRACE = 5
 """How long a stop waits for requests in hand, in seconds.
 
 With what the notifications take, this stays within the ten that container engines wait before they kill.
+"""
+
+SIGN_OF_LIFE = 10
+"""In how many seconds a worker has to show that it lives, from its start on, or it is replaced.
+
+A machine that is busy may need more than uvicorn's five for the imports alone; and as long as this may pass before a
+worker that was killed is missed.
 """
 
 FILES_BESIDE = 256
@@ -85,7 +92,8 @@ def _run(settings: Settings) -> None:
         port=settings.port,
         workers=settings.workers,
         loop="asyncio" if sys.platform == "win32" else "uvloop",
-        http=HardenedProtocol,
+        # By name: what a worker is handed it has to import before it can show that it lives.
+        http="usersvc.server:HardenedProtocol",
         timeout_keep_alive=KEEP_ALIVE,
         # The protocol's own: see there.
         limit_concurrency=settings.max_connections,
@@ -98,6 +106,7 @@ def _run(settings: Settings) -> None:
         # Whose X-Forwarded-For counts is a setting of its own, not uvicorn's environment variable.
         proxy_headers=False,
         timeout_graceful_shutdown=GRACE,
+        timeout_worker_healthcheck=SIGN_OF_LIFE,
     )
 
 
