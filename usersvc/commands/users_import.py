@@ -36,7 +36,7 @@ SHOWN_REJECTIONS = 10
 )
 @click.option("--ignore-unknown", is_flag=True, help="Pass over columns that a user does not have.")
 def command(file: Path, *, chosen: str | None, dry_run: bool, rejected: Path | None, ignore_unknown: bool) -> int:
-    r"""Take over the users in FILE (- is standard input): CSV whose first line names the columns, or NDJSON.
+    """Take over the users in FILE (- is standard input): CSV whose first line names the columns, or NDJSON.
 
     \b
     email          as the user typed it
