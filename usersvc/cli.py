@@ -32,7 +32,7 @@ def program() -> None:
 
 @program.command(short_help="Run the service.")
 def serve() -> None:
-    r"""Run the service until it is stopped.
+    """Run the service until it is stopped.
 
     USERSVC_* variables, or a file .env here, set it up.
 

@@ -4,6 +4,7 @@ import asyncio
 import io
 import json
 import os
+import re
 import signal
 import stat
 import sys
@@ -523,6 +524,10 @@ def test_every_command_explains_itself(usersvc: Commands, command: list[str]) ->
     assert long == short
     assert (long.code, long.err) == (0, "")
     assert long.out.startswith("Usage: usersvc")
+    assert "\\b" not in long.out
+    # Examples stand on lines of their own.
+    if "Example" in long.out:
+        assert re.search(r"^ +Examples?:\n +\S", long.out, re.MULTILINE)
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

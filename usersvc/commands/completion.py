@@ -11,7 +11,7 @@ VARIABLE = "_USERSVC_COMPLETE"
 @click.argument("shell", type=click.Choice(list(SHELLS)))
 @click.pass_context
 def command(context: click.Context, shell: str) -> None:
-    r"""Print a script that lets a shell complete the commands and options of usersvc.
+    """Print a script that lets a shell complete the commands and options of usersvc.
 
     \b
     Put into ~/.bashrc:

@@ -19,7 +19,7 @@ def commands() -> None:
 @commands.command(short_help="Copy it as it is at one moment, while the service runs.")
 @click.argument("file", type=click.Path(path_type=Path))
 def backup(file: Path) -> None:
-    r"""Copy the database to FILE as it is at one moment, while the service runs. FILE must not exist yet.
+    """Copy the database to FILE as it is at one moment, while the service runs. FILE must not exist yet.
 
     \b
     Example:

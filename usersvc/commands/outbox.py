@@ -59,7 +59,7 @@ def show(entry_id: int) -> None:
 @click.argument("entry_id", metavar="[ID]", type=int, required=False)
 @click.option("--all", "all_", is_flag=True, help="Every entry that is set aside.")
 def retry(entry_id: int | None, *, all_: bool) -> None:
-    r"""Send the entry ID now, also one that is set aside; its attempts are counted anew.
+    """Send the entry ID now, also one that is set aside; its attempts are counted anew.
 
     The running service looks every 30 seconds for what was put back.
 

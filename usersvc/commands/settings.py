@@ -33,7 +33,7 @@ def commands() -> None:
 @commands.command(short_help="Every setting with its value; exit code 2 for a bad one.")
 @click.option("--json", "as_json", is_flag=True, help="As one JSON object.")
 def check(*, as_json: bool) -> None:
-    r"""Read the settings as the service would, and list them with their values and where those come from.
+    """Read the settings as the service would, and list them with their values and where those come from.
 
     Secrets are hidden: `(set)`. A value that is not accepted is told on standard error, with exit code 2.
 

@@ -26,7 +26,7 @@ def commands() -> None:
 @click.option("--newest", is_flag=True, help="The newest first.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 def list_users(*, limit: int, after: int | None, newest: bool, as_json: bool) -> None:
-    r"""List who is registered: id, time of registration, age, email. `usersvc users export` gives everybody.
+    """List who is registered: id, time of registration, age, email. `usersvc users export` gives everybody.
 
     \b
     Examples:
@@ -56,7 +56,7 @@ def list_users(*, limit: int, after: int | None, newest: bool, as_json: bool) ->
 @click.argument("who", metavar="ID|EMAIL")
 @click.option("--json", "as_json", is_flag=True, help="As one JSON object.")
 def show(who: str, *, as_json: bool) -> None:
-    r"""Show the user with this id, or with this mailbox in any spelling; never the password or its hash.
+    """Show the user with this id, or with this mailbox in any spelling; never the password or its hash.
 
     \b
     Examples:
@@ -78,7 +78,7 @@ def show(who: str, *, as_json: bool) -> None:
 @click.argument("who", metavar="ID|EMAIL")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def delete(who: str, *, yes: bool) -> None:
-    r"""Remove a user, what is still to be sent to them, and their idempotency keys: all or nothing, and for good.
+    """Remove a user, what is still to be sent to them, and their idempotency keys: all or nothing, and for good.
 
     The mailbox is free again. A mail that is being sent just now may still arrive. Backups and logs keep what they
     have.

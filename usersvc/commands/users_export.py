@@ -27,7 +27,7 @@ STDOUT = Path("-")
     "--with-password-hashes", is_flag=True, help="So that the file can be imported. Whoever has it can guess."
 )
 def command(file: Path, *, chosen: str | None, with_password_hashes: bool) -> None:
-    r"""Write everybody to FILE (by default standard output): id, email, age, time of registration.
+    """Write everybody to FILE (by default standard output): id, email, age, time of registration.
 
     FILE must not exist yet; it appears when it is whole, for its owner alone. Who registers meanwhile is in it or not.
     In CSV, an apostrophe stands before what a spreadsheet would take for a formula; `usersvc users import` takes it off

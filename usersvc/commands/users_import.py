@@ -36,7 +36,7 @@ SHOWN_REJECTIONS = 10
 )
 @click.option("--ignore-unknown", is_flag=True, help="Pass over columns that a user does not have.")
 def command(file: Path, *, chosen: str | None, dry_run: bool, rejected: Path | None, ignore_unknown: bool) -> int:
-    r"""Take over the users in FILE (- is standard input): CSV whose first line names the columns, or NDJSON.
+    """Take over the users in FILE (- is standard input): CSV whose first line names the columns, or NDJSON.
 
     \b
     email          as the user typed it
@@ -45,8 +45,9 @@ def command(file: Path, *, chosen: str | None, dry_run: bool, rejected: Path | N
     id             optional: a UUID; by default a new one
     registered_at  optional: a time as in 2026-01-31T09:30:00Z; by default now
 
-    Nobody is sent a mail. The file is UTF-8. An import that was broken off, even by a crash, is run again from the
-    beginning: who is there with the same data is counted as already there. Somebody else's mailbox or id is not taken.
+    Nobody is sent a mail. FILE is UTF-8. A database file that is missing is made. An import that was broken off, even
+    by a crash, is run again from the beginning: who is there with the same data is counted as already there. Somebody
+    else's mailbox or id is not taken.
 
     The exit code is 3 when some lines were rejected; all others are stored then.
 
