@@ -1,15 +1,11 @@
 """What every ``Users`` adapter has to do, run against each of them."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from uuid import uuid4
 
 import pytest
 
-from usersvc.adapters.memory import InMemoryUsers
-from usersvc.adapters.sqlite import SqliteUsers
 from usersvc.application.ports import (
     EarlierRegistration,
     IdempotencyKey,
@@ -23,15 +19,6 @@ from usersvc.domain.errors import EmailAlreadyRegistered
 from usersvc.domain.user import PasswordHash, User
 
 NOW = datetime(2026, 1, 31, 9, 30, tzinfo=UTC)
-
-
-@pytest.fixture(params=["memory", "sqlite"])
-async def users(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Users]:
-    if request.param == "memory":
-        yield InMemoryUsers()
-    else:
-        async with SqliteUsers(tmp_path / "users.db") as sqlite_users:
-            yield sqlite_users
 
 
 def person(email: str, *, at: datetime = NOW) -> User:

@@ -1,0 +1,25 @@
+"""Every test of a contract runs once with each adapter."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from tests.contract.adapters import ADAPTERS, Store, Views
+from usersvc.application.ports import Outbox
+
+
+@pytest.fixture(params=ADAPTERS)
+async def views(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Views]:
+    async with ADAPTERS[request.param](tmp_path) as views:
+        yield views
+
+
+@pytest.fixture
+def users(views: Views) -> Store:
+    return views[0]
+
+
+@pytest.fixture
+def outbox(users: Store) -> Outbox:
+    return users.outbox
