@@ -3,19 +3,10 @@
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Protocol
 
 from usersvc.adapters.memory import InMemoryUsers
 from usersvc.adapters.sqlite import SqliteUsers
-from usersvc.application.ports import Outbox, Users
-
-
-class Store(Users, Protocol):
-    """A ``Users``, and the ``Outbox`` that it fills."""
-
-    @property
-    def outbox(self) -> Outbox: ...
-
+from usersvc.application.ports import Store
 
 Views = tuple[Store, Store]
 """One and the same store as two processes see it; one that only one process can have, twice."""

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.contract.adapters import ADAPTERS, Store, Views
-from usersvc.application.ports import Outbox
+from tests.contract.adapters import ADAPTERS, Views
+from usersvc.application.ports import Outbox, Store
 
 
 @pytest.fixture(params=ADAPTERS)

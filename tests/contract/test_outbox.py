@@ -3,13 +3,14 @@
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
-from tests.contract.adapters import Store, Views
-from usersvc.application.ports import CAUSE, Cause, Order, Outbox, OutboxEntry, OutboxState
+from tests.contract.adapters import Views
+from usersvc.application.ports import CAUSE, Cause, Order, Outbox, OutboxEntry, OutboxState, Store
 from usersvc.domain.errors import EmailAlreadyRegistered
 from usersvc.domain.user import PasswordHash, User
 
@@ -331,3 +332,41 @@ async def test_an_entry_keeps_what_led_to_it(users: Store, outbox: Outbox) -> No
     expected = [None, Cause("one", "0af7651916cd43dd8448eb211c80319c"), Cause("two")]
     assert [entry.cause for entry in await lease(outbox)] == expected
     assert [entry.cause for entry in await outbox.entries()] == expected
+
+
+async def test_many_added_at_once_leave_only_the_events_that_they_have(users: Store, outbox: Outbox) -> None:
+    await users.add(person("alice@example.com"))
+    before = CAUSE.set(Cause("one"))
+    told, refused = person("bob@example.com"), person("ALICE@example.com")
+    stored = await users.add_all([replace(person("carol@example.com"), events=()), told, refused])
+    CAUSE.reset(before)
+
+    assert stored == [True, True, False]
+    assert names(await outbox.entries()) == ["alice", "bob"]
+    _, entry = await outbox.entries()
+    assert (entry.event, entry.due_at, entry.cause) == (told.events[0], NOW, Cause("one"))
+
+
+async def test_who_is_removed_is_not_told_any_more(users: Store, outbox: Outbox) -> None:
+    people = [person(f"{name}@example.com") for name in ("alice", "bob", "carol")]
+    for each in people:
+        await users.add(each)
+    [alice] = await lease(outbox, limit=1)
+    await outbox.set_aside(alice, reason="nobody lives there")
+    await users.remove(people[0].id)
+    await users.remove(people[2].id)
+
+    assert names(await outbox.entries()) == ["bob"]
+    assert names(await lease(outbox, at=LONG_AFTER)) == ["bob"]
+    assert await outbox.state() == OutboxState(pending=1, set_aside=0, oldest=NOW)
+
+
+@pytest.mark.parametrize("answer", ANSWERS)
+async def test_an_answer_for_who_was_removed_meanwhile_changes_nothing(views: Views, answer: Answer) -> None:
+    await add_people(views[0], "alice", "bob")
+    [alice, bob] = await lease(views[0].outbox)
+    assert await views[1].remove(alice.event.user_id)
+    await answer(views[0].outbox, alice)
+
+    assert await views[0].outbox.entries() == [bob]
+    assert not await views[0].outbox.retry(alice.id, now=LONG_AFTER)

@@ -1,6 +1,7 @@
 """What every ``Users`` adapter has to do, run against each of them."""
 
 import asyncio
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
@@ -12,6 +13,8 @@ from usersvc.application.ports import (
     IdempotencyKeyUsed,
     Order,
     Page,
+    Store,
+    UserRecord,
     Users,
     view_of,
 )
@@ -210,3 +213,233 @@ async def test_of_many_at_once_under_one_key_one_is_added(users: Users) -> None:
     earlier = await users.registered_with(KEY, at=NOW)
     assert earlier is not None
     assert earlier.user == shown
+
+
+# --- many at once, and removal -------------------------------------------------------------------------------------
+
+
+def quiet(email: str, *, at: datetime = NOW) -> User:
+    """Somebody whom nobody is told of."""
+    return replace(person(email, at=at), events=())
+
+
+def record_of(user: User, position: int) -> UserRecord:
+    return UserRecord(
+        position=position,
+        id=user.id,
+        email=user.email.typed,
+        mailbox=user.email.mailbox,
+        age=user.age.years,
+        password_hash=user.password_hash,
+        registered_at=user.registered_at,
+    )
+
+
+async def everybody(users: Store, *, limit: int = 100) -> list[UserRecord]:
+    return await users.archive.users(after=None, limit=limit)
+
+
+async def test_many_are_stored_in_their_order_behind_those_who_are_there(users: Store) -> None:
+    await add_people(users, "first")
+    many = [quiet(f"{name}@example.com") for name in "dacb"]
+    assert await users.add_all(many) == [True] * 4
+
+    assert names(await page(users)) == ["first", "d", "a", "c", "b"]
+    assert [await users.find(user.id) for user in many] == [view_of(user) for user in many]
+
+
+async def test_nobody_at_all_can_be_added(users: Store) -> None:
+    assert await users.add_all([]) == []
+    assert names(await page(users)) == []
+
+
+async def test_whose_mailbox_or_id_is_taken_is_left_out_and_told(users: Store) -> None:
+    alice = person("alice@example.com")
+    await users.add(alice)
+    dora = quiet("dora@example.com")
+    stored = await users.add_all(
+        [
+            quiet("bob@example.com"),
+            quiet("ALICE@example.com"),
+            replace(quiet("carol@example.com"), id=alice.id),
+            dora,
+            replace(quiet("alice@example.com"), id=dora.id),
+        ]
+    )
+
+    assert stored == [True, False, False, True, False]
+    assert names(await page(users)) == ["alice", "bob", "dora"]
+    assert await users.find(alice.id) == view_of(alice)
+
+
+async def test_of_two_in_one_batch_with_one_mailbox_or_id_the_first_is_stored(users: Store) -> None:
+    first = quiet("bob@example.com")
+    other = quiet("carol@example.com")
+    batch = [
+        first,
+        quiet("Bob@example.com"),
+        first,
+        other,
+        replace(quiet("dora@example.com"), id=other.id),
+        quiet("erin@example.com"),
+    ]
+    assert await users.add_all(batch) == [True, False, False, True, False, True]
+    assert names(await page(users)) == ["bob", "carol", "erin"]
+    assert await users.find(other.id) == view_of(other)
+
+
+async def test_an_id_whose_first_holder_in_the_batch_was_refused_is_free_for_the_next(users: Store) -> None:
+    await add_people(users, "alice")
+    refused = quiet("Alice@example.com")
+    next_one = replace(quiet("bob@example.com"), id=refused.id)
+    assert await users.add_all([refused, next_one]) == [False, True]
+    assert await users.find(refused.id) == view_of(next_one)
+
+
+async def test_many_who_want_the_same_mailboxes_at_once_get_each_once(users: Store) -> None:
+    batches = [[quiet(f"user{n}@example.com") for n in range(20)] for _ in range(5)]
+    outcomes = await asyncio.gather(*(users.add_all(batch) for batch in batches))
+
+    assert [sum(column) for column in zip(*outcomes, strict=True)] == [1] * 20
+    assert await users.archive.count() == 20
+
+
+async def test_whatever_a_user_is_made_of_comes_out_of_the_archive_as_it_went_in(users: Store) -> None:
+    strange = [
+        quiet("Jo\u0308rg.M\u00fcller@B\u00fccher.example", at=NOW + timedelta(microseconds=123456)),
+        quiet('"a \\"b\\\\"@example.com', at=datetime(1970, 1, 1, tzinfo=UTC)),
+        quiet("o'neil+{}%s?$1@example.com"),
+    ]
+    await users.add_all(strange)
+    assert await everybody(users) == [
+        record_of(user, record.position) for user, record in zip(strange, await everybody(users), strict=True)
+    ]
+
+
+async def test_an_added_user_is_in_the_archive_and_never_shows_the_hash(users: Store) -> None:
+    alice = person("alice@example.com")
+    await users.add(alice)
+    [record] = await everybody(users)
+    assert record == record_of(alice, record.position)
+    assert "$hash" not in repr(record)
+
+
+async def test_the_archive_counts(users: Store) -> None:
+    assert await users.archive.count() == 0
+    await users.add_all([quiet(f"user{n}@example.com") for n in range(7)])
+    assert await users.archive.count() == 7
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 6, 7])
+async def test_the_archive_gives_everybody_once_in_order_of_position(users: Store, limit: int) -> None:
+    await add_people(users, *"fedcba")
+    seen: list[UserRecord] = []
+    while shown := await users.archive.users(after=seen[-1].position if seen else None, limit=limit):
+        assert len(shown) <= limit
+        seen += shown
+
+    assert [record.email[0] for record in seen] == list("fedcba")
+    assert [record.position for record in seen] == sorted({record.position for record in seen})
+
+
+async def test_the_archive_tells_who_has_a_mailbox_or_an_id(users: Store) -> None:
+    many = [quiet(f"{name}@example.com") for name in "abcdef"]
+    await users.add_all(many)
+    a, b, c, *_ = many
+    found = await users.archive.holders(
+        mailboxes=["c@example.com", "z@example.com", "a@example.com", "a@example.com"], ids=[b.id, uuid4(), a.id]
+    )
+
+    assert found == [record_of(user, record.position) for user, record in zip([a, b, c], found, strict=True)]
+    assert await users.archive.holders(mailboxes=[], ids=[]) == []
+    assert [record.id for record in await users.archive.holders(mailboxes=[], ids=[c.id])] == [c.id]
+
+
+async def test_the_archive_can_be_asked_for_thousands_at_once(users: Store) -> None:
+    many = [quiet(f"user{n}@example.com") for n in range(3000)]
+    assert all(await users.add_all(many))
+    found = await users.archive.holders(
+        mailboxes=[user.email.mailbox for user in many[::2]], ids=[user.id for user in many[1::2]]
+    )
+    assert [record.id for record in found] == [user.id for user in many]
+
+
+async def test_who_is_removed_is_nowhere_any_more(users: Store) -> None:
+    alice, bob = person("alice@example.com"), person("bob@example.com")
+    await users.add(alice, key=KEY)
+    await users.add(bob)
+    assert await users.remove(alice.id) is True
+
+    assert await users.find(alice.id) is None
+    assert await users.registered_with(KEY, at=NOW) is None
+    assert names(await page(users)) == ["bob"]
+    assert names(await page(users, mailbox="alice@example.com")) == []
+    assert [record.id for record in await everybody(users)] == [bob.id]
+    assert await users.archive.holders(mailboxes=["alice@example.com"], ids=[alice.id]) == []
+    assert await users.archive.count() == 1
+
+
+async def test_nobody_is_removed_twice(users: Store) -> None:
+    alice = person("alice@example.com")
+    await users.add(alice)
+    assert await users.remove(uuid4()) is False
+    assert await users.remove(alice.id) is True
+    assert await users.remove(alice.id) is False
+
+
+async def test_of_many_who_remove_one_user_at_once_one_does(users: Store) -> None:
+    alice = person("alice@example.com")
+    await users.add(alice)
+    assert sum(await asyncio.gather(*(users.remove(alice.id) for _ in range(10)))) == 1
+
+
+async def test_the_mailbox_the_id_and_the_key_of_who_is_removed_are_free_again(users: Store) -> None:
+    alice = person("alice@example.com")
+    await users.add(alice, key=KEY)
+    await users.remove(alice.id)
+    again = replace(person("ALICE@example.com"), id=alice.id)
+    await users.add(again, key=KEY)
+
+    assert await users.find(alice.id) == view_of(again)
+    assert await users.registered_with(KEY, at=NOW) == EarlierRegistration(view_of(again), again.password_hash)
+
+
+async def test_a_position_is_never_given_out_again(users: Store) -> None:
+    await add_people(users, "a", "b", "c")
+    last = (await everybody(users))[-1]
+    await users.remove(last.id)
+    await users.add_all([quiet("d@example.com")])
+    await add_people(users, "e")
+
+    *_, d, e = await everybody(users)
+    assert last.position < d.position < e.position
+
+
+@pytest.mark.parametrize("order", Order)
+@pytest.mark.parametrize("gone", range(6))
+async def test_who_disappears_while_somebody_pages_hides_and_repeats_nobody_else(
+    users: Store, order: Order, gone: int
+) -> None:
+    await add_people(users, *"abcdef")
+    people = await everybody(users)
+    first = await page(users, limit=3, order=order)
+    await users.remove(people[gone].id)
+    second = await page(users, limit=3, order=order, after=first.next_after)
+
+    expected = sorted("abcdef", reverse=order is Order.DESC)
+    assert names(first) + names(second) == [
+        name for index, name in enumerate(expected) if index < 3 or name != "abcdef"[gone]
+    ]
+    assert second.next_after is None
+
+
+async def test_pages_and_the_archive_have_no_holes_where_somebody_was(users: Store) -> None:
+    await add_people(users, *"abcdefgh")
+    for record in (await everybody(users))[1::2]:
+        await users.remove(record.id)
+
+    assert names(await page(users, limit=4)) == list("aceg")
+    assert (await page(users, limit=4)).next_after is None
+    assert names(await page(users, limit=3)) == list("ace")
+    assert names(await page(users, limit=2, order=Order.DESC)) == list("ge")
+    assert [record.email[0] for record in await everybody(users, limit=3)] == list("ace")

@@ -131,3 +131,67 @@ async def test_closing_begins_nothing_new_and_ends_what_is_in_hand() -> None:
     assert hashed
     with pytest.raises(RuntimeError):
         await hasher.hash(Password("too late"))
+
+
+# --- hashes of other systems ----------------------------------------------------------------------------------------
+
+LONG = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
+
+
+@pytest.mark.parametrize(
+    ("password", "password_hash"),
+    [
+        # Of crypt_blowfish's own tests.
+        ("U*U", "$2a$05$CCCCCCCCCCCCCCCCCCCCC.E5YPO9kmyuRGyh0XouQYb4YMJKvyOeW"),
+        ("U*U*", "$2a$05$CCCCCCCCCCCCCCCCCCCCC.VGOzA784oUp/Z0DY336zx7pLYAy0lwK"),
+        ("U*U*U", "$2a$05$XXXXXXXXXXXXXXXXXXXXXOAcXxm9kjPGEMsLznoKqmqw7tc8WCx4a"),
+        (f"{LONG}chars after 72 are ignored", "$2a$05$abcdefghijklmnopqrstuu5s2v8.iXieOjg/.AySBTTZIIVFJeBui"),
+        # Made with crypt() of libxcrypt.
+        ("rasmuslerdorf", "$2y$07$BCryptRequires22Chrcte/VlQH0piJtjXl.0t1XkA8pw9dMXTpOq"),
+        ("pässwörd 🔑", "$2y$05$abcdefghijklmnopqrstuuJle.iZ0HydI0pt1p.fYQNcC2ygoDkde"),
+        ("pässwörd 🔑", "$2a$05$abcdefghijklmnopqrstuuJle.iZ0HydI0pt1p.fYQNcC2ygoDkde"),
+        ("é" * 40, "$2b$05$abcdefghijklmnopqrstuu9CyuiEyTnupb4rnoYIlshaDzoYa6ZaS"),
+    ],
+)
+@pytest.mark.parametrize("pepper", [None, b"sixteen or more!"])
+async def test_hashes_of_other_systems_verify_with_and_without_a_pepper(
+    password: str, password_hash: str, pepper: bytes | None
+) -> None:
+    async with BcryptPasswordHasher(cost=4, workers=1, pepper=pepper) as hasher:
+        assert await hasher.verify(Password(password), PasswordHash(password_hash))
+        assert not await hasher.verify(Password(f"x{password}"), PasswordHash(password_hash))
+
+
+@pytest.mark.parametrize("letter", "aby")
+@pytest.mark.parametrize("password", ["pässwörd 🔑", "x", " ", "é" * 36, "x" * 71, "x" * 72])
+async def test_what_another_system_made_of_a_password_in_utf_8_verifies(letter: str, password: str) -> None:
+    made = bcrypt.hashpw(password.encode(), bcrypt.gensalt(4)).decode()
+    async with BcryptPasswordHasher(cost=4, workers=1) as hasher:
+        foreign = PasswordHash(f"$2{letter}${made[4:]}")
+        assert await hasher.verify(Password(password), foreign)
+        assert not await hasher.verify(Password(f"y{password[1:]}"), foreign)
+
+
+@pytest.mark.parametrize(
+    ("password", "read"), [("x" * 73, "x" * 72), ("🔑" * 256, "🔑" * 18), ("x" * 71 + "é", "x" * 71 + "é")]
+)
+async def test_behind_72_bytes_nothing_counts_there_even_within_a_letter(password: str, read: str) -> None:
+    foreign = PasswordHash(bcrypt.hashpw(read.encode()[:72], bcrypt.gensalt(4)).decode())
+    async with BcryptPasswordHasher(cost=4, workers=1) as hasher:
+        assert await hasher.verify(Password(password), foreign)
+        assert not await hasher.verify(Password(f"y{password}"), foreign)
+
+
+@pytest.mark.parametrize("password", ["secret\0", "secret\0more", "\0secret", "\0"])
+@pytest.mark.parametrize("hashed", [b"secret", b"secret\0more", b""])
+async def test_a_password_with_a_nul_is_none_of_another_system(password: str, hashed: bytes) -> None:
+    foreign = PasswordHash(bcrypt.hashpw(hashed, bcrypt.gensalt(4)).decode())
+    async with BcryptPasswordHasher(cost=4, workers=1) as hasher:
+        assert not await hasher.verify(Password(password), foreign)
+
+
+@pytest.mark.parametrize("rest", ["04$short", "04$" + "a" * 53, "x", "", "04$" + "é" * 53])
+async def test_what_only_begins_like_a_hash_is_told_without_repeating_it(rest: str) -> None:
+    async with BcryptPasswordHasher(cost=4, workers=1) as hasher:
+        with pytest.raises(ValueError, match=r"^a hash of another scheme or pepper$"):
+            await hasher.verify(Password("password"), PasswordHash(f"$2b${rest}"))

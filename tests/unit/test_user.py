@@ -1,6 +1,7 @@
 import unicodedata
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
+from uuid import UUID
 
 import pytest
 from hypothesis import example, given
@@ -287,3 +288,67 @@ class TestPassword:
         assert ("too-short" in codes) == (length < Password.MIN_LENGTH)
         assert ("too-long" in codes) == (length > Password.MAX_LENGTH)
         assert codes <= {"too-short", "too-long", "common-password", "same-as-email"}
+
+
+FOREIGN: dict[str, Any] = {
+    "email": "Alice@example.com",
+    "age": 30,
+    "password_hash": "$2y$10$DwS6fdNzX/WPAc/7zf2M/.qmrVXRRwhq.5Exus5uxZCvdNbH7pfDS",
+    "at": NOW,
+}
+
+
+class TestImporting:
+    def test_makes_a_user_of_whom_nobody_is_told(self) -> None:
+        user = User.imported(**FOREIGN)
+
+        assert (user.email.typed, user.age.years, user.password_hash) == (
+            "Alice@example.com",
+            30,
+            FOREIGN["password_hash"],
+        )
+        assert (user.registered_at, user.events, user.id.version) == (NOW, (), 7)
+
+    def test_keeps_the_id_and_the_time_that_the_user_had(self) -> None:
+        old, then = UUID("0b9f6f1c-58ab-4f5c-9d5f-0f6b9a3a3a3a"), datetime(2001, 2, 3, 4, 5, 6, 7, tzinfo=UTC)
+        user = User.imported(**FOREIGN, user_id=old, registered_at=then)
+
+        assert (user.id, user.registered_at) == (old, then)
+
+    def test_reports_every_broken_rule_at_once(self) -> None:
+        with pytest.raises(RulesBroken) as refused:
+            User.imported(
+                email="nobody", age=17, password_hash="hunter2", at=NOW, registered_at=NOW + timedelta(microseconds=1)
+            )
+
+        assert [(violation.field, violation.code) for violation in refused.value.violations] == [
+            ("email", "invalid-email"),
+            ("age", "out-of-range"),
+            ("password_hash", "unknown-hash"),
+            ("registered_at", "out-of-range"),
+        ]
+
+    @pytest.mark.parametrize("age", [17, 131, -1, True])
+    def test_holds_to_the_ages_of_everybody(self, age: int) -> None:
+        with pytest.raises(RulesBroken):
+            User.imported(**FOREIGN | {"age": age})
+
+    @pytest.mark.parametrize(
+        "time",
+        [
+            datetime(1969, 12, 31, 23, 59, 59, tzinfo=UTC),
+            NOW + timedelta(microseconds=1),
+            datetime.max.replace(tzinfo=UTC),
+        ],
+    )
+    def test_refuses_a_time_at_which_nobody_can_have_registered(self, time: datetime) -> None:
+        with pytest.raises(RulesBroken) as refused:
+            User.imported(**FOREIGN, registered_at=time)
+        assert [violation.field for violation in refused.value.violations] == ["registered_at"]
+
+    @pytest.mark.parametrize("time", [datetime(1970, 1, 1, tzinfo=UTC), NOW])
+    def test_takes_the_first_and_the_last_time_that_can_be(self, time: datetime) -> None:
+        assert User.imported(**FOREIGN, registered_at=time).registered_at == time
+
+    def test_never_shows_the_hash(self) -> None:
+        assert "$2y$" not in repr(User.imported(**FOREIGN))

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import hmac
+import re
 from functools import partial
 from types import TracebackType
 from typing import Self
@@ -14,6 +15,11 @@ from usersvc.domain.user import Password, PasswordHash
 
 MIN_COST, MAX_COST = 4, 16
 """bcrypt accepts 4 to 31; at 17 a hash takes about nine seconds, which is no service any more."""
+
+BCRYPT_READS = 72
+"""Bytes of a password that decide bcrypt's hash; those behind are as if they were not there."""
+
+_FOREIGN = re.compile(r"\$2[aby]\$")
 
 # Without a pepper the key is public. It still keeps these inputs apart from the plain SHA-384 of a password in
 # somebody else's leak, which could otherwise be tried against our hashes without knowing the password.
@@ -29,6 +35,11 @@ class BcryptPasswordHasher:
 
     A hash reads ``$hmac-sha384-bcrypt$<pepper>$<bcrypt's own string>``, where <pepper> is a fingerprint of the
     pepper or empty. So a hash names its scheme, and cost and pepper can change without breaking those made before.
+
+    Hashes that other systems have made of the password itself (``$2a$``, ``$2b$``, ``$2y$``) are verified as those did:
+    only the first 72 bytes count. The three are one: what sets them apart are old mistakes, of which only one still
+    shows: a password of 255 bytes or more that OpenBSD hashed before 2014 is not known again. A password with a NUL is
+    none of theirs, as some stopped there, and ``secret`` is not to be told from what begins with it.
     """
 
     def __init__(self, *, cost: int, workers: int, queue: int = 64, pepper: bytes | None = None) -> None:
@@ -81,6 +92,8 @@ class BcryptPasswordHasher:
         return PasswordHash(f"$hmac-sha384-bcrypt${self._pepper_id}{hashed}")
 
     def _verify(self, password: Password, password_hash: PasswordHash) -> bool:
+        if _FOREIGN.match(password_hash):
+            return _verify_foreign(password, password_hash)
         scheme = f"$hmac-sha384-bcrypt${self._pepper_id}$"
         if not password_hash.startswith(scheme):
             raise ValueError("a hash of another scheme or pepper")
@@ -88,6 +101,17 @@ class BcryptPasswordHasher:
 
     def _prepared(self, password: Password) -> bytes:
         return base64.b64encode(hmac.digest(self._key, password.clear.encode("utf-8"), "sha384"))
+
+
+def _verify_foreign(password: Password, password_hash: PasswordHash) -> bool:
+    clear = password.clear.encode("utf-8")
+    if b"\0" in clear:
+        return False
+    try:
+        return bcrypt.checkpw(clear[:BCRYPT_READS], f"$2b${password_hash[4:]}".encode("ascii"))
+    except ValueError:
+        # bcrypt's own text may repeat some of the hash.
+        raise ValueError("a hash of another scheme or pepper") from None
 
 
 def _fingerprint(pepper: bytes) -> str:

@@ -6,7 +6,7 @@ What stands in front of a port is the port itself and counts; nothing behind it,
 import os
 import platform
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -250,6 +250,16 @@ class MeteredUsers:
         """See ``Users.add``."""
         with self._call("add"):
             await self._users.add(user, key=key)
+
+    async def add_all(self, users: Sequence[User]) -> list[bool]:
+        """See ``Users.add_all``."""
+        with self._call("add_all"):
+            return await self._users.add_all(users)
+
+    async def remove(self, user_id: UUID) -> bool:
+        """See ``Users.remove``."""
+        with self._call("remove"):
+            return await self._users.remove(user_id)
 
     async def registered_with(self, key: IdempotencyKey, *, at: datetime) -> EarlierRegistration | None:
         """See ``Users.registered_with``."""

@@ -1,7 +1,9 @@
 """Users and their outbox in one SQLite file: the embedded default."""
 
 import asyncio
+import json
 import sqlite3
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -24,13 +26,14 @@ from usersvc.application.ports import (
     OutboxEntry,
     OutboxState,
     Page,
+    UserRecord,
     UserView,
     timestamp,
     view_of,
 )
 from usersvc.domain.errors import EmailAlreadyRegistered
 from usersvc.domain.events import UserRegistered
-from usersvc.domain.user import User
+from usersvc.domain.user import PasswordHash, User
 
 FORGOTTEN_AT_ONCE = 100
 """How many ended keys one registration deletes; more than it adds, and few enough to cost nothing."""
@@ -42,18 +45,20 @@ _VIEW = "id, email, age, registered_at"
 _LINES = """CAST(group_concat(
     json_object('id', id, 'email', email, 'age', age, 'registered_at', registered_at), char(10)
 ) AS BLOB)"""
+_RECORD = "position, id, email, mailbox, age, password_hash, registered_at"
 _ENTRY = "id, user_id, email, occurred_at, attempts, due_at, reason, lease, request_id, trace_id"
 
 
 class SqliteUsers:
     """A ``Users`` in a SQLite file; an asynchronous context manager that opens and closes it.
 
-    Reads have a connection of their own, and so never wait for a write. ``outbox`` is in the same file.
+    Reads have a connection of their own, and so never wait for a write. ``outbox`` and ``archive`` are the same file.
     """
 
     def __init__(self, path: Path) -> None:
         self._file = DatabaseFile(path)
         self.outbox = SqliteOutbox(self._file)
+        self.archive = SqliteArchive(self._file)
 
     async def __aenter__(self) -> Self:
         """Open the file, made if it is missing, and bring its schema up to date.
@@ -73,7 +78,6 @@ class SqliteUsers:
     async def add(self, user: User, *, key: IdempotencyKey | None = None) -> None:
         """See ``Users.add``."""
         view = view_of(user)
-        cause = CAUSE.get()
 
         async def insert(connection: aiosqlite.Connection) -> None:
             if key is not None:
@@ -87,24 +91,50 @@ class SqliteUsers:
                 if "users.mailbox" not in str(error):
                     raise
                 raise EmailAlreadyRegistered from None
-            for event in user.events:
-                occurred_at = timestamp(event.occurred_at)
-                await connection.execute(
-                    """
-                    INSERT INTO outbox (user_id, email, occurred_at, due_at, request_id, trace_id)
-                    VALUES (?, ?, ?, ?, ?, ?)
-                    """,
-                    (
-                        str(event.user_id),
-                        event.email,
-                        occurred_at,
-                        occurred_at,
-                        cause and cause.request_id,
-                        cause and cause.trace_id,
-                    ),
-                )
+            await _put(connection, user.events)
 
         await self._file.write(insert)
+
+    async def add_all(self, users: Sequence[User]) -> list[bool]:
+        """See ``Users.add_all``."""
+        # One statement for all of them: with one for each, the write lock would be held several times as long.
+        rows = json.dumps([(*view_of(user).values(), user.email.mailbox, user.password_hash) for user in users])
+
+        async def insert(connection: aiosqlite.Connection) -> list[bool]:
+            returned = await connection.execute_fetchall(
+                f"""
+                INSERT INTO users ({_VIEW}, mailbox, password_hash)
+                SELECT {", ".join(f"json_extract(value, '$[{column}]')" for column in range(6))}
+                FROM json_each(?) WHERE true ORDER BY key
+                ON CONFLICT DO NOTHING RETURNING id, mailbox
+                """,  # noqa: S608  # constants
+                [rows],
+            )
+            new = set(map(tuple, returned))
+            stored = []
+            for user in users:
+                who = str(user.id), user.email.mailbox
+                stored.append(who in new)
+                # A second one like the first was refused.
+                new.discard(who)
+            await _put(
+                connection,
+                [event for user, is_new in zip(users, stored, strict=True) if is_new for event in user.events],
+            )
+            return stored
+
+        return await self._file.write(insert)
+
+    async def remove(self, user_id: UUID) -> bool:
+        """See ``Users.remove``."""
+
+        async def delete(connection: aiosqlite.Connection) -> bool:
+            cursor = await connection.execute("DELETE FROM users WHERE id = ?", [str(user_id)])
+            await connection.execute("DELETE FROM outbox WHERE user_id = ?", [str(user_id)])
+            await connection.execute("DELETE FROM idempotency_keys WHERE user_id = ?", [str(user_id)])
+            return bool(cursor.rowcount)
+
+        return await self._file.write(delete)
 
     async def registered_with(self, key: IdempotencyKey, *, at: datetime) -> EarlierRegistration | None:
         """See ``Users.registered_with``."""
@@ -238,6 +268,59 @@ class SqliteOutbox:
         await self._file.change(f"{change} WHERE id = ? AND lease = ?", (*values, entry.id, entry.lease))
 
 
+class SqliteArchive:
+    """An ``Archive`` in the file of a ``SqliteUsers``."""
+
+    def __init__(self, file: DatabaseFile) -> None:
+        self._file = file
+
+    async def users(self, *, after: int | None, limit: int) -> list[UserRecord]:
+        """See ``Archive.users``."""
+        rows = await self._file.read(
+            f"SELECT {_RECORD} FROM users WHERE position > ? ORDER BY position LIMIT ?",  # noqa: S608  # a constant
+            [0 if after is None else after, limit],
+        )
+        return [_record(row) for row in rows]
+
+    async def holders(self, *, mailboxes: Sequence[str], ids: Sequence[UUID]) -> list[UserRecord]:
+        """See ``Archive.holders``."""
+        rows = await self._file.read(
+            f"""
+            SELECT {_RECORD} FROM users
+            WHERE mailbox IN (SELECT value FROM json_each(?)) OR id IN (SELECT value FROM json_each(?))
+            ORDER BY position
+            """,  # noqa: S608  # a constant
+            [json.dumps([*mailboxes]), json.dumps([str(user_id) for user_id in ids])],
+        )
+        return [_record(row) for row in rows]
+
+    async def count(self) -> int:
+        """See ``Archive.count``."""
+        [[count]] = await self._file.read("SELECT count(*) FROM users")
+        return int(count)
+
+
+async def _put(connection: aiosqlite.Connection, events: Sequence[UserRegistered]) -> None:
+    """Store events in the outbox, due at once."""
+    cause = CAUSE.get()
+    for event in events:
+        occurred_at = timestamp(event.occurred_at)
+        await connection.execute(
+            """
+            INSERT INTO outbox (user_id, email, occurred_at, due_at, request_id, trace_id)
+            VALUES (?, ?, ?, ?, ?, ?)
+            """,
+            (
+                str(event.user_id),
+                event.email,
+                occurred_at,
+                occurred_at,
+                cause and cause.request_id,
+                cause and cause.trace_id,
+            ),
+        )
+
+
 async def _use(connection: aiosqlite.Connection, key: IdempotencyKey, user: User) -> None:
     """Store a key for a user who is about to be stored, and forget some that have ended."""
     ended = timestamp(user.registered_at - KEY_LIFETIME)
@@ -267,6 +350,19 @@ async def _use(connection: aiosqlite.Connection, key: IdempotencyKey, user: User
 
 def _view(row: tuple[Any, ...]) -> UserView:
     return {"id": row[0], "email": row[1], "age": row[2], "registered_at": row[3]}
+
+
+def _record(row: tuple[Any, ...]) -> UserRecord:
+    position, user_id, email, mailbox, age, password_hash, registered_at = row
+    return UserRecord(
+        position=position,
+        id=UUID(user_id),
+        email=email,
+        mailbox=mailbox,
+        age=age,
+        password_hash=PasswordHash(password_hash),
+        registered_at=datetime.fromisoformat(registered_at),
+    )
 
 
 def _entry(row: tuple[Any, ...]) -> OutboxEntry:

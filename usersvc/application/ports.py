@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -140,6 +141,34 @@ class Users(Protocol):
         """
         ...
 
+    async def add_all(self, users: Sequence[User]) -> list[bool]:
+        """Store many users in one transaction, in this order, with whatever events they have.
+
+        Args:
+            users: also more than one with one mailbox or one id, of whom the first is stored.
+
+        Returns:
+            For each of them whether it was stored; False where the mailbox or the id belongs to somebody already.
+
+        Raises:
+            StorageUnavailable: it is not known whether they were stored: all who could be, or none.
+        """
+        ...
+
+    async def remove(self, user_id: UUID) -> bool:
+        """Forget a user, what the outbox holds for them, and their idempotency keys, in one transaction.
+
+        The mailbox, the id and the keys are free again; the position is not. Whoever holds a lease of an entry that
+        goes may still tell the person; what becomes of that changes nothing.
+
+        Returns:
+            False when nobody has this id.
+
+        Raises:
+            StorageUnavailable: it is not known whether the user was removed.
+        """
+        ...
+
     async def registered_with(self, key: IdempotencyKey, *, at: datetime) -> EarlierRegistration | None:
         """What was registered under this key, if it lives at that time and the user is still there.
 
@@ -256,6 +285,59 @@ class Outbox(Protocol):
 
     async def state(self) -> OutboxState:
         """How much is in it."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class UserRecord:
+    """A user as stored, the hash included: for moving users elsewhere, never for showing."""
+
+    position: int
+    id: UUID
+    email: str
+    """As typed."""
+    mailbox: str
+    age: int
+    password_hash: PasswordHash = field(repr=False)
+    registered_at: datetime
+    """In UTC."""
+
+
+class Archive(Protocol):
+    """The users of a store as they are stored, for moving them in and out.
+
+    Every method raises ``StorageUnavailable`` when the store cannot answer.
+    """
+
+    async def users(self, *, after: int | None, limit: int) -> list[UserRecord]:
+        """At most ``limit`` users in order of position, beginning behind position ``after`` (None: at the first)."""
+        ...
+
+    async def holders(self, *, mailboxes: Sequence[str], ids: Sequence[UUID]) -> list[UserRecord]:
+        """Whoever has one of these mailboxes or one of these ids: each once, in order of position.
+
+        Args:
+            mailboxes: up to some thousands, in any order, also repeated.
+            ids: the same.
+        """
+        ...
+
+    async def count(self) -> int:
+        """How many users there are."""
+        ...
+
+
+class Store(Users, Protocol):
+    """Everything that one store keeps."""
+
+    @property
+    def outbox(self) -> Outbox:
+        """What is still to be told."""
+        ...
+
+    @property
+    def archive(self) -> Archive:
+        """The users as they are stored."""
         ...
 
 

@@ -1,6 +1,7 @@
 """The user, and every business rule about users.
 
-``User.register`` is the only way a new user comes to be. The rules are the constants and methods of the value
+``User.register`` is the only way a new user comes to be; ``User.imported`` is for those whom another system has
+registered. The rules are the constants and methods of the value
 objects below; the OpenAPI document reads the constants from here.
 """
 
@@ -8,7 +9,7 @@ import re
 import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from functools import cache
 from importlib.resources import files
 from typing import ClassVar, NewType, Self, TypeVar
@@ -19,6 +20,7 @@ from uuid_utils.compat import uuid7
 
 from usersvc.domain.errors import RulesBroken, Violation
 from usersvc.domain.events import UserRegistered
+from usersvc.domain.stored_hash import stored_hash
 
 T = TypeVar("T")
 
@@ -162,8 +164,11 @@ def _repeats(password: str, email: str) -> bool:
 class User:
     """A registered person."""
 
+    FIRST_REGISTRATION: ClassVar[datetime] = datetime(1970, 1, 1, tzinfo=UTC)
+    """Nobody has registered anywhere before; a time that says so is a mistake."""
+
     id: UUID
-    """A UUIDv7 (RFC 9562)."""
+    """A UUIDv7 (RFC 9562), unless the user has brought another one from elsewhere."""
     email: EmailAddress
     age: Age
     password_hash: PasswordHash = field(repr=False)
@@ -205,12 +210,46 @@ class User:
             raise RulesBroken(broken)
         return Registration(email=address, password=chosen, age=years)
 
+    @classmethod
+    def imported(
+        cls,
+        *,
+        email: str,
+        age: int,
+        password_hash: str,
+        at: datetime,
+        user_id: UUID | None = None,
+        registered_at: datetime | None = None,
+    ) -> Self:
+        """Take over a person whom another system has registered: nobody is told, so there are no events.
+
+        Args:
+            email: as typed.
+            age: in whole years.
+            password_hash: see ``stored_hash``.
+            at: the time, in UTC.
+            user_id: the one that the person has; a new one by default.
+            registered_at: when that was, in UTC; by default ``at``.
+
+        Raises:
+            RulesBroken: with all violations at once.
+        """
+        broken: list[Violation] = []
+        address = _made(lambda: EmailAddress(email), broken)
+        years = _made(lambda: Age(age), broken)
+        kept = _made(lambda: PasswordHash(stored_hash(password_hash)), broken)
+        since = _made(lambda: _past(registered_at or at, at), broken)
+        if address is None or years is None or kept is None or since is None:
+            raise RulesBroken(broken)
+        return cls(id=user_id or uuid7(), email=address, age=years, password_hash=kept, registered_at=since)
+
     @staticmethod
     def violations(
         *,
         email: str | None = None,
         password: str | None = None,
         age: int | None = None,
+        password_hash: str | None = None,
         password_min_length: int = Password.MIN_LENGTH,
     ) -> tuple[Violation, ...]:
         """Every rule that the given values break; what is ``None`` is not judged."""
@@ -221,7 +260,16 @@ class User:
             _made(lambda: Password.choose(password, email=email, min_length=password_min_length), broken)
         if age is not None:
             _made(lambda: Age(age), broken)
+        if password_hash is not None:
+            _made(lambda: stored_hash(password_hash), broken)
         return tuple(broken)
+
+
+def _past(registered_at: datetime, at: datetime) -> datetime:
+    """A time of registration that can be one."""
+    if not User.FIRST_REGISTRATION <= registered_at <= at:
+        raise RulesBroken([Violation("registered_at", "out-of-range", "Must be from 1970 to now.")])
+    return registered_at
 
 
 def _made(make: Callable[[], T], broken: list[Violation]) -> T | None:
