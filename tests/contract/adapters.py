@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
+from docs.examples.journal_users import JournalUsers
 from usersvc.adapters.memory import InMemoryUsers
 from usersvc.adapters.sqlite import SqliteUsers
 from usersvc.application.ports import Store
@@ -30,4 +31,13 @@ async def sqlite(folder: Path) -> AsyncIterator[Views]:
         yield one, other
 
 
-ADAPTERS: Mapping[str, Open] = {"memory": memory, "sqlite": sqlite}
+# --8<-- [start:journal]
+@asynccontextmanager
+async def journal(folder: Path) -> AsyncIterator[Views]:
+    async with JournalUsers(folder / "users.jsonl") as users:
+        yield users, users
+
+
+# --8<-- [end:journal]
+
+ADAPTERS: Mapping[str, Open] = {"memory": memory, "sqlite": sqlite, "journal": journal}
