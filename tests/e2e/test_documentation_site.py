@@ -63,6 +63,21 @@ def test_every_page_is_in_the_site(site: Path) -> None:
     assert not (site / "examples").exists()
 
 
+def test_a_page_shows_the_code_that_is_run(site: Path) -> None:
+    words = {page.name: re.sub(r"<[^>]+>", "", page.read_text("utf-8")) for page in site.glob("*.html")}
+    for shown in (
+        "class WebhookNotifier",
+        "class Journal:",
+        "class JournalUsers",
+        "class JournalOutbox",
+        "async def journal(",
+    ):
+        assert shown in words["extend.html"]
+    assert "ssl_reject_handshake" in words["deploy.html"]
+    assert "DynamicUser" in words["deploy.html"]
+    assert [name for name, text in words.items() if re.search(r"-8 ?(<|&lt;) ?-", text)] == []
+
+
 def test_no_page_names_an_asset_of_another_host(site: Path) -> None:
     pages = [*site.glob("*.html")]
     assert pages
