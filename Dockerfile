@@ -36,7 +36,7 @@ RUN groupadd --gid 10001 usersvc \
 COPY --from=build /opt/usersvc /opt/usersvc
 ENV PATH=/opt/usersvc/bin:$PATH
 # The base image's standard library comes without bytecode: make it for what the service imports, while this can write.
-RUN python -c "import usersvc.bootstrap, usersvc.cli, http.client"
+RUN python -c "import usersvc.cli, usersvc.commands.serving, http.client"
 
 ENV PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \

@@ -16,7 +16,7 @@ from usersvc.adapters.prometheus import MeteredOutbox, MeteredPasswordHasher, Me
 from usersvc.adapters.smtp_notifier import Security, SmtpNotifier
 from usersvc.adapters.sqlite import SqliteUsers
 from usersvc.application.notifications import LEASE, NotificationDispatcher
-from usersvc.application.ports import Notifier
+from usersvc.application.ports import Notifier, Store
 from usersvc.application.registration import UserRegistrationService
 from usersvc.asgi import AiohttpASGI, while_client_waits
 from usersvc.config import BadSetting, Settings, SqliteDatabase
@@ -104,16 +104,28 @@ def _users(settings: Settings) -> SqliteUsers | InMemoryUsers:
     return SqliteUsers(settings.database.path) if isinstance(settings.database, SqliteDatabase) else InMemoryUsers()
 
 
+@asynccontextmanager
+async def opened_store(settings: Settings) -> AsyncIterator[Store]:
+    """The store that the settings name, open while this is entered; a database file is made if it is missing.
+
+    Raises:
+        StorageUnavailable: it cannot be opened.
+    """
+    users = _users(settings)
+    async with AsyncExitStack() as stack:
+        if isinstance(users, SqliteUsers):
+            await stack.enter_async_context(users)
+        yield users
+
+
 async def check_storage(settings: Settings) -> None:
     """Open the storage once, and close it.
 
     Raises:
         StorageUnavailable: it cannot be opened.
     """
-    users = _users(settings)
-    if isinstance(users, SqliteUsers):
-        async with users:
-            await users.check()
+    async with opened_store(settings) as store:
+        await store.check()
 
 
 def _notifier(settings: Settings) -> Notifier:

@@ -91,29 +91,34 @@ class Settings:
     """Names of variables that are set and that this version does not heed."""
 
     @classmethod
-    def from_environment(cls, environ: Mapping[str, str] | None = None) -> "Settings":
+    def from_environment(
+        cls,
+        environ: Mapping[str, str] | None = None,
+        *,
+        told: Callable[[str, object], None] = lambda name, value: None,
+    ) -> "Settings":
         """Read the settings.
 
         Args:
             environ: the variables; by default those of the process, over those of a ``.env`` file in its folder.
+            told: called for each variable there is, with the value that was read or the default.
 
         Raises:
             BadSetting: a value is not accepted.
         """
         if environ is None:
-            # Without interpolation, so that a secret may hold a dollar sign.
-            environ = _stored() | dict(os.environ)
+            environ = stored() | dict(os.environ)
         defaults = cls()
 
         def read(name: str, accepts: str, parse: Callable[[str], T], default: T) -> T:
             known.add(f"USERSVC_{name}")
             text = environ.get(f"USERSVC_{name}", "")
-            if not text:
-                return default
             try:
-                return parse(text)
+                value = parse(text) if text else default
             except ValueError:
                 raise BadSetting(f"USERSVC_{name} accepts {accepts}.") from None
+            told(f"USERSVC_{name}", value)
+            return value
 
         known: set[str] = set()
 
@@ -145,14 +150,12 @@ class Settings:
                 _token,
                 None,
             ),
-            # Empty means none here, and is not the same as not set.
-            register_rate=None
-            if environ.get("USERSVC_REGISTER_RATE") == ""
-            else read(
+            register_rate=read(
                 "REGISTER_RATE",
                 "a rate as 60/minute or 1000 per 2 hours, or nothing for no limit",
                 _rate,
-                defaults.register_rate,
+                # Empty means none here, and is not the same as not set.
+                None if environ.get("USERSVC_REGISTER_RATE") == "" else defaults.register_rate,
             ),
             trusted_proxies=read(
                 "TRUSTED_PROXIES",
@@ -181,7 +184,7 @@ class Settings:
         return settings
 
 
-def _stored() -> dict[str, str]:
+def stored() -> dict[str, str]:
     """What the file ``.env`` in this folder holds.
 
     Raises:

@@ -35,7 +35,7 @@ def test_the_program_tells_how_it_is_used(tmp_path: Path) -> None:
     told = run_to_end(tmp_path, {}, [*SERVE, "--help"])
 
     assert (told.returncode, told.stderr) == (0, "")
-    assert told.stdout.startswith("usage: usersvc serve")
+    assert told.stdout.startswith("Usage: usersvc serve")
     assert "USERSVC_" in told.stdout
     assert not [*tmp_path.iterdir()]
 
@@ -44,7 +44,7 @@ def test_a_wrong_command_line_is_refused(tmp_path: Path) -> None:
     told = run_to_end(tmp_path, {}, [USERSVC, "swerve"])
 
     assert (told.returncode, told.stdout) == (2, "")
-    assert told.stderr.startswith("usage: usersvc")
+    assert told.stderr.startswith("Usage: usersvc")
     assert "Traceback" not in told.stderr
 
 

@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from enum import Enum, auto
+from enum import Enum
 from typing import Protocol
 from uuid import UUID
 
@@ -34,10 +34,10 @@ class Newcomer:
 class Fate(Enum):
     """What became of a newcomer."""
 
-    IMPORTED = auto()
-    ALREADY_THERE = auto()
+    IMPORTED = "imported"
+    ALREADY_THERE = "already there"
     """A user with the same data."""
-    REJECTED = auto()
+    REJECTED = "rejected"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,333 @@
+"""Files of users: how they are read, how they are written, and that the one takes back what the other gives."""
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta, timezone
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from usersvc.application.ports import UserRecord
+from usersvc.application.transfer import Newcomer
+from usersvc.commands.formats import Format
+from usersvc.commands.formulas import FORMULA_MARKS, harmless, original
+from usersvc.commands.outcome import Failure
+from usersvc.commands.reading import LONGEST_LINE, Line, Source, read_lines
+from usersvc.commands.shape import newcomer
+from usersvc.commands.writing import Writer
+from usersvc.domain.errors import RulesBroken
+from usersvc.domain.user import EmailAddress, PasswordHash
+
+HASH = "$2y$10$DwS6fdNzX/WPAc/7zf2M/.qmrVXRRwhq.5Exus5uxZCvdNbH7pfDS"
+HEAD = b"email,age,password_hash\n"
+
+
+def lines(content: bytes, form: Format = Format.CSV, *, ignore_unknown: bool = False) -> list[Line]:
+    return [*read_lines(Source(io.BytesIO(content)), form, ignore_unknown=ignore_unknown)]
+
+
+def codes(line: Line) -> list[str]:
+    return [violation.code for violation in line.violations]
+
+
+# --- CSV ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_csv_line_is_read_by_the_names_in_the_first() -> None:
+    [line] = lines(b'age,password_hash,email\r\n30,"$2y$","al""ice@example.com"\r\n')
+    assert line.values == {"email": 'al"ice@example.com', "age": 30, "password_hash": "$2y$"}
+    assert (line.number, line.text) == (2, '30,"$2y$","al""ice@example.com"')
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\xef\xbb\xbfemail,age,password_hash\na@b.c,30,x\n",
+        b"email,age,password_hash\na@b.c,30,x",
+        b"email,age,password_hash\n\n\r\na@b.c,30,x\n\n",
+        b'"email","age","password_hash"\n"a@b.c","30","x"\n',
+        b"email,age,password_hash,id,registered_at\na@b.c,30,x,,\n",
+    ],
+)
+def test_what_other_programs_write_is_read(content: bytes) -> None:
+    [line] = lines(content)
+    assert line.values == {"email": "a@b.c", "age": 30, "password_hash": "x"}
+
+
+@pytest.mark.parametrize(
+    ("head", "told"),
+    [
+        (b"", "lacks email, age, password_hash"),
+        (b"email,age\n", "lacks password_hash"),
+        (b"email;age;password_hash\n", "lacks email, age, password_hash"),
+        (b"Email,age,password_hash\n", "lacks email"),
+        (b'"email,age,password_hash\n', "lacks email"),
+        (b"email,age,password_hash,age\n", "a column twice"),
+        (b"email,age,password_hash,name,\x1b[2J\n", r"'name', '\x1b[2J'; see --ignore-unknown"),
+    ],
+)
+def test_a_first_line_that_does_not_name_the_columns_is_refused_up_front(head: bytes, told: str) -> None:
+    with pytest.raises(Failure) as refused:
+        lines(head + b"a@b.c,30,x,y,z\n")
+    assert told in str(refused.value)
+
+
+def test_unknown_columns_are_passed_over_when_that_is_asked_for() -> None:
+    [line] = lines(b"name,email,age,password_hash\nAl,a@b.c,30,x\n", ignore_unknown=True)
+    assert line.values == {"email": "a@b.c", "age": 30, "password_hash": "x"}
+
+
+def test_lines_that_cannot_be_understood_hold_up_nobody() -> None:
+    found = lines(
+        HEAD
+        + b"a@b.c,30\n"
+        + b'a@b.c,"30"1,x\n'
+        + b"\xff@b.c,30,x\n"
+        + b"a@b.c,30,x,y\n"
+        + b"b@b.c,31,y\n"
+        + b'a@b.c,30,"never closed\nmore\n'
+    )
+    assert [(line.number, codes(line)) for line in found] == [
+        (2, ["wrong-number-of-cells"]),
+        (3, ["malformed-csv"]),
+        (4, ["invalid-utf-8"]),
+        (5, ["wrong-number-of-cells"]),
+        (6, []),
+        (7, ["malformed-csv"]),
+    ]
+    assert [line.text for line in found[2:]] == [
+        "\\xff@b.c,30,x",
+        "a@b.c,30,x,y",
+        "b@b.c,31,y",
+        'a@b.c,30,"never closed\nmore',
+    ]
+    assert found[4].values["email"] == "b@b.c"
+
+
+def test_a_cell_with_line_breaks_keeps_the_count_of_lines() -> None:
+    first, second = lines(HEAD + b'"a\n\nb",30,x\nc@b.c,30,x\n')
+    assert (first.number, first.values["email"]) == (2, "a\n\nb")
+    assert second.number == 5
+
+
+def test_a_line_that_is_too_long_is_refused_without_being_kept() -> None:
+    source = Source(io.BytesIO(HEAD + b"a" * 10 * LONGEST_LINE + b",30,x\n" + b"b@b.c,30,x\n"))
+    too_long, after = read_lines(source, Format.CSV, ignore_unknown=False)
+    assert (codes(too_long), too_long.number) == (["too-long"], 2)
+    assert len(too_long.text) <= LONGEST_LINE
+    assert (after.number, after.values["email"]) == (3, "b@b.c")
+    assert source.bytes_read == len(HEAD) + 10 * LONGEST_LINE + 6 + 11
+
+
+@pytest.mark.parametrize("age", ["", " 30", "+30", "3e1", "30.0", "٣٠", "0x1e", "1_0", "9" * 5000])
+def test_only_digits_are_an_age(age: str) -> None:
+    [line] = lines(HEAD + f"a@b.c,{age},{HASH}\n".encode())
+    with pytest.raises(RulesBroken) as refused:
+        newcomer(line.values)
+    assert ("age", "required" if not age else "wrong-type") in {
+        (violation.field, violation.code) for violation in refused.value.violations
+    }
+
+
+# --- NDJSON ---------------------------------------------------------------------------------------------------------
+
+
+def test_an_ndjson_line_is_read() -> None:
+    content = '{"age":30,"password_hash":"x","email":"ä@b.c","id":null}\r\n\n  \n{"email":"b@b.c"}'.encode()
+    first, second = lines(content, Format.NDJSON)
+    assert (first.number, first.values) == (1, {"email": "ä@b.c", "age": 30, "password_hash": "x"})
+    assert (second.number, second.values) == (4, {"email": "b@b.c"})
+
+
+@pytest.mark.parametrize(
+    ("content", "code"),
+    [
+        (b"{", "malformed-json"),
+        (b"[]", "malformed-json"),
+        (b"null", "malformed-json"),
+        (b"{} {}", "malformed-json"),
+        (b'{"email":"a@b.c","email":"c@b.c"}', "malformed-json"),
+        (b'{"age":NaN}', "malformed-json"),
+        (b"[" * 5000, "malformed-json"),
+        (b'{"email":"\xff"}', "invalid-utf-8"),
+        (b'{"name":"Al"}', "unknown-member"),
+        (b'{"email":"' + b"a" * LONGEST_LINE + b'"}', "too-long"),
+    ],
+)
+def test_an_ndjson_line_that_cannot_be_understood_holds_up_nobody(content: bytes, code: str) -> None:
+    broken, after = lines(content + b'\n{"email":"b@b.c"}\n', Format.NDJSON)
+    assert (codes(broken), broken.values) == ([code], {})
+    assert (after.number, after.values) == (2, {"email": "b@b.c"})
+
+
+def test_unknown_members_are_passed_over_when_that_is_asked_for() -> None:
+    [line] = lines(b'{"email":"a@b.c","name":"Al"}', Format.NDJSON, ignore_unknown=True)
+    assert line.values == {"email": "a@b.c"}
+
+
+# --- shape ----------------------------------------------------------------------------------------------------------
+
+GOOD: dict[str, Any] = {"email": "alice@example.com", "age": 30, "password_hash": HASH}
+
+
+def flaws(**changed: Any) -> list[tuple[str, str]]:
+    with pytest.raises(RulesBroken) as refused:
+        newcomer(GOOD | changed)
+    return [(violation.field, violation.code) for violation in refused.value.violations]
+
+
+def test_what_has_the_shape_of_a_user_is_one() -> None:
+    user_id = uuid4()
+    values = GOOD | {"id": str(user_id).upper(), "registered_at": "2001-02-03t04:05:06.5+02:00"}
+    assert newcomer(values) == Newcomer(
+        "alice@example.com", 30, HASH, user_id, datetime(2001, 2, 3, 2, 5, 6, 500000, tzinfo=UTC)
+    )
+
+
+def test_all_flaws_are_told_at_once_those_of_rules_too() -> None:
+    assert flaws(email="nobody", age="thirty", password_hash="hunter2", id="1", registered_at="now") == [
+        ("age", "wrong-type"),
+        ("id", "invalid-uuid"),
+        ("registered_at", "invalid-time"),
+        ("email", "invalid-email"),
+        ("password_hash", "unknown-hash"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "code"),
+    [
+        ("email", 1, "wrong-type"),
+        ("email", None, "required"),
+        ("age", True, "wrong-type"),
+        ("age", 30.0, "wrong-type"),
+        ("age", [30], "wrong-type"),
+        ("password_hash", {"hash": HASH}, "wrong-type"),
+        ("id", 1, "invalid-uuid"),
+        ("id", "{0b9f6f1c-58ab-4f5c-9d5f-0f6b9a3a3a3a}", "invalid-uuid"),
+        ("id", "0b9f6f1c58ab4f5c9d5f0f6b9a3a3a3a", "invalid-uuid"),
+        ("id", "٠b9f6f1c-58ab-4f5c-9d5f-0f6b9a3a3a3a", "invalid-uuid"),
+        ("registered_at", 981173106, "invalid-time"),
+        ("registered_at", "2001-02-03", "invalid-time"),
+        ("registered_at", "2001-02-03T04:05:06", "invalid-time"),
+        ("registered_at", "2001-W05-6T04:05:06Z", "invalid-time"),
+        ("registered_at", "2001-02-30T04:05:06Z", "invalid-time"),
+        ("registered_at", "2001-02-03T04:05:06+25:00", "invalid-time"),
+        ("registered_at", "0001-01-01T00:00:00+01:00", "invalid-time"),
+    ],
+)
+def test_a_flaw_is_told_by_its_code(name: str, value: object, code: str) -> None:
+    assert flaws(**{name: value}) == [(name, code)]
+
+
+# --- formulas -------------------------------------------------------------------------------------------------------
+
+
+@given(st.text())
+@example("'=1+1")
+@example("''")
+@example("'")
+def test_a_cell_is_harmless_and_comes_back(cell: str) -> None:
+    assert not harmless(cell).startswith(FORMULA_MARKS)
+    assert original(harmless(cell)) == cell
+
+
+@pytest.mark.parametrize("cell", ["'bob@example.com", "alice@example.com", "a=b@example.com", ""])
+def test_cells_of_others_stay_as_they_are(cell: str) -> None:
+    assert original(cell) == cell
+
+
+# --- there and back -------------------------------------------------------------------------------------------------
+
+ATEXT = "abcXYZ019!#$%&'*+-/=?^_`{|}~ÄÖüß漢＝＋"
+
+
+def addresses() -> st.SearchStrategy[str]:
+    def is_address(text: str) -> bool:
+        try:
+            EmailAddress(text)
+        except RulesBroken:
+            return False
+        return True
+
+    local = st.text(ATEXT, min_size=1, max_size=12) | st.text(
+        st.characters(min_codepoint=32, max_codepoint=126, exclude_characters='"\\'), max_size=12
+    ).map(lambda text: f'"{text}"')
+    return local.map(lambda text: f"{text}@example.com").filter(is_address)
+
+
+@st.composite
+def records(draw: st.DrawFn) -> UserRecord:
+    email = draw(addresses())
+    return UserRecord(
+        position=1,
+        id=draw(st.uuids()),
+        email=email,
+        mailbox=EmailAddress(email).mailbox,
+        age=draw(st.integers(18, 130)),
+        password_hash=PasswordHash(HASH),
+        registered_at=draw(st.datetimes(datetime(1970, 1, 1), datetime(2026, 1, 1), timezones=st.just(UTC))),  # noqa: DTZ001  # hypothesis adds the zone
+    )
+
+
+@pytest.mark.parametrize("form", Format)
+@given(everybody=st.lists(records(), max_size=5))
+def test_what_is_exported_is_imported_as_it_was(form: Format, everybody: Sequence[UserRecord]) -> None:
+    writer = Writer(form, with_password_hashes=True)
+    content = writer.head() + b"".join(writer.body([record]) for record in everybody)
+    assert [newcomer(line.values) for line in lines(content, form)] == [
+        Newcomer(record.email, record.age, record.password_hash, record.id, record.registered_at)
+        for record in everybody
+    ]
+
+
+@given(everybody=st.lists(records(), max_size=5))
+def test_no_cell_of_an_exported_file_is_a_formula(everybody: Sequence[UserRecord]) -> None:
+    writer = Writer(Format.CSV, with_password_hashes=True)
+    content = writer.head() + writer.body(everybody)
+    for row in csv.reader(io.StringIO(content.decode(), newline="")):
+        assert not any(cell.startswith(FORMULA_MARKS) for cell in row)
+
+
+RECORD = UserRecord(
+    position=7,
+    id=UUID("0b9f6f1c-58ab-4f5c-9d5f-0f6b9a3a3a3a"),
+    email='=cmd|"/c"@example.com',
+    mailbox="-",
+    age=30,
+    password_hash=PasswordHash(HASH),
+    registered_at=datetime(2001, 2, 3, tzinfo=timezone(timedelta(0))),
+)
+
+
+def test_a_csv_file_looks_like_this() -> None:
+    writer = Writer(Format.CSV, with_password_hashes=False)
+    assert writer.head() + writer.body([RECORD]) == (
+        b"id,email,age,registered_at\r\n"
+        b'0b9f6f1c-58ab-4f5c-9d5f-0f6b9a3a3a3a,"\'=cmd|""/c""@example.com",30,2001-02-03T00:00:00.000000Z\r\n'
+    )
+
+
+@pytest.mark.parametrize("form", Format)
+def test_hashes_are_written_only_when_asked_for(form: Format) -> None:
+    with_hashes, without = (Writer(form, with_password_hashes=wanted) for wanted in (True, False))
+    assert b"password_hash" not in without.head() + without.body([RECORD])
+    assert HASH.encode() not in without.head() + without.body([RECORD])
+    assert b"password_hash" in with_hashes.head() + with_hashes.body([RECORD])
+    assert HASH.encode() in with_hashes.body([RECORD])
+
+
+def test_an_ndjson_line_looks_like_this() -> None:
+    written = Writer(Format.NDJSON, with_password_hashes=False).body([RECORD])
+    assert written.endswith(b"\n")
+    assert json.loads(written) == {
+        "id": "0b9f6f1c-58ab-4f5c-9d5f-0f6b9a3a3a3a",
+        "email": '=cmd|"/c"@example.com',
+        "age": 30,
+        "registered_at": "2001-02-03T00:00:00.000000Z",
+    }
