@@ -134,7 +134,7 @@ class Terminal:
             assert program, f"no command: {example.command}"
             assert program[0] in PROGRAMS, f"this is not executed here: {example.command}"
             output = self._output_of(example.command)
-        assert alike(output) == alike(example.output), example.command
+        assert alike(output) == alike(example.output), f"{example.command}\n{output}"
 
     def _serve(self, settings: dict[str, str], lines: int) -> str:
         """Run the service anew, as after a stop; gives the first lines that it prints."""

@@ -1,11 +1,11 @@
 """What the pages in docs/ and the README say of names, defaults, codes and figures is what the code has."""
 
-import argparse
 import ast
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
 import yaml
 
@@ -46,22 +46,10 @@ def blocks(kind: str) -> Iterator[tuple[str, str]]:
 # --- settings ---
 
 
-class Asked(dict[str, str]):
-    """An environment without variables that remembers what was looked for."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: set[str] = set()
-
-    def get(self, name: str, default: str = "") -> str:  # type: ignore[override]  # as it is called
-        self.names.add(name)
-        return default
-
-
 def settings_known() -> set[str]:
-    asked = Asked()
-    Settings.from_environment(asked)
-    return asked.names
+    names: set[str] = set()
+    Settings.from_environment({}, told=lambda name, _: names.add(name))
+    return names
 
 
 SETTINGS = {row[0].strip("`"): row[1:] for row in rows("configure.md", "| name | default | accepts | what it is |")}
@@ -139,21 +127,27 @@ def test_every_alert_says_what_to_do() -> None:
     assert re.findall(r"^### (\w+)$", section, re.MULTILINE) == alerts
 
 
-def commands_of(parser: argparse.ArgumentParser, path: str) -> Iterator[str]:
-    nested = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
-    for action in nested:
-        for name, below in action.choices.items():
+def commands_of(command: click.Command, path: str) -> Iterator[tuple[str, str]]:
+    if isinstance(command, click.Group):
+        for name, below in sorted(command.commands.items()):
             yield from commands_of(below, f"{path} {name}")
-    if not nested:
-        yield path
+    else:
+        yield path, command.get_short_help_str(limit=200)
 
 
-def test_every_command_is_documented_and_every_documented_command_exists() -> None:
-    commands = set(commands_of(cli._parser(), "usersvc"))
-    documented = {row[0].strip("`") for row in rows("commands.md", "| command | what it does |")}
-    assert documented == commands
-    for named in re.findall(r"\busersvc (?:outbox|db|users|config)(?: [a-z]+)?\b", EVERYTHING):
-        assert named in {*commands, *(command.rpartition(" ")[0] for command in commands)}
+COMMANDS = dict(commands_of(cli.program, "usersvc"))
+
+
+def test_the_table_of_commands_is_that_of_the_code() -> None:
+    documented = {name.strip("`"): words for name, words in rows("commands.md", "| command | what it does |")}
+    assert documented == COMMANDS
+
+
+def test_every_command_that_is_named_exists() -> None:
+    groups = "|".join(sorted({name.split()[1] for name in COMMANDS if name.count(" ") > 1}))
+    named = set(re.findall(rf"\busersvc (?:{groups}) [a-z]+\b", EVERYTHING))
+    assert len(named) > 5
+    assert named <= set(COMMANDS)
 
 
 def test_every_target_of_make_that_is_named_exists() -> None:
