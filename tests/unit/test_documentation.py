@@ -178,6 +178,13 @@ def test_every_file_that_is_named_exists() -> None:
     assert [each for each in sorted(named) if not (ROOT / each).exists()] == []
 
 
+@pytest.mark.parametrize("document", ["README.md", "SECURITY.md", "CHANGELOG.md", "benchmarks/README.md"])
+def test_every_link_of_a_document_beside_the_pages_resolves(document: str) -> None:
+    file = ROOT / document
+    for target in re.findall(r"\]\((?!https?://)([^)#]+)", file.read_text("utf-8")):
+        assert (file.parent / target).exists(), target
+
+
 def test_every_class_that_the_drawing_and_the_layout_name_exists() -> None:
     drawing = (DOCS / "images/layout.svg").read_text("utf-8")
     drawn = set(re.findall(r">([A-Z][a-z]+(?:[A-Z][a-z]+)+|AiohttpASGI|PROBLEMS)<", drawing))
