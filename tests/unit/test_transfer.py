@@ -172,7 +172,7 @@ async def test_nobody_never_reaches_the_store() -> None:
 
 
 async def test_everybody_comes_out_once(users: InMemoryUsers, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transfer, "BATCH", 3)
+    monkeypatch.setattr(transfer, "READ_AT_ONCE", 3)
     assert [batch async for batch in everybody(users.archive)] == []
     people = [User.imported(email=f"u{n}@example.com", age=30, password_hash=HASH, at=NOW) for n in range(7)]
     await users.add_all(people)

@@ -132,9 +132,9 @@ def _import(loop: "asyncio.Runner", settings: "Settings", *, dry_run: bool) -> I
 def _batches(lines: Iterator["Line"]) -> Iterator[Sequence["Line"]]:
     from itertools import islice
 
-    from usersvc.application.transfer import BATCH
+    from usersvc.application.transfer import STORED_AT_ONCE
 
-    while batch := [*islice(lines, BATCH)]:
+    while batch := [*islice(lines, STORED_AT_ONCE)]:
         yield batch
 
 

@@ -1,0 +1,525 @@
+"""The commands that show, remove and move users, and those that look at settings, as a person or a script uses them."""
+
+import asyncio
+import io
+import json
+import os
+import signal
+import stat
+import sys
+from collections.abc import Callable, Coroutine
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import pytest
+
+from usersvc import cli
+from usersvc.adapters.bcrypt_hasher import BcryptPasswordHasher
+from usersvc.adapters.sqlite import SqliteUsers
+from usersvc.application import transfer
+from usersvc.application.ports import IdempotencyKey, UserRecord
+from usersvc.commands import users_import
+from usersvc.domain.user import Password, PasswordHash, User
+
+T = TypeVar("T")
+
+NOW = datetime(2026, 1, 31, 9, 30, tzinfo=UTC)
+HASH = "$2y$10$DwS6fdNzX/WPAc/7zf2M/.qmrVXRRwhq.5Exus5uxZCvdNbH7pfDS"
+ID = "0b9f6f1c-58ab-4f5c-9d5f-0f6b9a3a3a3a"
+HEAD = "email,age,password_hash\n"
+
+
+class Outcome(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+class Commands:
+    """Runs commands in this process, on a database of its own."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+        self._capsys = capsys
+        self.folder = folder
+        self.database = folder / "users.db"
+
+    def __call__(self, *arguments: str | Path) -> Outcome:
+        code = 0
+        try:
+            cli.main([str(argument) for argument in arguments])
+        except SystemExit as ended:
+            assert isinstance(ended.code, int)
+            code = ended.code
+        out, err = self._capsys.readouterr()
+        assert "Traceback" not in out + err
+        # Nobody asks for hashes on a terminal but by this option.
+        assert "--with-password-hashes" in arguments or HASH not in out + err
+        return Outcome(code, out, err)
+
+    def fails(self, *arguments: str | Path) -> str:
+        """What a command says that fails, in one line."""
+        code, out, err = self(*arguments)
+        assert (code, out, err[:9], err.count("\n")) == (1, "", "usersvc: ", 1)
+        return err.removeprefix("usersvc: ").rstrip("\n")
+
+    def on_store(self, work: Callable[[SqliteUsers], Coroutine[Any, Any, T]]) -> T:
+        async def run() -> T:
+            async with SqliteUsers(self.database) as users:
+                return await work(users)
+
+        with asyncio.Runner() as runner:
+            return runner.run(run())
+
+    def register(self, *emails: str) -> list[User]:
+        """Register people, each with a mail that waits and an idempotency key."""
+        people = [
+            User.register(email=email, password="correct horse battery", age=30).complete(PasswordHash(HASH), at=NOW)
+            for email in emails
+        ]
+
+        async def work(users: SqliteUsers) -> None:
+            for person in people:
+                await users.add(person, key=key_of(person.email.typed))
+
+        self.on_store(work)
+        return people
+
+    def stored(self) -> list[UserRecord]:
+        return self.on_store(lambda users: users.archive.users(after=None, limit=100000))
+
+    def write(self, name: str, content: str) -> Path:
+        path = self.folder / name
+        path.write_text(content, newline="")
+        return path
+
+
+@pytest.fixture
+def usersvc(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Commands:
+    for name in os.environ:
+        if name.startswith("USERSVC_"):
+            monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("USERSVC_DATABASE_URL", "sqlite:///users.db")
+    return Commands(capsys, tmp_path)
+
+
+def key_of(email: str) -> IdempotencyKey:
+    return IdempotencyKey.named(ascii(email))
+
+
+def people(count: int) -> str:
+    return HEAD + "".join(f"person{n}@example.com,30,{HASH}\n" for n in range(count))
+
+
+# --- list, show, delete ---------------------------------------------------------------------------------------------
+
+
+def test_a_list_has_a_line_for_each_and_tells_how_it_goes_on(usersvc: Commands) -> None:
+    alice, bob, carol = usersvc.register("alice@example.com", "bob@example.com", "carol@example.com")
+    code, out, err = usersvc("users", "list", "--limit", "2")
+    assert (code, out.splitlines()) == (
+        0,
+        [f"{user.id}\t2026-01-31T09:30:00.000000Z\t30\t{user.email.typed}" for user in (alice, bob)],
+    )
+    *_, after = err.split()
+    assert usersvc("users", "list", "--after", after).out.split("\t")[0] == str(carol.id)
+    newest = usersvc("users", "list", "--newest", "--limit", "1")
+    assert newest.out.startswith(str(carol.id))
+
+
+def test_a_list_for_scripts_is_one_object_a_line(usersvc: Commands) -> None:
+    [user] = usersvc.register("jörg@bücher.example")
+    code, out, err = usersvc("users", "list", "--json")
+    assert (code, err) == (0, "")
+    assert [json.loads(line) for line in out.splitlines()] == [
+        {
+            "id": str(user.id),
+            "email": "jörg@bücher.example",
+            "age": 30,
+            "registered_at": "2026-01-31T09:30:00.000000Z",
+        }
+    ]
+
+
+def test_an_empty_list_is_told(usersvc: Commands) -> None:
+    usersvc.register()
+    assert usersvc("users", "list") == (0, "", "nobody is registered\n")
+
+
+@pytest.mark.parametrize("spelling", ["Alice@example.com", "ALICE@EXAMPLE.COM", None])
+def test_a_user_is_shown_by_id_and_by_any_spelling_of_the_address(usersvc: Commands, spelling: str | None) -> None:
+    [alice] = usersvc.register("Alice@example.com")
+    code, out, err = usersvc("users", "show", spelling or str(alice.id), "--json")
+    assert (code, err) == (0, "")
+    assert json.loads(out)["id"] == str(alice.id)
+    assert "Alice@example.com" in usersvc("users", "show", spelling or str(alice.id)).out
+
+
+@pytest.mark.parametrize("command", [["show"], ["delete", "--yes"]])
+def test_who_is_not_there_is_told(usersvc: Commands, command: list[str]) -> None:
+    usersvc.register("alice@example.com")
+    for who in ("bob@example.com", ID):
+        assert usersvc.fails("users", *command, who) == "nobody is registered under this id or address"
+    code, out, err = usersvc("users", *command, "alice")
+    assert (code, out) == (2, "")
+    assert "Give the id of a user, a UUID, or an email address." in err
+
+
+def test_who_is_deleted_goes_with_mail_and_key(usersvc: Commands) -> None:
+    alice, bob = usersvc.register("alice@example.com", "bob@example.com")
+    assert usersvc("users", "delete", "--yes", "ALICE@example.com") == (0, f"removed {alice.id}\n", "")
+
+    assert [record.id for record in usersvc.stored()] == [bob.id]
+    waiting = usersvc.on_store(lambda users: users.outbox.entries())
+    assert [entry.event.user_id for entry in waiting] == [bob.id]
+    assert usersvc.on_store(lambda users: users.registered_with(key_of("alice@example.com"), at=NOW)) is None
+    assert usersvc.on_store(lambda users: users.registered_with(key_of("bob@example.com"), at=NOW)) is not None
+
+
+@pytest.mark.parametrize(("answer", "left"), [("y\n", 0), ("n\n", 1), ("\n", 1), ("", 1)])
+def test_whoever_deletes_is_asked_first(
+    usersvc: Commands, monkeypatch: pytest.MonkeyPatch, answer: str, left: int
+) -> None:
+    [alice] = usersvc.register("alice@example.com")
+    monkeypatch.setattr(sys, "stdin", io.StringIO(answer))
+    code, out, err = usersvc("users", "delete", str(alice.id))
+
+    assert "alice@example.com" in err
+    assert len(usersvc.stored()) == left
+    assert (code, out) == ((1, "") if left else (0, f"removed {alice.id}\n"))
+    assert err.endswith("nobody was removed\n") == bool(left)
+
+
+# --- import ---------------------------------------------------------------------------------------------------------
+
+
+def test_users_of_another_system_are_taken_over_and_can_log_in_nobody_is_told(usersvc: Commands) -> None:
+    old = "$2y$05$abcdefghijklmnopqrstuuJle.iZ0HydI0pt1p.fYQNcC2ygoDkde"
+    file = usersvc.write(
+        "users.csv", f"{HEAD.strip()},id,registered_at\nA@example.com,41,{old},{ID},2001-02-03T04:05:06Z\n"
+    )
+    assert usersvc("users", "import", file) == (0, "1 imported, 0 already there, 0 rejected\n", "")
+
+    [record] = usersvc.stored()
+    assert (str(record.id), record.email, record.age) == (ID, "A@example.com", 41)
+    assert record.registered_at == datetime(2001, 2, 3, 4, 5, 6, tzinfo=UTC)
+    assert usersvc.on_store(lambda users: users.outbox.entries()) == []
+
+    async def verifies() -> bool:
+        async with BcryptPasswordHasher(cost=4, workers=1) as hasher:
+            return await hasher.verify(Password("pässwörd 🔑"), record.password_hash)
+
+    with asyncio.Runner() as runner:
+        assert runner.run(verifies())
+
+
+def test_an_import_can_be_run_again(usersvc: Commands) -> None:
+    file = usersvc.write("users.csv", people(7))
+    assert usersvc("users", "import", file).out == "7 imported, 0 already there, 0 rejected\n"
+    before = usersvc.stored()
+    assert usersvc("users", "import", file) == (0, "0 imported, 7 already there, 0 rejected\n", "")
+    assert usersvc.stored() == before
+
+
+BAD = (
+    f"{HEAD}alice@example.com,30,{HASH}\nnobody,17,hunter2\nALICE@example.com,30,{HASH}\nbob@example.com,30,{HASH}\n"
+    f"carol@example.com,30,$2b$17${HASH[7:]}\ndora@example.com\n"
+)
+
+
+@pytest.mark.parametrize("options", [[], ["--dry-run"]])
+def test_rejected_lines_are_told_by_number_and_reason_and_written_down_whole(
+    usersvc: Commands, options: list[str]
+) -> None:
+    file = usersvc.write("users.csv", BAD)
+    code, out, err = usersvc("users", "import", "--rejected", "rejected", *options, file)
+
+    assert (code, err.splitlines()) == (
+        3,
+        [
+            "line 3: email invalid-email, age out-of-range, password_hash unknown-hash",
+            "line 4: email email-taken",
+            "line 6: password_hash cost-too-high",
+            "line 7: line wrong-number-of-cells",
+        ],
+    )
+    assert out == (
+        "2 would be imported, 0 already there, 4 would be rejected\n"
+        if options
+        else "2 imported, 0 already there, 4 rejected\n"
+    )
+    written = [json.loads(line) for line in Path("rejected").read_text().splitlines()]
+    assert [(each["line"], each["text"]) for each in written] == [
+        (number, BAD.splitlines()[number - 1]) for number in (3, 4, 6, 7)
+    ]
+    assert [reason["code"] for reason in written[0]["reasons"]] == ["invalid-email", "out-of-range", "unknown-hash"]
+    assert stat.S_IMODE(Path("rejected").stat().st_mode) == 0o600
+
+
+def test_a_dry_run_looks_at_who_is_there_and_stores_nothing(usersvc: Commands) -> None:
+    usersvc.register("alice@example.com")
+    before = usersvc.stored()
+    file = usersvc.write("users.csv", f"{HEAD}Alice@example.com,30,{HASH}\nbob@example.com,30,{HASH}\n")
+    code, out, err = usersvc("users", "import", "--dry-run", file)
+    assert (code, err) == (3, "line 2: email email-taken\n")
+    assert out == "1 would be imported, 0 already there, 1 would be rejected\n"
+    assert usersvc.stored() == before
+
+
+def test_a_dry_run_makes_no_database(usersvc: Commands) -> None:
+    file = usersvc.write("users.csv", people(3))
+    assert usersvc("users", "import", "--dry-run", file).out.startswith("3 would be imported")
+    assert [*usersvc.folder.iterdir()] == [file]
+
+
+def test_many_rejections_do_not_flood_the_terminal(usersvc: Commands) -> None:
+    file = usersvc.write("users.csv", HEAD + f"nobody,30,{HASH}\n" * 25)
+    code, _, err = usersvc("users", "import", file)
+    assert code == 3
+    assert err.splitlines()[9:] == ["line 11: email invalid-email", "and 15 more; --rejected FILE writes them all down"]
+
+
+def test_columns_that_a_user_does_not_have_are_refused_before_anything_is_stored(usersvc: Commands) -> None:
+    file = usersvc.write("users.csv", f"name,{HEAD}Al,alice@example.com,30,{HASH}\n")
+    assert usersvc.fails("users", "import", file) == (
+        "there are columns that a user does not have: 'name'; see --ignore-unknown"
+    )
+    assert usersvc("users", "import", "--ignore-unknown", file).code == 0
+    assert len(usersvc.stored()) == 1
+
+
+def test_ndjson_is_taken_from_standard_input(usersvc: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = json.dumps({"email": "alice@example.com", "age": 30, "password_hash": HASH}).encode()
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+    assert usersvc("users", "import", "--format", "ndjson", "-").out.startswith("1 imported")
+    code, _, err = usersvc("users", "import", "-")
+    assert code == 2
+    assert "Give --format" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["nowhere.csv"], "cannot read nowhere.csv: No such file or directory"),
+        (["--rejected", "users.csv", "users.csv"], "--rejected would replace the file that is imported"),
+        (["--rejected", "no/where", "users.csv"], "cannot write no/where: No such file or directory"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_told(usersvc: Commands, arguments: list[str], told: str) -> None:
+    usersvc.write("users.csv", people(1))
+    assert usersvc.fails("users", "import", *arguments) == told
+    assert Path("users.csv").read_text() == people(1)
+    assert not usersvc.database.exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_an_import_between_two_batches_and_the_rest_comes_later(
+    usersvc: Commands, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    monkeypatch.setattr(transfer, "STORED_AT_ONCE", 3)
+    taken = users_import._taken
+
+    async def taken_and_interrupted(*arguments: Any) -> Any:
+        # While a batch is stored.
+        signal.raise_signal(number)
+        return await taken(*arguments)
+
+    file = usersvc.write("users.csv", people(8))
+    with monkeypatch.context() as patch:
+        patch.setattr(users_import, "_taken", taken_and_interrupted)
+        code, out, err = usersvc("users", "import", file)
+    assert (code, out) == (128 + number, "")
+    assert err == (
+        "usersvc: stopped; 3 imported, 0 already there, 0 rejected; the same command again takes over the rest\n"
+    )
+    assert len(usersvc.stored()) == 3
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert usersvc("users", "import", file).out == "5 imported, 3 already there, 0 rejected\n"
+
+
+# --- export ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["csv", "ndjson"])
+def test_what_is_exported_with_hashes_is_imported_elsewhere_as_it_was(
+    usersvc: Commands, monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    usersvc.register("=1+1@example.com", "+a@example.com", "'b@example.com", "'=c@example.com", '"x y"@example.com')
+    before = usersvc.stored()
+    code, out, err = usersvc("users", "export", "--with-password-hashes", f"users.{form}")
+    assert (code, out) == (0, f"exported 5 to users.{form}\n")
+    assert "can try passwords on the hashes" in err
+    assert stat.S_IMODE(Path(f"users.{form}").stat().st_mode) == 0o600
+
+    monkeypatch.setenv("USERSVC_DATABASE_URL", "sqlite:///elsewhere.db")
+    usersvc.database = usersvc.folder / "elsewhere.db"
+    assert usersvc("users", "import", f"users.{form}") == (0, "5 imported, 0 already there, 0 rejected\n", "")
+    assert usersvc.stored() == before
+
+
+def test_an_export_to_standard_output_is_public_and_nothing_else_is_there(
+    usersvc: Commands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transfer, "READ_AT_ONCE", 2)
+    usersvc.register(*(f"jörg{n}@example.com" for n in range(5)))
+    code, out, err = usersvc("users", "export")
+    assert (code, err) == (0, "")
+    assert [json.loads(line)["email"] for line in out.splitlines()] == [f"jörg{n}@example.com" for n in range(5)]
+    assert set(json.loads(out.splitlines()[0])) == {"id", "email", "age", "registered_at"}
+    assert usersvc("users", "export", "--format", "csv").out.splitlines()[0] == "id,email,age,registered_at"
+
+
+def test_an_export_never_takes_the_place_of_a_file(usersvc: Commands) -> None:
+    usersvc.register("alice@example.com")
+    precious = usersvc.write("precious.csv", "do not lose me")
+    assert usersvc.fails("users", "export", precious) == f"{precious} exists already"
+    assert precious.read_text() == "do not lose me"
+
+
+def test_an_export_that_fails_leaves_no_file(usersvc: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transfer, "READ_AT_ONCE", 2)
+    usersvc.register(*(f"user{n}@example.com" for n in range(5)))
+    before = {*usersvc.folder.iterdir()}
+
+    def interrupted(*_: object) -> bytes:
+        signal.raise_signal(signal.SIGTERM)
+        return b"half"
+
+    monkeypatch.setattr("usersvc.commands.writing.Writer.body", interrupted)
+    assert usersvc("users", "export", "users.csv") == (143, "", "usersvc: stopped\n")
+    assert {*usersvc.folder.iterdir()} == before
+    assert usersvc("users", "export", "no/where.csv").code == 1
+
+
+# --- whichever store ------------------------------------------------------------------------------------------------
+
+ON_A_STORE = [
+    ["users", "list"],
+    ["users", "show", ID],
+    ["users", "delete", "--yes", ID],
+    ["users", "export"],
+    ["users", "export", "users.csv"],
+]
+
+
+@pytest.mark.parametrize("arguments", ON_A_STORE)
+def test_a_database_that_is_missing_is_told_and_not_made(usersvc: Commands, arguments: list[str]) -> None:
+    assert usersvc.fails(*arguments) == f"there is no database at {usersvc.database}"
+    assert [*usersvc.folder.iterdir()] == []
+
+
+@pytest.mark.parametrize("arguments", [*ON_A_STORE, ["users", "import", "people.csv"]])
+def test_memory_is_nobody_elses(usersvc: Commands, monkeypatch: pytest.MonkeyPatch, arguments: list[str]) -> None:
+    usersvc.write("people.csv", people(1))
+    monkeypatch.setenv("USERSVC_DATABASE_URL", "memory://")
+    assert usersvc.fails(*arguments) == (
+        "USERSVC_DATABASE_URL is memory://, which no other process than the service can look into"
+    )
+
+
+@pytest.mark.parametrize("arguments", [*ON_A_STORE, ["users", "import", "people.csv"]])
+def test_a_file_that_is_no_database_is_told(usersvc: Commands, arguments: list[str]) -> None:
+    usersvc.write("people.csv", people(1))
+    usersvc.database.write_bytes(b"this is no database" * 100)
+    assert "file is not a database" in usersvc.fails(*arguments)
+
+
+def test_the_outbox_is_listed_for_scripts_too(usersvc: Commands) -> None:
+    [alice] = usersvc.register("alice@example.com")
+    [line] = usersvc("outbox", "list", "--json").out.splitlines()
+    assert json.loads(line)["user_id"] == str(alice.id)
+
+
+# --- settings -------------------------------------------------------------------------------------------------------
+
+
+def test_settings_are_told_with_their_sources_and_without_secrets(
+    usersvc: Commands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usersvc.write(".env", "USERSVC_PORT=8081\nUSERSVC_ADMIN_TOKEN=hunter2-hunter2\nUSERSVC_HOST=example.com\n")
+    monkeypatch.setenv("USERSVC_HOST", "127.0.0.2")
+    monkeypatch.setenv("USERSVC_PASSWORD_PEPPER", "hunter2-hunter2-hunter2")
+    monkeypatch.setenv("USERSVC_SMTP_URL", "smtps://user:hunter2@mail.example.com")
+    monkeypatch.setenv("USERSVC_MAIL_FROM", "noreply@example.com")
+    monkeypatch.setenv("USERSVC_REGISTER_RATE", "")
+    monkeypatch.setenv("USERSVC_NONSENSE", "hunter2")
+    code, out, err = usersvc("config", "check")
+
+    assert (code, err) == (0, "usersvc: USERSVC_NONSENSE has no effect in this version\n")
+    assert "hunter2" not in out
+    told = {words[0]: " ".join(words[1:]) for words in map(str.split, out.splitlines())}
+    assert told["USERSVC_HOST"] == "127.0.0.2 [environment]"
+    assert told["USERSVC_PORT"] == "8081 [.env]"
+    assert told["USERSVC_WORKERS"] == "1 [default]"
+    assert told["USERSVC_ADMIN_TOKEN"] == "(set) [.env]"
+    assert told["USERSVC_PASSWORD_PEPPER"] == "(set) [environment]"
+    assert told["USERSVC_SMTP_URL"] == "smtps://user:(set)@mail.example.com [environment]"
+    assert told["USERSVC_REGISTER_RATE"] == "(none) [environment]"
+    assert told["USERSVC_TRUSTED_PROXIES"] == "(none) [default]"
+
+    document = json.loads(usersvc("config", "check", "--json").out)
+    assert document["settings"]["USERSVC_PORT"] == {"value": "8081", "source": ".env"}
+    assert document["without_effect"] == ["USERSVC_NONSENSE"]
+    assert "hunter2" not in json.dumps(document)
+
+
+def test_the_default_that_is_told_can_be_set(usersvc: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("USERSVC_DATABASE_URL")
+    document = json.loads(usersvc("config", "check", "--json").out)
+    assert document["settings"]["USERSVC_DATABASE_URL"]["value"] == "sqlite:///usersvc.db"
+    for name, told in document["settings"].items():
+        if told["value"] is not None:
+            monkeypatch.setenv(name, told["value"])
+    again = json.loads(usersvc("config", "check", "--json").out)
+    assert {name: told["value"] for name, told in again["settings"].items()} == {
+        name: told["value"] for name, told in document["settings"].items()
+    }
+
+
+def test_a_bad_setting_is_told_with_code_2(usersvc: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("USERSVC_ADMIN_TOKEN", "hunter 2")
+    code, out, err = usersvc("config", "check")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith("usersvc: USERSVC_ADMIN_TOKEN accepts ")
+    assert "hunter" not in err
+
+
+# --- help, and completion -------------------------------------------------------------------------------------------
+
+EVERY_COMMAND = [
+    [],
+    ["serve"],
+    ["users"],
+    *(["users", name] for name in ("list", "show", "delete", "import", "export")),
+    ["outbox"],
+    *(["outbox", name] for name in ("list", "show", "retry")),
+    ["db"],
+    ["db", "backup"],
+    ["db", "check"],
+    ["config"],
+    ["config", "check"],
+    ["completion"],
+]
+
+
+@pytest.mark.parametrize("command", EVERY_COMMAND)
+def test_every_command_explains_itself(usersvc: Commands, command: list[str]) -> None:
+    long, short = usersvc(*command, "--help"), usersvc(*command, "-h")
+    assert long == short
+    assert (long.code, long.err) == (0, "")
+    assert long.out.startswith("Usage: usersvc")
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_prints_a_script_for_a_shell(usersvc: Commands, shell: str) -> None:
+    code, out, _ = usersvc("completion", shell)
+    assert code == 0
+    assert "_USERSVC_COMPLETE" in out
+
+
+def test_command_lines_are_completed(usersvc: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("_USERSVC_COMPLETE", "bash_complete")
+    monkeypatch.setenv("COMP_WORDS", "usersvc users ex")
+    monkeypatch.setenv("COMP_CWORD", "2")
+    assert usersvc().out == "plain,export\n"
