@@ -1,8 +1,9 @@
 """The adapters that the contract suites run against: whoever writes another one names it here."""
 
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from pathlib import Path
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+
+import pytest
 
 from docs.examples.journal_users import JournalUsers
 from usersvc.adapters.memory import InMemoryUsers
@@ -12,29 +13,29 @@ from usersvc.application.ports import Store
 Views = tuple[Store, Store]
 """One and the same store as two processes see it; one that only one process can have, twice."""
 
-Open = Callable[[Path], AbstractAsyncContextManager[Views]]
-"""Opens a store without users, which may keep files in this folder, and closes it; one that cannot be opened here skips
-the test, and says why.
+Open = Callable[[pytest.FixtureRequest], AbstractAsyncContextManager[Views]]
+"""Opens a store without users, and closes it. It may ask for fixtures: a folder, a database; one that cannot be had
+here skips the test, and says why.
 """
 
 
 @asynccontextmanager
-async def memory(_: Path) -> AsyncIterator[Views]:
+async def memory(_: pytest.FixtureRequest) -> AsyncIterator[Views]:
     users = InMemoryUsers()
     yield users, users
 
 
 @asynccontextmanager
-async def sqlite(folder: Path) -> AsyncIterator[Views]:
-    async with AsyncExitStack() as stack:
-        one, other = [await stack.enter_async_context(SqliteUsers(folder / "users.db")) for _ in range(2)]
+async def sqlite(request: pytest.FixtureRequest) -> AsyncIterator[Views]:
+    path = request.getfixturevalue("tmp_path") / "users.db"
+    async with SqliteUsers(path) as one, SqliteUsers(path) as other:
         yield one, other
 
 
 # --8<-- [start:journal]
 @asynccontextmanager
-async def journal(folder: Path) -> AsyncIterator[Views]:
-    async with JournalUsers(folder / "users.jsonl") as users:
+async def journal(request: pytest.FixtureRequest) -> AsyncIterator[Views]:
+    async with JournalUsers(request.getfixturevalue("tmp_path") / "users.jsonl") as users:
         yield users, users
 
 

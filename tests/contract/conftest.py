@@ -1,7 +1,6 @@
 """Every test of a contract runs once with each adapter."""
 
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 
@@ -10,8 +9,8 @@ from usersvc.application.ports import Outbox, Store
 
 
 @pytest.fixture(params=ADAPTERS)
-async def views(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Views]:
-    async with ADAPTERS[request.param](tmp_path) as views:
+async def views(request: pytest.FixtureRequest) -> AsyncIterator[Views]:
+    async with ADAPTERS[request.param](request) as views:
         yield views
 
 
