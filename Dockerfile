@@ -12,7 +12,7 @@ RUN python -m venv --without-pip /opt/usersvc
 ENV VIRTUAL_ENV=/opt/usersvc
 # Before the code, which changes more often.
 COPY pyproject.toml poetry.lock ./
-RUN .tools/bin/python tools/poetry.py sync --only main --no-root --no-cache --no-interaction
+RUN .tools/bin/python tools/poetry.py sync --only main --extras "postgres redis" --no-root --no-cache --no-interaction
 
 COPY README.md LICENSE ./
 COPY usersvc usersvc
@@ -41,9 +41,9 @@ RUN python -c "import usersvc.cli, usersvc.commands.serving, http.client"
 ENV PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
     USERSVC_HOST=0.0.0.0 \
-    USERSVC_PORT=8000 \
-    USERSVC_DATABASE_URL=sqlite:////data/usersvc.db
+    USERSVC_PORT=8000
 VOLUME /data
+# Where the database is unless USERSVC_DATABASE_URL, or the file that USERSVC_DATABASE_URL_FILE names, says otherwise.
 WORKDIR /data
 USER 10001:10001
 EXPOSE 8000

@@ -64,8 +64,8 @@ fix: .venv/everything.stamp ## format, and repair what the linter can
 	$(BIN)/ruff format .
 
 .PHONY: bench
-bench: .venv/bench.stamp ## measure the service beside its peers: some ten minutes; needs wrk
-	$(BIN)/python -m benchmarks
+bench: .tools/bench/made.stamp ## measure the service beside its peers: some ten minutes; needs wrk
+	.tools/bench/bin/python -m benchmarks
 
 .PHONY: bench-asgi
 bench-asgi: .venv/everything.stamp ## measure the ASGI adapter beside its peers
@@ -75,9 +75,17 @@ bench-asgi: .venv/everything.stamp ## measure the ASGI adapter beside its peers
 bench-flood: .venv/everything.stamp ## flood the service with registrations, and time who reads meanwhile
 	$(BIN)/python -m benchmarks.flood
 
+.PHONY: oldest
+oldest: .venv/everything.stamp .tools/oldest/made.stamp ## the ASGI shim's tests on the oldest aiohttp that is admitted
+	PYTHONPATH=.tools/oldest $(BIN)/pytest tests/asgi
+
 .PHONY: lock
 lock: .tools/poetry/made.stamp .venv/made.stamp ## resolve the dependencies anew after a change in pyproject.toml
 	$(POETRY) lock
+
+.PHONY: build
+build: .tools/poetry/made.stamp ## build the wheel and the source package, into dist/
+	$(POETRY) build --clean
 
 .PHONY: crash
 crash: .venv/everything.stamp ## kill the service 200 times under load, and look whether anything was lost
@@ -130,9 +138,17 @@ FORCE:
 	$(POETRY) install --only main --no-interaction
 	@touch $@
 
-# Beside everything else, which `sync` would take away again.
-.venv/bench.stamp: .venv/everything.stamp
-	$(POETRY) install --all-extras --with bench --no-interaction
+# Beside the newest, which the lock file has.
+.tools/oldest/made.stamp: .tools/poetry/made.stamp pyproject.toml
+	@rm -rf .tools/oldest
+	.tools/poetry/bin/python -m pip install -qq --disable-pip-version-check --no-deps --target .tools/oldest \
+		"aiohttp==$$(sed -n 's/.*"aiohttp (>=\([0-9.]*\),.*/\1/p' pyproject.toml)"
+	@touch $@
+
+# As the environment of those who run the service: several libraries import what they find of developers' tools.
+.tools/bench/made.stamp: .tools/python .tools/poetry/made.stamp pyproject.toml poetry.lock
+	@read -r python <.tools/python && "$$python" -m venv --clear --without-pip .tools/bench
+	VIRTUAL_ENV=$(CURDIR)/.tools/bench $(POETRY) install --only main,bench --no-interaction
 	@touch $@
 
 .venv/everything.stamp: .venv/made.stamp .tools/poetry/made.stamp pyproject.toml poetry.lock

@@ -101,6 +101,8 @@ _LINGER: Final = 10  # seconds for which the rest of an unread body is thrown aw
 _YIELD: Final = 2**16  # bytes; a server's `send` may never suspend, and the loop must run now and then
 _NAMES: Final = 1024  # header names are learned, but not without end
 _NAME: Final = 64  # characters of a header name that is learned
+_VALUES: Final = 16  # of one response header are learned
+_VALUE: Final = 128  # characters of one
 _TARGET: Final = 256  # characters of a target whose URL is learned
 _TLS: Final = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)  # never used: any context means "https" to aiohttp
 _CODINGS: Final = {coding: coding for coding in ("gzip", "deflate", "br", "zstd")}
@@ -175,7 +177,8 @@ class _ResponseNames(dict[str, bytes]):
 
 _REQUEST_NAMES: Final = _RequestNames((str(n).lower().encode(), n) for n in vars(hdrs).values() if isinstance(n, istr))
 _RESPONSE_NAMES: Final = _ResponseNames()
-_CONTENT_TYPES: Final[dict[tuple[str, str], tuple[bytes, bytes]]] = {}  # of these, an application has few
+_RESPONSE_HEADERS: Final[dict[tuple[str, str], tuple[bytes, bytes]]] = {}  # those that come again and again
+_VALUES_OF: Final[dict[bytes, int]] = {}  # how many values of a header have been learned
 
 
 def _checked(text: str) -> bytes:
@@ -192,14 +195,17 @@ def _encoded(headers: "CIMultiDict[str]") -> _RawHeaders:
     """
     encoded: _RawHeaders = []
     for item in headers.items():
-        if (known := _CONTENT_TYPES.get(item)) is not None:
+        if (known := _RESPONSE_HEADERS.get(item)) is not None:
             encoded.append(known)
             continue
         name, value = item
         if raw := _RESPONSE_NAMES[name]:
             encoded.append((raw, value.encode() if value.isprintable() else _checked(value)))  # faster
-            if raw == b"content-type" and type(value) is str and len(value) <= _NAME and len(_CONTENT_TYPES) < _NAMES:
-                _CONTENT_TYPES[item] = encoded[-1]
+            # What differs each time, as an id does, is soon given up.
+            learned = _VALUES_OF.get(raw, 0)
+            if learned < _VALUES and len(value) <= _VALUE and type(value) is str and len(_RESPONSE_HEADERS) < _NAMES:
+                _RESPONSE_HEADERS[item] = encoded[-1]
+                _VALUES_OF[raw] = learned + 1
     return encoded
 
 

@@ -1,28 +1,43 @@
 """The composition root: the only place that plugs concrete adapters into the application."""
 
+import ctypes
+import gc
 import logging
 import sys
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from datetime import timedelta
 from functools import partial
+from typing import TYPE_CHECKING
 
 from aiohttp import web
 
 from usersvc.adapters.bcrypt_hasher import BcryptPasswordHasher
 from usersvc.adapters.logging_notifier import LoggingNotifier
 from usersvc.adapters.memory import InMemoryUsers
-from usersvc.adapters.prometheus import MeteredOutbox, MeteredPasswordHasher, MeteredUsers, PrometheusMetrics
+from usersvc.adapters.observed import (
+    Instrument,
+    ObservedNotifier,
+    ObservedOutbox,
+    ObservedPasswordHasher,
+    ObservedUsers,
+)
+from usersvc.adapters.prometheus import PrometheusMetrics
 from usersvc.adapters.smtp_notifier import Security, SmtpNotifier
 from usersvc.adapters.sqlite import SqliteUsers
 from usersvc.application.notifications import LEASE, NotificationDispatcher
-from usersvc.application.ports import Notifier, Store
+from usersvc.application.ports import Notifier, Outbox, PasswordHasher, Store, Users
 from usersvc.application.registration import UserRegistrationService
 from usersvc.asgi import AiohttpASGI, while_client_waits
-from usersvc.config import BadSetting, Settings, SqliteDatabase
+from usersvc.config import BadSetting, MemoryDatabase, PostgresDatabase, Settings, SqliteDatabase
 from usersvc.logs import configure_logging
 from usersvc.web.app import create_app
-from usersvc.web.rate_limit import BoundedMemory, RateLimit
+from usersvc.web.rate_limit import BoundedMemory, Counts, FallingBack, RateLimit
+
+if TYPE_CHECKING:
+    from usersvc.adapters.opentelemetry import OpenTelemetryTracing
+    from usersvc.adapters.postgres import PostgresUsers
+    from usersvc.adapters.redis_counts import RedisCounts
 
 log = logging.getLogger(__name__)
 
@@ -39,19 +54,34 @@ def create_service_app(settings: Settings, *, lease: timedelta = LEASE) -> web.A
     Args:
         settings: as read from the environment.
         lease: how long a crashed process keeps others from the notifications that it had in hand.
+
+    Raises:
+        BadSetting: tracing is on, and a variable of OpenTelemetry's has a value that it does not accept.
     """
     metrics = PrometheusMetrics()
-    users = _users(settings)
+    tracing = _tracing(settings)
+    instruments: list[Instrument] = [metrics] if tracing is None else [metrics, tracing]
+    users = create_users(settings)
+    shared_counts = _shared_counts(settings)
     hasher = BcryptPasswordHasher(
         cost=settings.bcrypt_cost,
         workers=settings.hash_workers,
         queue=settings.hash_queue,
         pepper=settings.password_pepper,
     )
-    dispatcher = NotificationDispatcher(MeteredOutbox(users.outbox, metrics), _notifier(settings), lease=lease)
+    observed_users: Users = users
+    observed_outbox: Outbox = users.outbox
+    observed_hasher: PasswordHasher = hasher
+    observed_notifier = _notifier(settings)
+    for instrument in instruments:
+        observed_users = ObservedUsers(observed_users, instrument)
+        observed_outbox = ObservedOutbox(observed_outbox, instrument)
+        observed_hasher = ObservedPasswordHasher(observed_hasher, instrument)
+        observed_notifier = ObservedNotifier(observed_notifier, instrument)
+    dispatcher = NotificationDispatcher(observed_outbox, observed_notifier, lease=lease)
     service = UserRegistrationService(
-        MeteredUsers(users, metrics),
-        MeteredPasswordHasher(hasher, metrics),
+        observed_users,
+        observed_hasher,
         password_min_length=settings.password_min_length,
         on_registered=dispatcher.wake,
     )
@@ -63,12 +93,19 @@ def create_service_app(settings: Settings, *, lease: timedelta = LEASE) -> web.A
     @asynccontextmanager
     async def resources() -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
-            if isinstance(users, SqliteUsers):
+            if tracing is not None:
+                # Closed last, when everything has been told.
+                await stack.enter_async_context(tracing)
+            if not isinstance(users, InMemoryUsers):
                 await stack.enter_async_context(users)
             await stack.enter_async_context(hasher)
+            if shared_counts is not None:
+                await stack.enter_async_context(shared_counts)
             if settings.bcrypt_cost < WEAK_COST:
                 log.warning("USERSVC_BCRYPT_COST is under %d: hashes are quick to guess", WEAK_COST)
             await stack.enter_async_context(dispatcher)
+            if not isinstance(users, InMemoryUsers | SqliteUsers):
+                await stack.enter_async_context(users.outbox.listen(dispatcher.wake))
             if settings.smtp is not None and settings.smtp.user and settings.smtp.security is Security.NONE:
                 log.warning("USERSVC_SMTP_URL sends its password unprotected: use smtps:// or smtp+starttls://")
             for name in settings.without_effect:
@@ -84,24 +121,59 @@ def create_service_app(settings: Settings, *, lease: timedelta = LEASE) -> web.A
         resources=resources,
         max_body_bytes=settings.max_body_bytes,
         admin_token=settings.admin_token,
-        rate_limit=_rate_limit(settings),
+        rate_limit=_rate_limit(settings, shared_counts, metrics),
         cors_origins=settings.cors_origins,
         trusted_proxies=settings.trusted_proxies,
         check_room=check_room,
         waiting_client=while_client_waits,
         metrics=partial(metrics.exposition, users.outbox),
         observe=metrics.observe_request,
+        trace=None if tracing is None else tracing.request,
     )
 
 
-def _rate_limit(settings: Settings) -> RateLimit | None:
+def _tracing(settings: Settings) -> "OpenTelemetryTracing | None":
+    if settings.tracing == "off":
+        return None
+    try:
+        from usersvc.adapters.opentelemetry import OpenTelemetryTracing  # noqa: PLC0415  # an extra, and slow to import
+
+        return OpenTelemetryTracing()
+    except ValueError as error:
+        raise BadSetting(f"USERSVC_TRACING accepts otlp with variables OTEL_... that are right: {error}") from None
+
+
+def _shared_counts(settings: Settings) -> "RedisCounts | None":
+    if settings.register_rate is None or settings.rate_limit_store is None:
+        return None
+    from usersvc.adapters.redis_counts import RedisCounts  # noqa: PLC0415  # an extra, which may be missing
+
+    return RedisCounts(settings.rate_limit_store, secret=settings.password_pepper)
+
+
+def _rate_limit(
+    settings: Settings, shared_counts: "RedisCounts | None", metrics: PrometheusMetrics
+) -> RateLimit | None:
     if settings.register_rate is None:
         return None
-    return RateLimit(settings.register_rate, trusted_proxies=settings.trusted_proxies, storage=BoundedMemory())
+    counts: Counts = BoundedMemory()
+    if shared_counts is not None:
+        counts = FallingBack(shared_counts, counts, metrics.rate_limit_fallbacks.inc)
+    return RateLimit(settings.register_rate, trusted_proxies=settings.trusted_proxies, counts=counts)
 
 
-def _users(settings: Settings) -> SqliteUsers | InMemoryUsers:
-    return SqliteUsers(settings.database.path) if isinstance(settings.database, SqliteDatabase) else InMemoryUsers()
+def create_users(settings: Settings) -> "InMemoryUsers | SqliteUsers | PostgresUsers":
+    """The users and their outbox, where the settings say; all but those in memory are opened on entering them."""
+    match settings.database:
+        case MemoryDatabase():
+            return InMemoryUsers()
+        case SqliteDatabase(path):
+            return SqliteUsers(path)
+        case PostgresDatabase(url):
+            # Its driver is an extra, and takes time and memory that the others need not pay for.
+            from usersvc.adapters.postgres import PostgresUsers  # noqa: PLC0415
+
+            return PostgresUsers(url, pool_size=settings.database_pool_size)
 
 
 @asynccontextmanager
@@ -111,9 +183,9 @@ async def opened_store(settings: Settings) -> AsyncIterator[Store]:
     Raises:
         StorageUnavailable: it cannot be opened.
     """
-    users = _users(settings)
+    users = create_users(settings)
     async with AsyncExitStack() as stack:
-        if isinstance(users, SqliteUsers):
+        if not isinstance(users, InMemoryUsers):
             await stack.enter_async_context(users)
         yield users
 
@@ -142,7 +214,19 @@ def create_asgi_app() -> AiohttpASGI:
     """
     settings = settings_or_exit()
     configure_logging(settings.log_level, settings.log_format)
-    return AiohttpASGI(create_service_app(settings))
+    with _exit_for_bad_settings():
+        application = AiohttpASGI(create_service_app(settings))
+    _settle()
+    return application
+
+
+def _settle() -> None:
+    """Give back the memory that starting alone has needed, some 3 MB, and let what stays be looked through no more."""
+    gc.collect()
+    gc.freeze()
+    # Only glibc's allocator keeps it, and has this.
+    with suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def settings_or_exit() -> Settings:
@@ -151,8 +235,14 @@ def settings_or_exit() -> Settings:
     Raises:
         SystemExit: with code 2, after one line on standard error, for a setting that is not accepted.
     """
-    try:
+    with _exit_for_bad_settings():
         return Settings.from_environment()
+
+
+@contextmanager
+def _exit_for_bad_settings() -> Iterator[None]:
+    try:
+        yield
     except BadSetting as error:
-        print(f"usersvc: {error}", file=sys.stderr)  # noqa: T201  # the log is not set up yet
+        print(f"usersvc: {error}", file=sys.stderr)  # noqa: T201  # as before there is a log
         raise SystemExit(2) from None

@@ -6,9 +6,10 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TypeVar
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 from dotenv.parser import parse_stream
 from limits import RateLimitItem, RateLimitItemPerMinute
@@ -26,6 +27,16 @@ LAST_PORT = 65535
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 SMTP_URL_FORMS = "smtp://host, smtps://host or smtp+starttls://host, with user:password@ and :port as needed"
+
+SECRETS = ("DATABASE_URL", "PASSWORD_PEPPER", "ADMIN_TOKEN", "RATE_LIMIT_STORE", "SMTP_URL")
+"""Those that are or may hold a secret: each may be the text of a file, which a variable with ``_FILE`` behind names."""
+
+REDIS_URL_FORMS = "redis://host or rediss://host, with user:password@, :port and /database as needed"
+DATABASE_URL_FORMS = (
+    "sqlite:///relative/file, sqlite:////absolute/file, memory:// or postgresql://user:password@host:port/database "
+    "(with percent-encoded parts, several hosts as host1,host2 and options as ?sslmode=verify-full)"
+)
+SSL_MODES = {"disable", "allow", "prefer", "require", "verify-ca", "verify-full"}
 
 
 def cores() -> int:
@@ -55,6 +66,20 @@ class SqliteDatabase:
 
 
 @dataclass(frozen=True, slots=True)
+class PostgresDatabase:
+    """``postgresql://...``: a server, or several of which one can be written to."""
+
+    url: str = field(repr=False)
+
+    def __str__(self) -> str:
+        # The whole URL is a secret: it tells where the server is, and may hold a password.
+        return "PostgreSQL"
+
+
+Database = MemoryDatabase | SqliteDatabase | PostgresDatabase
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """Everything that can be set, with its default."""
 
@@ -62,7 +87,9 @@ class Settings:
     port: int = 8000
     workers: int = 1
     """Processes."""
-    database: MemoryDatabase | SqliteDatabase = field(default=SqliteDatabase(Path("usersvc.db")))
+    database: Database = field(default=SqliteDatabase(Path("usersvc.db")))
+    database_pool_size: int = 5
+    """Connections to PostgreSQL in each process, beside the one on which it listens."""
     bcrypt_cost: int = 12
     hash_workers: int = field(default_factory=cores)
     """Threads in each process."""
@@ -74,7 +101,9 @@ class Settings:
     admin_token: str | None = field(default=None, repr=False)
     """Who sends it may read the users; without one, anybody may."""
     register_rate: RateLimitItem | None = field(default_factory=lambda: RateLimitItemPerMinute(60))
-    """Registrations of one client address, in each process; None: as many as it likes."""
+    """Registrations of one client address; None: as many as it likes."""
+    rate_limit_store: str | None = field(default=None, repr=False)
+    """The URL of the Redis in which processes count together; None: each counts by itself. It may hold a password."""
     trusted_proxies: tuple[Network, ...] = ()
     """Whose ``X-Forwarded-For`` is believed."""
     cors_origins: tuple[str, ...] = ()
@@ -87,6 +116,8 @@ class Settings:
     max_body_bytes: int = 16384
     log_level: str = "info"
     log_format: str = "console"
+    tracing: str = "off"
+    """``otlp``: spans are sent, as the variables ``OTEL_...`` say."""
     without_effect: tuple[str, ...] = ()
     """Names of variables that are set and that this version does not heed."""
 
@@ -107,7 +138,9 @@ class Settings:
             BadSetting: a value is not accepted.
         """
         if environ is None:
+            # Without interpolation, so that a secret may hold a dollar sign.
             environ = stored() | dict(os.environ)
+        environ = _with_files(environ)
         defaults = cls()
 
         def read(name: str, accepts: str, parse: Callable[[str], T], default: T) -> T:
@@ -132,10 +165,11 @@ class Settings:
             workers=workers,
             database=read(
                 "DATABASE_URL",
-                "sqlite:///relative/file, sqlite:////absolute/file or memory://",
+                DATABASE_URL_FORMS,
                 _database,
                 defaults.database,
             ),
+            database_pool_size=number("DATABASE_POOL_SIZE", 1, 1000, defaults.database_pool_size),
             bcrypt_cost=number("BCRYPT_COST", MIN_COST, MAX_COST, defaults.bcrypt_cost),
             # The cores are shared by the processes.
             hash_workers=number("HASH_WORKERS", 1, 256, max(1, cores() // workers)),
@@ -157,6 +191,7 @@ class Settings:
                 # Empty means none here, and is not the same as not set.
                 None if environ.get("USERSVC_REGISTER_RATE") == "" else defaults.register_rate,
             ),
+            rate_limit_store=read("RATE_LIMIT_STORE", REDIS_URL_FORMS, _redis, None),
             trusted_proxies=read(
                 "TRUSTED_PROXIES",
                 "addresses and networks separated by commas, as 10.0.0.0/8,::1",
@@ -175,13 +210,31 @@ class Settings:
             max_body_bytes=number("MAX_BODY_BYTES", 1024, 16 * 1024 * 1024, defaults.max_body_bytes),
             log_level=read("LOG_LEVEL", "debug, info, warning, error or critical", _log_level, defaults.log_level),
             log_format=read("LOG_FORMAT", "console or json", _one_of("console", "json"), defaults.log_format),
+            tracing=read("TRACING", "off or otlp", _one_of("off", "otlp"), defaults.tracing),
             without_effect=tuple(sorted(name for name in environ if name.startswith("USERSVC_") and name not in known)),
         )
         if isinstance(settings.database, MemoryDatabase) and settings.workers > 1:
             raise BadSetting("USERSVC_WORKERS accepts 1 with memory://: processes do not share their memory.")
         if settings.smtp is not None and not settings.mail_from:
             raise BadSetting("USERSVC_MAIL_FROM accepts an email address, and is needed with USERSVC_SMTP_URL.")
+        for name, accepts, extra, module, wanted in (
+            ("DATABASE_URL", "postgresql://", "postgres", "asyncpg", isinstance(settings.database, PostgresDatabase)),
+            ("RATE_LIMIT_STORE", "a URL", "redis", "redis", settings.rate_limit_store is not None),
+            ("TRACING", "otlp", "otel", "opentelemetry.exporter.otlp.proto.http", settings.tracing != "off"),
+        ):
+            if wanted and not _installed(module):
+                raise BadSetting(
+                    f"USERSVC_{name} accepts {accepts} only with the extra {extra}: pip install 'usersvc[{extra}]'."
+                )
         return settings
+
+
+def _installed(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:
+        # Nor is what it is a part of.
+        return False
 
 
 def stored() -> dict[str, str]:
@@ -202,6 +255,32 @@ def stored() -> dict[str, str]:
             raise BadSetting(f".env accepts lines NAME=value in UTF-8; see its line {line.original.line}.")
     # Read without interpolation, so that a secret may hold a dollar sign.
     return {line.key: line.value for line in lines if line.key is not None and line.value is not None}
+
+
+def _with_files(environ: Mapping[str, str]) -> dict[str, str]:
+    """The variables, and beside them the secrets that are in files.
+
+    Raises:
+        BadSetting: a file cannot be read or is empty, or the secret is set in both ways.
+    """
+    variables = dict(environ)
+    for secret in SECRETS:
+        name = f"USERSVC_{secret}"
+        file = variables.pop(f"{name}_FILE", "")
+        if not file:
+            continue
+        if variables.get(name):
+            raise BadSetting(f"{name}_FILE accepts a file only when {name} is not set.")
+        try:
+            # Bytes that are no UTF-8 as they come from the environment, too.
+            text = Path(file).read_text("utf-8", "surrogateescape").removesuffix("\n").removesuffix("\r")
+        except (OSError, ValueError):
+            text = ""
+        if not text:
+            # Nothing would be as good as no secret, and nobody would notice.
+            raise BadSetting(f"{name}_FILE accepts the path of a file that can be read and is not empty.")
+        variables[name] = text
+    return variables
 
 
 def _between(least: int, most: int) -> Callable[[str], int]:
@@ -226,14 +305,35 @@ def _one_of(*choices: str) -> Callable[[str], str]:
 _log_level = _one_of("debug", "info", "warning", "error", "critical")
 
 
-def _database(url: str) -> MemoryDatabase | SqliteDatabase:
+def _database(url: str) -> Database:
     if url == "memory://":
         return MemoryDatabase()
+    if url.startswith(("postgresql:", "postgres:")):
+        return _postgres(url)
     path = url.removeprefix("sqlite:///")
     # SQLite gives names with a colon or a question mark meanings that a file does not have.
     if path == url or not Path(path).name or path.startswith((":", "file:")) or "?" in path or "\0" in path:
         raise ValueError
     return SqliteDatabase(Path(path))
+
+
+def _postgres(url: str) -> PostgresDatabase:
+    parts = urlsplit(url)
+    options = dict(parse_qsl(parts.query, keep_blank_values=True, strict_parsing=True)) if parts.query else {}
+    # The driver, too, takes the first @ for the one before the hosts.
+    before, _, after = parts.netloc.partition("@")
+    for host in (after or before).split(","):
+        match = re.fullmatch(r"(?:\[[0-9A-Fa-f:.]+\]|[^:@\[\]]*)(?::([1-9][0-9]{0,4}))?", host, re.ASCII)
+        if match is None or int(match[1] or 0) > LAST_PORT:
+            raise ValueError
+    # Control characters, which urlsplit drops, and bytes that are no UTF-8 are not printable.
+    if not re.fullmatch(r"/[^/]+", parts.path) or parts.fragment or not url.isprintable() or " " in url:
+        raise ValueError
+    if not url.startswith(f"{parts.scheme}://") or options.get("sslmode", "prefer") not in SSL_MODES:
+        raise ValueError
+    if options.pop("target_session_attrs", "read-write") != "read-write":
+        raise ValueError
+    return PostgresDatabase(url)
 
 
 def _smtp(url: str) -> SmtpServer:
@@ -254,6 +354,18 @@ def _smtp(url: str) -> SmtpServer:
         user=unquote(parts.username) if parts.username else None,
         password=unquote(parts.password) if parts.password else None,
     )
+
+
+def _redis(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.scheme not in {"redis", "rediss"} or not parts.hostname or parts.query or parts.fragment:
+        raise ValueError
+    if not re.fullmatch(r"/?|/[0-9]{1,5}", parts.path, re.ASCII) or parts.port == 0:
+        raise ValueError
+    # urlsplit would drop some control characters; bytes that are no UTF-8 are not printable either.
+    if not url.isprintable() or " " in url:
+        raise ValueError
+    return url
 
 
 def _address(text: str) -> str:

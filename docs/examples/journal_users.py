@@ -2,7 +2,7 @@
 
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import datetime
 from heapq import nsmallest
 from pathlib import Path
@@ -361,7 +361,7 @@ def _row(entry: OutboxEntry) -> dict[str, Any]:
         "due_at": None if entry.due_at is None else timestamp(entry.due_at),
         "reason": entry.reason,
         "lease": entry.lease,
-        "cause": None if entry.cause is None else [entry.cause.request_id, entry.cause.trace_id],
+        "cause": None if entry.cause is None else asdict(entry.cause),
     }
 
 
@@ -373,5 +373,5 @@ def _entry(entry_id: Key, row: dict[str, Any]) -> OutboxEntry:
         due_at=None if row["due_at"] is None else datetime.fromisoformat(row["due_at"]),
         reason=row["reason"],
         lease=row["lease"],
-        cause=None if row["cause"] is None else Cause(*row["cause"]),
+        cause=None if row["cause"] is None else Cause(**row["cause"]),
     )

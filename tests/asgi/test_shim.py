@@ -312,6 +312,24 @@ async def test_header_names_are_learned_within_bounds() -> None:
     assert found == [str(number) for number in range(2000)]
 
 
+async def test_response_headers_are_learned_within_bounds_and_never_mixed_up() -> None:
+    values = [f"{number % 3}" if number % 2 else f"{number}" for number in range(100)]
+    numbers = iter(values * 2)
+
+    async def handler(_: web.Request) -> web.Response:
+        number = next(numbers)
+        return web.Response(headers={"X-Number": number, f"x-{number}": "same", "X-Same": "same"})
+
+    app = app_of(handler)
+    for number in values * 2:
+        sent = (await FakeServer().serve(app)).headers
+        assert (sent[b"x-number"], sent[b"x-%s" % number.encode()], sent[b"x-same"]) == (
+            number.encode(),
+            b"same",
+            b"same",
+        )
+
+
 @pytest.mark.parametrize(
     ("method", "headers", "messages", "has_body"),
     [

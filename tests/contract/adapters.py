@@ -7,6 +7,7 @@ import pytest
 
 from docs.examples.journal_users import JournalUsers
 from usersvc.adapters.memory import InMemoryUsers
+from usersvc.adapters.postgres import PostgresUsers
 from usersvc.adapters.sqlite import SqliteUsers
 from usersvc.application.ports import Store
 
@@ -32,6 +33,13 @@ async def sqlite(request: pytest.FixtureRequest) -> AsyncIterator[Views]:
         yield one, other
 
 
+@asynccontextmanager
+async def postgres(request: pytest.FixtureRequest) -> AsyncIterator[Views]:
+    url = request.getfixturevalue("postgres_url")
+    async with PostgresUsers(url) as one, PostgresUsers(url) as other:
+        yield one, other
+
+
 # --8<-- [start:journal]
 @asynccontextmanager
 async def journal(request: pytest.FixtureRequest) -> AsyncIterator[Views]:
@@ -41,4 +49,4 @@ async def journal(request: pytest.FixtureRequest) -> AsyncIterator[Views]:
 
 # --8<-- [end:journal]
 
-ADAPTERS: Mapping[str, Open] = {"memory": memory, "sqlite": sqlite, "journal": journal}
+ADAPTERS: Mapping[str, Open] = {"memory": memory, "sqlite": sqlite, "postgres": postgres, "journal": journal}

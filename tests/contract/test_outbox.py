@@ -327,9 +327,16 @@ async def test_an_entry_keeps_what_led_to_it(users: Store, outbox: Outbox) -> No
     await users.add(person("bob@example.com"))
     CAUSE.set(Cause("two"))
     await users.add(person("carol@example.com"))
+    CAUSE.set(Cause("three", "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"))
+    await users.add(person("dave@example.com"))
     CAUSE.reset(before)
 
-    expected = [None, Cause("one", "0af7651916cd43dd8448eb211c80319c"), Cause("two")]
+    expected = [
+        None,
+        Cause("one", "0af7651916cd43dd8448eb211c80319c"),
+        Cause("two"),
+        Cause("three", "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"),
+    ]
     assert [entry.cause for entry in await lease(outbox)] == expected
     assert [entry.cause for entry in await outbox.entries()] == expected
 

@@ -86,6 +86,10 @@ class Service:
             return "".join(self._lines)
 
     @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
     def address(self) -> tuple[str, int]:
         """Where it listens."""
         url = httpx.URL(self.url)

@@ -1,12 +1,14 @@
 """What `/metrics` tells, and that Prometheus can make something of it."""
 
 import json
+import os
 import re
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -147,6 +149,87 @@ def test_several_workers_are_told_as_one(tmp_path: Path) -> None:
     assert not [*folder.iterdir()]
 
 
+def test_workers_that_die_are_replaced_and_what_they_counted_stays(tmp_path: Path) -> None:
+    settings = {"USERSVC_WORKERS": "2", "USERSVC_PORT": str(free_port()), "USERSVC_BCRYPT_COST": "13"}
+    with running(tmp_path, settings) as service:
+
+        def now() -> Figures:
+            with service.client() as client:
+                return figures(client)
+
+        def ask() -> None:
+            # Those who are in hand when the workers die get no answer.
+            with service.client() as client, suppress(httpx.TransportError):
+                client.post("/register", json=person(), timeout=DEADLINE)
+
+        ask()
+        asking = [Thread(target=ask) for _ in range(4)]
+        for each in asking:
+            each.start()
+        deadline = time.monotonic() + DEADLINE
+        while figure(now(), "usersvc_hashing_pending") == 0:
+            assert time.monotonic() < deadline
+        workers = service.wait_for_output(r"Started server process \[(\d+)\]", 2)
+        for worker in workers:
+            os.kill(int(worker), signal.SIGKILL)
+        for each in asking:
+            each.join()
+
+        service.wait_for_output("Application startup complete", 4)
+        found = now()
+        assert figure(found, "usersvc_http_requests_total", route="/register", status="201") >= 1
+        assert figure(found, "usersvc_hashing_pending") == 0
+        assert figure(found, "usersvc_build_info") == 1
+        for probe in ("/livez", "/readyz"):
+            with service.client() as client:
+                assert client.get(probe).status_code == 200
+
+
+# --- what people look at --------------------------------------------------------------------------------------------
+
+
+def test_the_dashboard_is_one_that_grafana_takes() -> None:
+    dashboard = json.loads((OBSERVABILITY / "dashboard.json").read_text("utf-8"))
+    assert {"title", "uid", "schemaVersion", "panels", "templating", "time"} <= set(dashboard)
+    # Made anew at each import, not taken over from where it was made.
+    assert "id" not in dashboard
+    [source] = dashboard["templating"]["list"]
+    assert (source["type"], source["query"], source["name"]) == ("datasource", "prometheus", "datasource")
+    panels = dashboard["panels"]
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    taken: set[tuple[int, int]] = set()
+    for panel in panels:
+        assert panel["datasource"] == {"type": "prometheus", "uid": "${datasource}"}
+        references = [target["refId"] for target in panel["targets"]]
+        assert len(set(references)) == len(references) > 0
+        x, y, width, height = (panel["gridPos"][name] for name in "xywh")
+        # Grafana's grid has 24 columns.
+        assert 0 <= x <= x + width <= 24
+        place = {(column, row) for column in range(x, x + width) for row in range(y, y + height)}
+        assert not place & taken
+        taken |= place
+
+
+def test_every_figure_that_is_looked_at_exists(tmp_path: Path) -> None:
+    with running(tmp_path) as service, service.client() as client:
+        register(client)
+        service.wait_for_output("sent a welcome mail")
+        there = {
+            name
+            for family in text_string_to_metric_families(client.get("/metrics").text)
+            # Those with labels are there from their first value on: for a failure of the storage there is none.
+            for name in [*(sample.name for sample in family.samples), family.name]
+        }
+    there |= {f"{name}_total" for name in there}
+    looked_at = {
+        name
+        for file in ("dashboard.json", "alerts.yaml", "alerts.test.yaml")
+        for name in re.findall(r"\busersvc_\w+", (OBSERVABILITY / file).read_text("utf-8"))
+    }
+    assert len(looked_at) > 10
+    assert not looked_at - there
+
+
 # --- Prometheus ---------------------------------------------------------------------------------------------------
 
 needs_prometheus = pytest.mark.skipif(
@@ -199,8 +282,10 @@ def answer(client: httpx.Client, query: str) -> list[dict[str, Any]]:
     while True:
         try:
             response = client.get("/query", params={"query": query})
+            started = response.status_code != httpx.codes.SERVICE_UNAVAILABLE
         except httpx.TransportError:
-            # It is still starting.
+            started = False
+        if not started:
             assert time.monotonic() < deadline, "Prometheus does not start"
             time.sleep(0.05)
             continue

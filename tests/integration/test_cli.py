@@ -225,7 +225,7 @@ ON_A_DATABASE = [
 
 @pytest.mark.parametrize("arguments", ON_A_DATABASE)
 def test_a_bad_setting_is_code_2(usersvc: Commands, monkeypatch: pytest.MonkeyPatch, arguments: list[str]) -> None:
-    monkeypatch.setenv("USERSVC_DATABASE_URL", "postgresql://user:hunter2@host/db")
+    monkeypatch.setenv("USERSVC_DATABASE_URL", "mysql://user:hunter2@host/db")
     code, out, err = usersvc(*arguments)
     assert (code, out) == (2, "")
     assert err.startswith("usersvc: USERSVC_DATABASE_URL accepts ")

@@ -434,6 +434,20 @@ def test_the_outbox_is_listed_for_scripts_too(usersvc: Commands) -> None:
 # --- settings -------------------------------------------------------------------------------------------------------
 
 
+def test_a_secret_in_a_file_is_told_by_the_name_of_the_file(usersvc: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
+    usersvc.write("token", "hunter2-hunter2\n")
+    usersvc.write("mail", "smtps://user:hunter2@mail.example.com\n")
+    monkeypatch.setenv("USERSVC_ADMIN_TOKEN_FILE", "token")
+    usersvc.write(".env", "USERSVC_SMTP_URL_FILE=mail\nUSERSVC_MAIL_FROM=noreply@example.com\n")
+    code, out, err = usersvc("config", "check")
+
+    assert (code, err) == (0, "")
+    assert "hunter2" not in out
+    told = {words[0]: " ".join(words[1:]) for words in map(str.split, out.splitlines())}
+    assert told["USERSVC_ADMIN_TOKEN"] == "(set) [token]"
+    assert told["USERSVC_SMTP_URL"] == "(set) [mail]"
+
+
 def test_settings_are_told_with_their_sources_and_without_secrets(
     usersvc: Commands, monkeypatch: pytest.MonkeyPatch
 ) -> None:

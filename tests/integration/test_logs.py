@@ -139,9 +139,12 @@ def test_a_terminal_has_colours_unless_it_is_asked_not_to(monkeypatch: pytest.Mo
     assert "\x1b[" not in formatter("console").format(record)
 
 
-def test_what_uvicorn_says_looks_like_the_rest(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    "logger", ["uvicorn", "uvicorn.error", "aiohttp.server", "aiohttp.web", "asyncio", "py.warnings"]
+)
+def test_what_libraries_say_looks_like_the_rest(logger: str, capsys: pytest.CaptureFixture[str]) -> None:
     configure_logging("info", "json")
-    logging.getLogger("uvicorn.error").info("running on %s", "x", extra={"color_message": "\x1b[1m%s"})
+    logging.getLogger(logger).info("running on %s", "x", extra={"color_message": "\x1b[1m%s"})
     told = json.loads(capsys.readouterr().err)
     assert set(told) == {"time", "level", "logger", "message"}
     assert told["message"] == "running on x"

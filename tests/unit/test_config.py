@@ -1,3 +1,4 @@
+import sys
 from ipaddress import ip_network
 from pathlib import Path
 
@@ -7,7 +8,7 @@ from hypothesis import strategies as st
 from limits import RateLimitItemPerHour, RateLimitItemPerMinute
 
 from usersvc.adapters.smtp_notifier import Security, SmtpServer
-from usersvc.config import BadSetting, MemoryDatabase, Settings, SqliteDatabase
+from usersvc.config import SECRETS, BadSetting, MemoryDatabase, PostgresDatabase, Settings, SqliteDatabase
 
 
 def read(**settings: str) -> Settings:
@@ -20,7 +21,7 @@ def test_the_defaults_are_the_contracts() -> None:
     assert (settings.host, settings.port, settings.workers) == ("127.0.0.1", 8000, 1)
     assert settings.database == SqliteDatabase(Path("usersvc.db"))
     assert (settings.bcrypt_cost, settings.password_min_length, settings.max_body_bytes) == (12, 8, 16384)
-    assert (settings.log_level, settings.log_format) == ("info", "console")
+    assert (settings.log_level, settings.log_format, settings.tracing) == ("info", "console", "off")
     assert settings.password_pepper is None
     assert settings.hash_workers >= 1
     assert settings.hash_queue == 64
@@ -46,12 +47,14 @@ def test_everything_can_be_set() -> None:
         admin_token="another secret".replace(" ", "-"),
         hash_queue="0",
         register_rate="5 per 2 hours",
+        rate_limit_store="rediss://us%40er:hunter2@redis.example.com:6380/1",
         trusted_proxies="10.0.0.0/8, ::1",
         cors_origins="https://app.example.com, http://localhost:3000,http://[::1]:3000",
         max_connections="7",
         max_body_bytes="2048",
         log_level="WARNING",
         log_format="json",
+        tracing="OTLP",
     )
 
     assert settings == Settings(
@@ -66,17 +69,36 @@ def test_everything_can_be_set() -> None:
         admin_token="another-secret",
         hash_queue=0,
         register_rate=RateLimitItemPerHour(5, 2),
+        rate_limit_store="rediss://us%40er:hunter2@redis.example.com:6380/1",
         trusted_proxies=(ip_network("10.0.0.0/8"), ip_network("::1")),
         cors_origins=("https://app.example.com", "http://localhost:3000", "http://[::1]:3000"),
         max_connections=7,
         max_body_bytes=2048,
         log_level="warning",
         log_format="json",
+        tracing="otlp",
     )
 
 
 def test_the_database_may_be_memory() -> None:
     assert isinstance(read(database_url="memory://").database, MemoryDatabase)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://host/database",
+        "postgres://user:hunter2@host:5433/database",
+        "postgresql:///database?host=/var/run/postgresql",
+        "postgresql://user:p%40ss%2Fw%3Ard@one:5433,two,[2001:db8::1]:5434/data%20base?sslmode=verify-full",
+        "postgresql://user:hunter2@one,two/database?target_session_attrs=read-write&search_path=usersvc",
+    ],
+)
+def test_the_database_may_be_a_postgresql_server_whose_address_is_a_secret(url: str) -> None:
+    database = read(database_url=url).database
+    assert database == PostgresDatabase(url)
+    assert str(database) == "PostgreSQL"
+    assert url not in repr(database)
 
 
 @pytest.mark.parametrize(
@@ -99,6 +121,7 @@ def test_the_database_may_be_memory() -> None:
         ("max_body_bytes", "0"),
         ("log_level", "loud"),
         ("log_format", "xml"),
+        ("tracing", "jaeger"),
         ("database_url", "users.db"),
         ("database_url", "sqlite://"),
         ("database_url", "sqlite:///"),
@@ -106,7 +129,25 @@ def test_the_database_may_be_memory() -> None:
         ("database_url", "sqlite:////"),
         ("database_url", "sqlite:///."),
         ("database_url", "sqlite:///users.db?mode=ro"),
-        ("database_url", "postgresql://user:hunter2@host/db"),
+        ("database_url", "mysql://user:hunter2@host/db"),
+        ("database_url", "postgresql://user:hunter2@host"),
+        ("database_url", "postgresql://user:hunter2@host/"),
+        ("database_url", "postgresql://user:hunter2@host/database/table"),
+        ("database_url", "postgresql:user:hunter2@host/database"),
+        ("database_url", "postgresql://user:hunter2@host:port/database"),
+        ("database_url", "postgresql://user:hunter2@host:65536/database"),
+        ("database_url", "postgresql://user:hunter2@host:0/database"),
+        ("database_url", "postgresql://user:hunter2@one,two:x/database"),
+        ("database_url", "postgresql://user:hunter2@[::1/database"),
+        ("database_url", "postgresql://user:hunter2@with@sign@host/database"),
+        ("database_url", "postgresql://user:hunter2@host/data base"),
+        ("database_url", "postgresql://user:hunter2@host/data\nbase"),
+        ("database_url", "postgresql://user:hunter2\udcff@host/database"),
+        ("database_url", "postgresql://user:hunter2@host/database#top"),
+        ("database_url", "postgresql://user:hunter2@host/database?sslmode"),
+        ("database_url", "postgresql://user:hunter2@host/database?sslmode=perhaps"),
+        ("database_url", "postgresql://user:hunter2@host/database?target_session_attrs=standby"),
+        ("database_pool_size", "0"),
         ("admin_token", "hunter2 "),
         ("admin_token", "hunter2\n"),
         ("admin_token", "hunter2é"),
@@ -118,6 +159,15 @@ def test_the_database_may_be_memory() -> None:
         ("register_rate", "60/fortnight"),
         ("register_rate", "1/second;60/minute"),
         ("register_rate", " "),
+        ("rate_limit_store", "memory://"),
+        ("rate_limit_store", "redis://"),
+        ("rate_limit_store", "redis://:hunter2@host/name"),
+        ("rate_limit_store", "redis://:hunter2@host/0?socket_timeout=9"),
+        ("rate_limit_store", "redis://:hunter2@host#top"),
+        ("rate_limit_store", "redis://:hunter2@host:port"),
+        ("rate_limit_store", "redis://:hunter2@host:0"),
+        ("rate_limit_store", "redis://:hunter2@ho st"),
+        ("rate_limit_store", "redis://[half:hunter2"),
         ("trusted_proxies", "10.0.0.0/8,proxy.example.com"),
         ("trusted_proxies", "10.0.0.1/8"),
         ("trusted_proxies", "*"),
@@ -177,6 +227,7 @@ def test_memory_is_for_one_process() -> None:
             "PASSWORD_PEPPER",
             "MAIL_FROM",
             "REGISTER_RATE",
+            "RATE_LIMIT_STORE",
             "CORS_ORIGINS",
         ]
     ),
@@ -202,10 +253,68 @@ def test_any_text_is_a_mail_server_or_refused(start: str, text: str) -> None:
 def test_secrets_are_never_shown() -> None:
     assert "sixteen or more!" not in repr(read(password_pepper="sixteen or more!"))
     assert "hunter2" not in repr(read(admin_token="hunter2"))
+    assert "hunter2" not in repr(read(rate_limit_store="redis://:hunter2@host"))
+
+
+@pytest.mark.parametrize("end", ["", "\n", "\r\n"])
+def test_a_secret_may_be_in_a_file(tmp_path: Path, end: str) -> None:
+    secrets = {
+        "database_url": "sqlite:////data/users.db",
+        "password_pepper": "a secret of some length ",
+        "admin_token": "hunter2",
+        "rate_limit_store": "redis://:hunter2@host",
+        "smtp_url": "smtps://user:hunter2@host",
+    }
+    assert {name.upper() for name in secrets} == set(SECRETS)
+    for name, secret in secrets.items():
+        (tmp_path / name).write_bytes(f"{secret}{end}".encode())
+    files = {f"{name}_file": str(tmp_path / name) for name in secrets}
+
+    settings = read(mail_from="service@example.com", **files)
+
+    assert settings == read(mail_from="service@example.com", **secrets)
+    assert settings.without_effect == ()
+
+
+@pytest.mark.parametrize(
+    ("content", "file"), [(b"", "token"), (b"\n", "token"), (b"hunter2", "no such file"), (b"", "\0")]
+)
+def test_a_file_without_a_secret_is_refused(tmp_path: Path, content: bytes, file: str) -> None:
+    (tmp_path / "token").write_bytes(content)
+    with pytest.raises(BadSetting, match=r"^USERSVC_ADMIN_TOKEN_FILE accepts the path of a file that can be read"):
+        read(admin_token_file=str(tmp_path / file))
+
+
+def test_a_secret_is_set_in_one_way(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("hunter2")
+    with pytest.raises(BadSetting, match=r"^USERSVC_ADMIN_TOKEN_FILE accepts a file only when USERSVC_ADMIN_TOKEN is"):
+        read(admin_token="hunter2", admin_token_file=str(tmp_path / "token"))
+
+
+def test_what_is_no_secret_has_no_file() -> None:
+    assert read(port_file="/etc/hostname").without_effect == ("USERSVC_PORT_FILE",)
 
 
 def test_an_empty_rate_is_no_limit() -> None:
-    assert read(register_rate="").register_rate is None
+    assert (read(register_rate="").register_rate, read(register_rate="").without_effect) == (None, ())
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "extra"),
+    [
+        ("database_url", "postgresql://user:hunter2@host/database", "postgres"),
+        ("rate_limit_store", "redis://:hunter2@host", "redis"),
+        ("tracing", "otlp", "otel"),
+    ],
+)
+def test_what_needs_a_library_that_is_missing_names_the_extra(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, extra: str
+) -> None:
+    monkeypatch.setattr("usersvc.config.find_spec", lambda _: None)
+    with pytest.raises(BadSetting, match=rf"USERSVC_{name.upper()} accepts .*pip install 'usersvc\[{extra}\]'") as told:
+        read(**{name: value})
+    assert "hunter2" not in str(told.value)
+    assert read().rate_limit_store is None
 
 
 def test_the_environment_wins_over_the_env_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -255,10 +364,18 @@ def test_a_line_of_the_env_file_that_sets_nothing_is_refused(
 
 
 def test_a_name_that_is_no_setting_is_noticed() -> None:
-    assert read(password_min_lenght="15", rate_limit_store="memory://", port="1").without_effect == (
+    assert read(password_min_lenght="15", rate_limit_shop="x", port="1", register_rate="").without_effect == (
         "USERSVC_PASSWORD_MIN_LENGHT",
-        "USERSVC_RATE_LIMIT_STORE",
+        "USERSVC_RATE_LIMIT_SHOP",
     )
+
+
+def test_tracing_needs_an_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    # As if it were not installed.
+    monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http", None)
+    with pytest.raises(BadSetting, match=r"USERSVC_TRACING accepts otlp only with the extra otel: .*usersvc\[otel\]"):
+        read(tracing="otlp")
+    assert read(tracing="off") == read()
 
 
 def test_processes_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from usersvc import cli
 from usersvc.adapters.memory import InMemoryOutbox
 from usersvc.adapters.prometheus import PrometheusMetrics
 from usersvc.adapters.sqlite_file import MIGRATIONS
-from usersvc.config import BadSetting, Settings, cores
+from usersvc.config import SECRETS, BadSetting, Settings, cores
 from usersvc.web.problems import PROBLEMS
 
 ROOT = Path(__file__).parents[2]
@@ -80,7 +80,13 @@ def test_what_a_setting_accepts_is_what_the_table_says(name: str) -> None:
 
 
 def test_every_setting_that_a_document_names_is_one() -> None:
-    assert set(re.findall(r"\bUSERSVC_[A-Z_]+[A-Z]\b", EVERYTHING)) <= settings_known()
+    in_files = {f"USERSVC_{name}_FILE" for name in SECRETS}
+    assert set(re.findall(r"\bUSERSVC_[A-Z_]+[A-Z]\b", EVERYTHING)) <= settings_known() | in_files
+
+
+def test_the_secrets_that_may_be_in_files_are_named() -> None:
+    [named] = re.findall(r"^Those that hold secrets \(([^)]*)\)", TEXT_OF["configure.md"], re.MULTILINE)
+    assert re.findall(r"USERSVC_([A-Z_]+)", named) == list(SECRETS)
 
 
 # --- codes ---

@@ -6,7 +6,7 @@ from aiohttp.test_utils import make_mocked_request
 from limits import RateLimitItemPerMinute
 
 from usersvc.web.problems import RateLimited
-from usersvc.web.rate_limit import BoundedMemory, RateLimit
+from usersvc.web.rate_limit import BoundedMemory, Counts, FallingBack, RateLimit
 
 
 class Clock:
@@ -15,10 +15,8 @@ class Clock:
     def __init__(self) -> None:
         self.now = 1_000_000.0
 
-    def time(self) -> float:
+    def monotonic(self) -> float:
         return self.now
-
-    monotonic = time
 
 
 @pytest.fixture
@@ -31,8 +29,8 @@ def clock() -> Iterator[Clock]:
 class Asking:
     """Somebody behind a limit of two a minute."""
 
-    def __init__(self, memory: BoundedMemory) -> None:
-        self._limit = RateLimit(RateLimitItemPerMinute(2), storage=memory)
+    def __init__(self, counts: Counts) -> None:
+        self._limit = RateLimit(RateLimitItemPerMinute(2), counts=counts)
 
     async def __call__(self, peer: str) -> dict[str, str]:
         request = make_mocked_request("POST", "/register").clone(remote=peer)
@@ -101,13 +99,41 @@ async def test_memory_is_bounded_and_the_oldest_goes_first(clock: Clock) -> None
     assert (await ask("192.0.2.1"))["RateLimit"] == '"register";r=1;t=60'
 
 
-async def test_the_memory_is_what_the_library_asks_for(clock: Clock) -> None:
-    memory = BoundedMemory()
-    assert [await memory.incr("a", 60), await memory.incr("a", 60, 5)] == [1, 6]
-    assert (await memory.get("a"), await memory.get("b")) == (6, 0)
-    assert (await memory.get_expiry("a"), await memory.get_expiry("b")) == (clock.now + 60, clock.now)
-    assert await memory.check()
-    await memory.clear("a")
-    assert await memory.get("a") == 0
-    await memory.incr("a", 60)
-    assert (await memory.reset(), len(memory)) == (1, 0)
+class Elsewhere:
+    """Counts of several processes, which may be out of reach."""
+
+    def __init__(self) -> None:
+        self.count: int | None = 0
+
+    async def hit(self, _: str, seconds: int) -> tuple[int, float] | None:
+        if self.count is None:
+            return None
+        self.count += 1
+        return self.count, seconds / 2
+
+
+async def test_shared_counts_are_what_counts(memory: BoundedMemory, clock: Clock) -> None:
+    elsewhere, fallbacks = Elsewhere(), list[str]()
+    ask = Asking(FallingBack(elsewhere, memory, lambda: fallbacks.append("")))
+    elsewhere.count = 1
+    assert (await ask("192.0.2.1"))["RateLimit"] == '"register";r=0;t=30'
+    with pytest.raises(RateLimited):
+        await ask("192.0.2.1")
+    assert not fallbacks
+
+
+async def test_without_the_shared_counts_those_of_the_process_go_on(memory: BoundedMemory, clock: Clock) -> None:
+    elsewhere, fallbacks = Elsewhere(), list[str]()
+    ask = Asking(FallingBack(elsewhere, memory, lambda: fallbacks.append("")))
+    await ask("192.0.2.1")
+
+    elsewhere.count = None
+    assert (await ask("192.0.2.1"))["RateLimit"] == '"register";r=0;t=60'
+    with pytest.raises(RateLimited):
+        await ask("192.0.2.1")
+    assert (await ask("192.0.2.2"))["RateLimit"] == '"register";r=1;t=60'
+    assert len(fallbacks) == 3
+
+    elsewhere.count = 0
+    assert (await ask("192.0.2.1"))["RateLimit"] == '"register";r=1;t=30'
+    assert len(fallbacks) == 3

@@ -1,16 +1,11 @@
-"""Figures for Prometheus: of requests, and of what happens behind the ports, by standing in front of each.
-
-What stands in front of a port is the port itself and counts; nothing behind it, and nobody before it, knows.
-"""
+"""Figures for Prometheus: of requests, and of what happens behind the ports (see ``observed.Instrument``)."""
 
 import os
 import platform
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime
 from pathlib import Path
-from uuid import UUID
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.gc_collector import GCCollector
@@ -19,30 +14,18 @@ from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 
 import usersvc
-from usersvc.application.ports import (
-    LAST,
-    EarlierRegistration,
-    HashingOverloaded,
-    IdempotencyKey,
-    Order,
-    Outbox,
-    OutboxEntry,
-    OutboxState,
-    Page,
-    PasswordHasher,
-    StorageUnavailable,
-    Users,
-    UserView,
-    utc_now,
-)
-from usersvc.domain.user import Password, PasswordHash, User
+from usersvc.application.ports import HashingOverloaded, Outbox, StorageUnavailable, utc_now
 
 DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
 """The variable that names where several processes share their figures; the library reads it when it is imported."""
 
 QUICK = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 SLOW = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.0, 4.0, 8.0, 16.0)
-"""Bounds of the histograms, in seconds: for what takes milliseconds, and for hashing."""
+MAIL = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+"""Bounds of the histograms, in seconds: for what takes milliseconds, for hashing, and for talking to mail servers."""
+
+OUTCOMES = {"outbox_delivered": "delivered", "outbox_postpone": "retried", "outbox_set_aside": "set-aside"}
+"""What came of an attempt to deliver, by the call that tells the outbox."""
 
 METHODS = frozenset({"GET", "HEAD", "POST", "OPTIONS", "PUT", "PATCH", "DELETE"})
 """Those told by name; clients may make up others."""
@@ -85,6 +68,11 @@ class PrometheusMetrics:
         self.hashing_refused = Counter(
             "usersvc_hashing_refused", "Registrations refused for want of room.", registry=registry
         )
+        self.rate_limit_fallbacks = Counter(
+            "usersvc_rate_limit_fallbacks",
+            "Registrations that a process counted by itself, since the shared rate limit was out of reach.",
+            registry=registry,
+        )
         self.storage_seconds = Histogram(
             "usersvc_storage_call_duration_seconds",
             "What a call of the storage takes.",
@@ -99,6 +87,12 @@ class PrometheusMetrics:
             "usersvc_outbox_deliveries",
             "Attempts to deliver a notification, by what came of them: delivered, retried, set-aside.",
             ["outcome"],
+            registry=registry,
+        )
+        self.notification_seconds = Histogram(
+            "usersvc_notification_duration_seconds",
+            "What an attempt to deliver a notification takes.",
+            buckets=MAIL,
             registry=registry,
         )
         # Of the storage, not of a process: whoever has looked last knows best.
@@ -128,7 +122,7 @@ class PrometheusMetrics:
             registry=registry,
         )
         build.labels(usersvc.__version__, platform.python_version()).set(1)
-        for outcome in ("delivered", "retried", "set-aside"):
+        for outcome in OUTCOMES.values():
             # There from the beginning, so that the first one is seen as an increase.
             self.outbox_answers.labels(outcome)
         self._of_request: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
@@ -176,10 +170,12 @@ class PrometheusMetrics:
 
     @contextmanager
     def storage_call(self, operation: str) -> Iterator[None]:
-        """Time what happens within, and count its failure."""
+        """Time what happens within, and count its failure, or what it tells of a delivery."""
         began = time.perf_counter()
         try:
             yield
+            if operation in OUTCOMES:
+                self.outbox_answers.labels(OUTCOMES[operation]).inc()
         except StorageUnavailable:
             self.storage_failures.labels(operation).inc()
             raise
@@ -197,6 +193,12 @@ class PrometheusMetrics:
             self.hashing_seconds.labels(operation).observe(time.perf_counter() - began)
         finally:
             self.hashing_pending.dec()
+
+    @contextmanager
+    def notification(self) -> Iterator[None]:
+        """Time what happens within, however it ends."""
+        with self.notification_seconds.time():
+            yield
 
     @contextmanager
     def refusals(self) -> Iterator[None]:
@@ -219,118 +221,3 @@ def _forget_the_dead(directory: Path) -> None:
         except PermissionError:
             # It lives, and is somebody else's.
             continue
-
-
-class MeteredPasswordHasher:
-    """A ``PasswordHasher`` in front of another."""
-
-    def __init__(self, hasher: PasswordHasher, metrics: PrometheusMetrics) -> None:
-        self._hasher = hasher
-        self._metrics = metrics
-
-    async def hash(self, password: Password) -> PasswordHash:
-        """See ``PasswordHasher.hash``."""
-        with self._metrics.hashing("hash"):
-            return await self._hasher.hash(password)
-
-    async def verify(self, password: Password, password_hash: PasswordHash) -> bool:
-        """See ``PasswordHasher.verify``."""
-        with self._metrics.hashing("verify"):
-            return await self._hasher.verify(password, password_hash)
-
-
-class MeteredUsers:
-    """A ``Users`` in front of another."""
-
-    def __init__(self, users: Users, metrics: PrometheusMetrics) -> None:
-        self._users = users
-        self._call = metrics.storage_call
-
-    async def add(self, user: User, *, key: IdempotencyKey | None = None) -> None:
-        """See ``Users.add``."""
-        with self._call("add"):
-            await self._users.add(user, key=key)
-
-    async def add_all(self, users: Sequence[User]) -> list[bool]:
-        """See ``Users.add_all``."""
-        with self._call("add_all"):
-            return await self._users.add_all(users)
-
-    async def remove(self, user_id: UUID) -> bool:
-        """See ``Users.remove``."""
-        with self._call("remove"):
-            return await self._users.remove(user_id)
-
-    async def registered_with(self, key: IdempotencyKey, *, at: datetime) -> EarlierRegistration | None:
-        """See ``Users.registered_with``."""
-        with self._call("registered_with"):
-            return await self._users.registered_with(key, at=at)
-
-    async def find(self, user_id: UUID) -> UserView | None:
-        """See ``Users.find``."""
-        with self._call("find"):
-            return await self._users.find(user_id)
-
-    async def page(self, *, limit: int, order: Order, after: int | None, mailbox: str | None) -> Page:
-        """See ``Users.page``."""
-        with self._call("page"):
-            return await self._users.page(limit=limit, order=order, after=after, mailbox=mailbox)
-
-    async def check(self) -> None:
-        """See ``Users.check``."""
-        with self._call("check"):
-            await self._users.check()
-
-
-class MeteredOutbox:
-    """An ``Outbox`` in front of another."""
-
-    def __init__(self, outbox: Outbox, metrics: PrometheusMetrics) -> None:
-        self._outbox = outbox
-        self._call = metrics.storage_call
-        self._answers: Mapping[str, Counter] = {
-            outcome: metrics.outbox_answers.labels(outcome) for outcome in ("delivered", "retried", "set-aside")
-        }
-
-    async def lease(self, *, now: datetime, until: datetime, limit: int, latest: datetime = LAST) -> list[OutboxEntry]:
-        """See ``Outbox.lease``."""
-        with self._call("outbox_lease"):
-            return await self._outbox.lease(now=now, until=until, limit=limit, latest=latest)
-
-    async def delivered(self, entry: OutboxEntry) -> None:
-        """See ``Outbox.delivered``."""
-        with self._call("outbox_answer"):
-            await self._outbox.delivered(entry)
-        self._answers["delivered"].inc()
-
-    async def postpone(self, entry: OutboxEntry, *, due_at: datetime, reason: str) -> None:
-        """See ``Outbox.postpone``."""
-        with self._call("outbox_answer"):
-            await self._outbox.postpone(entry, due_at=due_at, reason=reason)
-        self._answers["retried"].inc()
-
-    async def set_aside(self, entry: OutboxEntry, *, reason: str) -> None:
-        """See ``Outbox.set_aside``."""
-        with self._call("outbox_answer"):
-            await self._outbox.set_aside(entry, reason=reason)
-        self._answers["set-aside"].inc()
-
-    async def next_due(self) -> datetime | None:
-        """See ``Outbox.next_due``."""
-        with self._call("outbox_next_due"):
-            return await self._outbox.next_due()
-
-    async def entries(self) -> list[OutboxEntry]:
-        """See ``Outbox.entries``."""
-        with self._call("outbox_entries"):
-            return await self._outbox.entries()
-
-    async def retry(self, entry_id: int, *, now: datetime) -> bool:
-        """See ``Outbox.retry``."""
-        with self._call("outbox_retry"):
-            return await self._outbox.retry(entry_id, now=now)
-
-    async def state(self) -> OutboxState:
-        """See ``Outbox.state``."""
-        with self._call("outbox_state"):
-            return await self._outbox.state()

@@ -46,7 +46,7 @@ _LINES = """CAST(group_concat(
     json_object('id', id, 'email', email, 'age', age, 'registered_at', registered_at), char(10)
 ) AS BLOB)"""
 _RECORD = "position, id, email, mailbox, age, password_hash, registered_at"
-_ENTRY = "id, user_id, email, occurred_at, attempts, due_at, reason, lease, request_id, trace_id"
+_ENTRY = "id, user_id, email, occurred_at, attempts, due_at, reason, lease, request_id, trace_id, span_id"
 
 
 class SqliteUsers:
@@ -307,8 +307,8 @@ async def _put(connection: aiosqlite.Connection, events: Sequence[UserRegistered
         occurred_at = timestamp(event.occurred_at)
         await connection.execute(
             """
-            INSERT INTO outbox (user_id, email, occurred_at, due_at, request_id, trace_id)
-            VALUES (?, ?, ?, ?, ?, ?)
+            INSERT INTO outbox (user_id, email, occurred_at, due_at, request_id, trace_id, span_id)
+            VALUES (?, ?, ?, ?, ?, ?, ?)
             """,
             (
                 str(event.user_id),
@@ -317,6 +317,7 @@ async def _put(connection: aiosqlite.Connection, events: Sequence[UserRegistered
                 occurred_at,
                 cause and cause.request_id,
                 cause and cause.trace_id,
+                cause and cause.span_id,
             ),
         )
 
@@ -366,7 +367,7 @@ def _record(row: tuple[Any, ...]) -> UserRecord:
 
 
 def _entry(row: tuple[Any, ...]) -> OutboxEntry:
-    entry_id, user_id, email, occurred_at, attempts, due_at, reason, lease, request_id, trace_id = row
+    entry_id, user_id, email, occurred_at, attempts, due_at, reason, lease, request_id, trace_id, span_id = row
     return OutboxEntry(
         id=entry_id,
         event=UserRegistered(UUID(user_id), email, datetime.fromisoformat(occurred_at)),
@@ -374,5 +375,5 @@ def _entry(row: tuple[Any, ...]) -> OutboxEntry:
         due_at=None if due_at is None else datetime.fromisoformat(due_at),
         reason=reason,
         lease=lease,
-        cause=None if request_id is None else Cause(request_id, trace_id),
+        cause=None if request_id is None else Cause(request_id, trace_id, span_id),
     )

@@ -78,6 +78,8 @@ MIGRATIONS = (
     ALTER TABLE outbox ADD COLUMN request_id TEXT;
     ALTER TABLE outbox ADD COLUMN trace_id TEXT;
     """,
+    # What the request is in its trace.
+    "ALTER TABLE outbox ADD COLUMN span_id TEXT;",
 )
 """What leads from each schema version (``PRAGMA user_version``) to the next."""
 

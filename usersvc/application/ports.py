@@ -22,6 +22,8 @@ class Cause:
     request_id: str
     trace_id: str | None = None
     """Of the trace that the request belongs to (W3C Trace Context): 32 hexadecimal digits."""
+    span_id: str | None = None
+    """Of the request as a part of that trace, when it is recorded as one: 16 hexadecimal digits."""
 
 
 CAUSE: ContextVar[Cause | None] = ContextVar("CAUSE", default=None)

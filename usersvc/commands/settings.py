@@ -62,6 +62,7 @@ def check(*, as_json: bool) -> None:
 
 def _read() -> tuple[Sequence[Setting], Sequence[str]]:
     from usersvc.config import Settings, stored
+    from usersvc.logs import plain
 
     in_file = stored()
     environ = in_file | dict(os.environ)
@@ -69,7 +70,9 @@ def _read() -> tuple[Sequence[Setting], Sequence[str]]:
 
     def told(name: str, value: object) -> None:
         text = environ.get(name)
-        if text is None or (text == "" and value is not None):
+        if file := environ.get(f"{name}_FILE"):
+            found.append(Setting(name, HIDDEN, plain(file)))
+        elif text is None or (text == "" and value is not None):
             found.append(Setting(name, _default(name, value), "default"))
         else:
             source = "environment" if name in os.environ else ".env"

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import orjson
 from aiohttp import Payload, web
@@ -35,6 +35,25 @@ MAX_BODY_BYTES = 16384
 
 Observe = Callable[[str, str, int, float], None]
 """Is told of a request: method, template of the path, status, and how long it took in seconds."""
+
+
+class RequestSpan(Protocol):
+    """A request as a part of a trace."""
+
+    trace_id: str | None
+    span_id: str | None
+    """None when it is not recorded."""
+
+    def end(self, status: int | None) -> None:
+        """It has come to its end, with this answer; None: there was nobody left to answer."""
+
+
+Trace = Callable[[str, str, str | None, Mapping[str, str]], RequestSpan]
+"""Begins to trace a request, to which what goes on in this context belongs from now on: its method, scheme, template of
+the path, if it has one, and header fields, which may name a parent."""
+
+NO_ROUTE = "(no route)"
+"""Told in the place of a template."""
 
 HEADERS = (
     ("X-Content-Type-Options", "nosniff"),
@@ -101,6 +120,7 @@ def create_app(
     waiting_client: handlers.WaitingClient = lambda _: nullcontext(),
     metrics: Callable[[], Awaitable[bytes]] = no_metrics,
     observe: Observe = lambda *_: None,
+    trace: Trace | None = None,
 ) -> web.Application:
     """The application around a service.
 
@@ -117,6 +137,7 @@ def create_app(
         waiting_client: within it, a registration that waits for its hash is given up when its client goes.
         metrics: gives figures in Prometheus' text format.
         observe: is told of each request.
+        trace: traces each request; None: none is traced.
     """
     guards: list[Middleware] = []
     if cors_origins:
@@ -125,7 +146,7 @@ def create_app(
     if admin_token is not None:
         guards.append(admitting(AdminToken(admin_token)))
     app = web.Application(
-        middlewares=[answering(observe, trusted_proxies), *guards, content_negotiation, validation_middleware],
+        middlewares=[answering(observe, trusted_proxies, trace), *guards, content_negotiation, validation_middleware],
         client_max_size=max_body_bytes,
     )
     app[handlers.REGISTRATION] = service
@@ -156,7 +177,7 @@ def create_app(
     return app
 
 
-def answering(observe: Observe, trusted_proxies: Sequence[Network]) -> Middleware:
+def answering(observe: Observe, trusted_proxies: Sequence[Network], trace: Trace | None) -> Middleware:
     """Every answer carries the headers that the contract promises, and every failure is a problem document."""
 
     @web.middleware
@@ -164,7 +185,15 @@ def answering(observe: Observe, trusted_proxies: Sequence[Network]) -> Middlewar
         started = time.perf_counter()
         wanted_id = request.headers.get("X-Request-ID", "")
         request_id = wanted_id if _SANE_REQUEST_ID.fullmatch(wanted_id) else str(uuid4())
-        CAUSE.set(Cause(request_id, _trace_id(request.headers.get("traceparent"))))
+        # The route, not the path: paths and queries of clients hold addresses, and worse by mistake.
+        resource = request.match_info.route.resource
+        route = resource.canonical if resource else None
+        if trace is None:
+            span = None
+            CAUSE.set(Cause(request_id, _trace_id(request.headers.get("traceparent"))))
+        else:
+            span = trace(request.method, request.scheme, route, request.headers)
+            CAUSE.set(Cause(request_id, span.trace_id, span.span_id))
         try:
             response = await handler(request)
         except asyncio.CancelledError:
@@ -173,6 +202,8 @@ def answering(observe: Observe, trusted_proxies: Sequence[Network]) -> Middlewar
         except Exception as error:
             if isinstance(error, ConnectionError) and request.transport is None:
                 # The client went away while its body was read: nobody is left to answer; nothing of ours has failed.
+                if span is not None:
+                    span.end(None)
                 raise
             response = problem_response(error, request_id)
         headers = response.headers
@@ -184,18 +215,17 @@ def answering(observe: Observe, trusted_proxies: Sequence[Network]) -> Middlewar
         headers.update(request.get(RATE_HEADERS, ()))
 
         def ended(sent: int, whole: bool) -> None:
-            # The route, not the path: paths and queries of clients hold addresses, and worse by mistake.
-            resource = request.match_info.route.resource
-            route = resource.canonical if resource else "(no route)"
             seconds = time.perf_counter() - started
-            observe(request.method, route, response.status, seconds)
+            observe(request.method, route or NO_ROUTE, response.status, seconds)
+            if span is not None:
+                span.end(response.status)
             if access_log.isEnabledFor(logging.INFO):
                 client = client_address(request.remote, request.headers.getall("X-Forwarded-For", ()), trusted_proxies)
                 access_log.info(
                     "request" if whole else "request broken off",
                     extra={
                         "method": request.method,
-                        "route": route,
+                        "route": route or NO_ROUTE,
                         "status": response.status,
                         "milliseconds": round(seconds * 1000, 1),
                         "bytes": sent,
@@ -276,8 +306,8 @@ async def content_negotiation(request: web.Request, handler: Handler) -> web.Str
             if weight(accept, chosen) == 0:
                 raise NotAcceptable(f"Only {', '.join(offered)} is to be had here.")
         request[handlers.MEDIA_TYPE] = chosen
-        # The raw path, since the query is taken apart only when it is looked at.
-        if "?" in request.raw_path and "text/html" not in offered and not _has_query(noted):
+        # Raw, since the query is taken apart only when it is looked at.
+        if request.rel_url.raw_query_string and "text/html" not in offered and not _has_query(noted):
             unknown = [Violation(shown(name), "unknown-field", NO_PARAMETER) for name in dict.fromkeys(request.query)]
             if unknown and not noted["schemas"]:
                 raise InvalidRequest(unknown)

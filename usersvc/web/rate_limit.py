@@ -3,13 +3,12 @@
 import math
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from ipaddress import IPv4Address
+from typing import Protocol
 
 from aiohttp import web
 from limits import RateLimitItem
-from limits.aio.storage import Storage
-from limits.aio.strategies import FixedWindowRateLimiter
 
 from usersvc.web.client_address import Address, Network, client_address
 from usersvc.web.problems import RateLimited
@@ -18,13 +17,30 @@ MOST_CLIENTS = 100_000
 """Of whom the memory keeps count at once, some 20 MB; the oldest is forgotten first."""
 
 
-class BoundedMemory(Storage):
-    """Counts in this process, in bounded memory and with the same small effort for each request.
+class Counts(Protocol):
+    """Counts by key, each in a window of time that begins with the first."""
 
-    The library's own looks through all counts with each request, which thousands of addresses make slow.
-    """
+    async def hit(self, key: str, seconds: int) -> tuple[int, float]:
+        """Count.
 
-    STORAGE_SCHEME = None
+        Args:
+            key: what is counted.
+            seconds: how long the window lasts; the same for every call.
+
+        Returns:
+            The count, and in how many seconds the window ends.
+        """
+
+
+class SharedCounts(Protocol):
+    """Counts that several processes have in common, and that may be out of reach."""
+
+    async def hit(self, key: str, seconds: int) -> tuple[int, float] | None:
+        """See ``Counts.hit``; None when the count cannot be told just now, in bounded time."""
+
+
+class BoundedMemory:
+    """Counts in this process, in bounded memory and with the same small effort for each request."""
 
     def __init__(self, most: int = MOST_CLIENTS) -> None:
         """Make an empty one.
@@ -32,7 +48,6 @@ class BoundedMemory(Storage):
         Args:
             most: how many counts there are at once.
         """
-        super().__init__()
         self._most = most
         # In the order in which they began, and so, since all last equally long, in which they end.
         self._counts: OrderedDict[str, tuple[int, float]] = OrderedDict()
@@ -40,42 +55,13 @@ class BoundedMemory(Storage):
     def __len__(self) -> int:
         return len(self._counts)
 
-    @property
-    def base_exceptions(self) -> type[Exception]:
-        """What counts as a failure of the storage; nothing here does."""
-        return ValueError
-
-    async def incr(self, key: str, expiry: float, amount: int = 1) -> int:
-        """Count, in a window of ``expiry`` seconds that begins with the first; give the count."""
+    async def hit(self, key: str, seconds: int) -> tuple[int, float]:
+        """See ``Counts.hit``."""
         now = time.monotonic()
         self._forget(now)
-        count, ends = self._counts.get(key, (0, now + expiry))
-        self._counts[key] = count + amount, ends
-        return count + amount
-
-    async def get(self, key: str) -> int:
-        """The count of the window that has not ended yet."""
-        self._forget(time.monotonic())
-        return self._counts.get(key, (0, 0.0))[0]
-
-    async def get_expiry(self, key: str) -> float:
-        """When the window ends, as ``time.time`` tells it."""
-        now = time.monotonic()
-        return time.time() + self._counts.get(key, (0, now))[1] - now
-
-    async def clear(self, key: str) -> None:
-        """Forget one."""
-        self._counts.pop(key, None)
-
-    async def reset(self) -> int:
-        """Forget all; give how many there were."""
-        how_many = len(self._counts)
-        self._counts.clear()
-        return how_many
-
-    async def check(self) -> bool:
-        """Memory always answers."""
-        return True
+        count, ends = self._counts.get(key, (0, now + seconds))
+        self._counts[key] = count + 1, ends
+        return count + 1, ends - now
 
     def _forget(self, now: float) -> None:
         while self._counts:
@@ -85,25 +71,49 @@ class BoundedMemory(Storage):
             self._counts.popitem(last=False)
 
 
+class FallingBack:
+    """Counts that several processes have in common, and this process's own whenever those are out of reach."""
+
+    def __init__(self, shared: SharedCounts, own: Counts, on_fallback: Callable[[], None]) -> None:
+        """Make one.
+
+        Args:
+            shared: what is asked first.
+            own: they go on all the while, so that nobody begins anew when the others fail.
+            on_fallback: called each time that the own count is the one that is told.
+        """
+        self._shared = shared
+        self._own = own
+        self._on_fallback = on_fallback
+
+    async def hit(self, key: str, seconds: int) -> tuple[int, float]:
+        """See ``Counts.hit``."""
+        own = await self._own.hit(key, seconds)
+        shared = await self._shared.hit(key, seconds)
+        if shared is None:
+            self._on_fallback()
+            return own
+        return shared
+
+
 class RateLimit:
     """Admits each client so often; one that has an IPv6 address counts with its whole network of 64 bits.
 
     Such a network is what one subscriber is given at least (RFC 6177), and has more addresses than could be counted.
     """
 
-    def __init__(self, rate: RateLimitItem, *, trusted_proxies: Sequence[Network] = (), storage: Storage) -> None:
+    def __init__(self, rate: RateLimitItem, *, trusted_proxies: Sequence[Network] = (), counts: Counts) -> None:
         """Make one.
 
         Args:
             rate: how often in what time.
             trusted_proxies: whose ``X-Forwarded-For`` is believed.
-            storage: where it is counted.
+            counts: where it is counted.
         """
         self._rate = rate
         self._trusted = trusted_proxies
-        self._limiter = FixedWindowRateLimiter(storage)
-        seconds = rate.get_expiry()
-        self._policy = f'"register";q={rate.amount};w={seconds}'
+        self._counts = counts
+        self._policy = f'"register";q={rate.amount};w={rate.get_expiry()}'
 
     async def admit(self, request: web.Request) -> dict[str, str]:
         """Count a request.
@@ -115,11 +125,10 @@ class RateLimit:
             RateLimited: the client has asked too often; with the same headers, and ``Retry-After``.
         """
         client = _counted(client_address(request.remote, request.headers.getall("X-Forwarded-For", ()), self._trusted))
-        admitted = await self._limiter.hit(self._rate, client)
-        ends, left = await self._limiter.get_window_stats(self._rate, client)
-        wait = max(1, math.ceil(ends - time.time()))
+        count, ends = await self._counts.hit(client, self._rate.get_expiry())
+        left, wait = max(0, self._rate.amount - count), max(1, math.ceil(ends))
         headers = {"RateLimit-Policy": self._policy, "RateLimit": f'"register";r={left};t={wait}'}
-        if not admitted:
+        if count > self._rate.amount:
             raise RateLimited(headers | {"Retry-After": str(wait)})
         return headers
 

@@ -1,0 +1,188 @@
+"""What ``deploy/`` says is so: settings, ports, paths, files; and nothing there has rights that it does not need."""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+import yaml
+
+from usersvc.config import SECRETS, Settings
+from usersvc.web.app import ROUTES
+from usersvc.web.problems import PROBLEMS
+
+ROOT = Path(__file__).parents[2]
+DEPLOY = ROOT / "deploy"
+COMPOSE: dict[str, Any] = yaml.safe_load((DEPLOY / "compose.yaml").read_text("utf-8"))
+NGINX = (DEPLOY / "nginx" / "nginx.conf").read_text("utf-8")
+MANIFESTS: dict[str, Any] = {
+    document["kind"]: document
+    for path in (DEPLOY / "kubernetes").glob("*.yaml")
+    for document in yaml.safe_load_all(path.read_text("utf-8"))
+}
+POD: dict[str, Any] = MANIFESTS["Deployment"]["spec"]["template"]["spec"]
+CONTAINER: dict[str, Any] = POD["containers"][0]
+PATHS = {route.path for route in ROUTES}
+
+
+def test_only_settings_that_exist_are_named() -> None:
+    text = "".join(path.read_text("utf-8") for path in DEPLOY.rglob("*") if path.is_file())
+    named = dict.fromkeys(re.findall(r"USERSVC_[A-Z_]+", text), "")
+    assert len(named) > 10
+    assert Settings.from_environment(named).without_effect == ()
+
+
+def settings_in_compose() -> dict[str, str]:
+    environment: dict[str, str] = COMPOSE["services"]["usersvc-1"]["environment"]
+    assert environment == COMPOSE["services"]["usersvc-2"]["environment"]
+    # As compose fills in what is not set.
+    return {name: re.sub(r"\$\{\w+:?-(.*)\}", r"\1", value) for name, value in environment.items()}
+
+
+def settings_in_kubernetes() -> dict[str, str]:
+    literals: list[str] = MANIFESTS["Kustomization"]["configMapGenerator"][0]["literals"]
+    return dict(each.split("=", 1) for each in literals) | {each["name"]: each["value"] for each in CONTAINER["env"]}
+
+
+@pytest.mark.parametrize("settings", [settings_in_compose(), settings_in_kubernetes()], ids=["compose", "kubernetes"])
+def test_the_settings_are_accepted(settings: dict[str, str]) -> None:
+    open_to_see = {name: value for name, value in settings.items() if not name.endswith("_FILE")}
+    read = Settings.from_environment(open_to_see)
+    assert read.trusted_proxies
+    assert (read.hash_workers, read.workers, read.log_format) == (1, 1, "json")
+    # No secret stands there itself.
+    assert not [name for name in SECRETS if open_to_see.get(f"USERSVC_{name}")]
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")
+def test_every_secret_of_compose_is_made_and_mounted(tmp_path: Path) -> None:
+    shutil.copy(DEPLOY / "make-secrets", tmp_path)
+    for _ in range(2):
+        subprocess.run([tmp_path / "make-secrets"], check=True)
+        made = {path.name: path.read_text("utf-8") for path in (tmp_path / "secrets").iterdir()}
+        assert set(made) - {"redis-password"} == set(COMPOSE["secrets"])
+    assert {secret["file"] for secret in COMPOSE["secrets"].values()} == {
+        f"./secrets/{name}" for name in COMPOSE["secrets"]
+    }
+    for service in COMPOSE["services"].values():
+        mounted = set(service.get("secrets", ()))
+        read = set(re.findall(r"/run/secrets/([\w.-]+)", str(service)))
+        if "nginx" in service["image"]:
+            read |= set(re.findall(r"/run/secrets/([\w.-]+)", NGINX))
+        assert read == mounted
+
+    # They are what the service takes, and what it is to find.
+    pepper, token, store = (made[name].strip() for name in ("password-pepper", "admin-token", "rate-limit-store"))
+    settings = Settings.from_environment(
+        {"USERSVC_PASSWORD_PEPPER": pepper, "USERSVC_ADMIN_TOKEN": token, "USERSVC_RATE_LIMIT_STORE": store}
+    )
+    assert len(settings.admin_token or "") >= 43
+    addresses = {name: service["networks"]["inside"]["ipv4_address"] for name, service in COMPOSE["services"].items()}
+    assert f"@{addresses['postgres']}:5432/" in made["database-url"]
+    assert f"@{addresses['redis']}:6379/" in store
+    assert made["redis-password"] in store
+    assert made["redis-password"] in made["redis.conf"]
+    assert made["postgres-password"] in made["database-url"]
+    assert settings_in_compose()["USERSVC_TRUSTED_PROXIES"] == addresses["proxy"]
+    upstreams = re.findall(r"^ +server ([\d.]+):(\d+)", NGINX, re.MULTILINE)
+    assert upstreams == [(addresses["usersvc-1"], "8000"), (addresses["usersvc-2"], "8000")]
+
+
+def test_compose_gives_nobody_more_than_is_needed() -> None:
+    for name, service in COMPOSE["services"].items():
+        assert service["read_only"] is True, name
+        assert service["cap_drop"] == ["ALL"], name
+        assert service["security_opt"] == ["no-new-privileges:true"], name
+        assert service["restart"] == "unless-stopped", name
+        assert set(service["deploy"]["resources"]["limits"]) == {"cpus", "memory"}, name
+        # The service's own image has a user and a check.
+        assert service["image"] == "usersvc" or {"user", "healthcheck"} <= set(service), name
+    assert [name for name, service in COMPOSE["services"].items() if "ports" in service] == ["proxy"]
+    assert COMPOSE["networks"]["inside"]["internal"] is True
+
+
+def test_ports_are_the_ones_that_are_listened_on() -> None:
+    dockerfile = (ROOT / "Dockerfile").read_text("utf-8")
+    assert "EXPOSE 8000" in dockerfile
+    assert "USERSVC_PORT=8000" in dockerfile
+    [port] = CONTAINER["ports"]
+    assert (port["name"], port["containerPort"]) == ("http", 8000)
+    [served] = MANIFESTS["Service"]["spec"]["ports"]
+    assert (served["name"], served["targetPort"]) == ("http", "http")
+    assert COMPOSE["services"]["proxy"]["ports"] == ["127.0.0.1:8443:8443"]
+    assert "listen 8443 ssl" in NGINX
+
+
+def test_paths_are_the_ones_that_the_service_has() -> None:
+    probes = {name: CONTAINER[name]["httpGet"] for name in ("startupProbe", "livenessProbe", "readinessProbe")}
+    assert all(probe["path"] in PATHS and probe["port"] == "http" for probe in probes.values())
+    assert (probes["livenessProbe"]["path"], probes["readinessProbe"]["path"]) == ("/livez", "/readyz")
+
+    [rule] = MANIFESTS["Ingress"]["spec"]["rules"]
+    reached = {path for path in PATHS for each in rule["http"]["paths"] if admits(each, path)}
+    assert PATHS - reached == {"/metrics", "/livez", "/readyz"}
+    assert all(any(admits(each, path) for path in PATHS) for each in rule["http"]["paths"])
+    located = set(re.findall(r"location = (\S+)", NGINX)) - {"/livez"}
+    assert located == {"/users", "/metrics"}
+    assert located < PATHS
+
+
+def admits(rule: dict[str, Any], path: str) -> bool:
+    prefix = rule["pathType"] == "Prefix" and path.startswith(f"{rule['path']}/")
+    return prefix or bool(path == rule["path"])
+
+
+def test_the_pod_has_no_rights_that_it_does_not_need() -> None:
+    security = POD["securityContext"] | CONTAINER["securityContext"]
+    assert security["runAsNonRoot"] is True
+    assert f"USER {security['runAsUser']}:{security['runAsGroup']}" in (ROOT / "Dockerfile").read_text("utf-8")
+    assert security["readOnlyRootFilesystem"] is True
+    assert security["allowPrivilegeEscalation"] is False
+    assert security["capabilities"] == {"drop": ["ALL"]}
+    assert security["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert POD["automountServiceAccountToken"] is False
+    assert set(CONTAINER["resources"]) == {"requests", "limits"}
+    secrets = {Path(each["value"]).name for each in CONTAINER["env"] if each["name"].endswith("_FILE")}
+    assert secrets == set(MANIFESTS["Secret"]["stringData"])
+    [mount] = [each for each in CONTAINER["volumeMounts"] if each["name"] == "secrets"]
+    assert all(
+        each["value"].startswith(f"{mount['mountPath']}/")
+        for each in CONTAINER["env"]
+        if each["name"].endswith("_FILE")
+    )
+    assert all("CHANGE-ME" in value for value in MANIFESTS["Secret"]["stringData"].values())
+    assert "secret.example.yaml" not in MANIFESTS["Kustomization"]["resources"]
+
+
+@pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not installed")
+def test_kustomize_makes_one_of_everything() -> None:
+    built = subprocess.run(
+        ["kubectl", "kustomize", str(DEPLOY / "kubernetes")], capture_output=True, text=True, check=True
+    )
+    documents = {each["kind"]: each for each in yaml.safe_load_all(built.stdout)}
+    assert set(documents) == set(MANIFESTS) - {"Kustomization", "Secret"} | {"ConfigMap"}
+    pod = documents["Deployment"]["spec"]["template"]
+    [container] = pod["spec"]["containers"]
+    assert container["envFrom"][0]["configMapRef"]["name"] == documents["ConfigMap"]["metadata"]["name"]
+    selectors = (
+        documents["Deployment"]["spec"]["selector"]["matchLabels"],
+        documents["Service"]["spec"]["selector"],
+        documents["PodDisruptionBudget"]["spec"]["selector"]["matchLabels"],
+    )
+    assert all(selector.items() <= pod["metadata"]["labels"].items() for selector in selectors)
+
+
+def test_the_proxys_problems_are_those_of_the_service() -> None:
+    problems = [
+        (int(status), orjson.loads(document)) for status, document in re.findall(r"return (\d+) '(\{.*\})';", NGINX)
+    ]
+    assert len(problems) == 7
+    for status, document in problems:
+        kind = PROBLEMS[document["code"]]
+        assert (document["status"], document["title"]) == (kind.status, kind.title)
+        assert status == kind.status
+        assert document["type"] == f"/problems/{kind.code}"
+        assert set(document) == {"type", "title", "status", "detail", "instance", "code"}

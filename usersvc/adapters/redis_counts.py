@@ -1,0 +1,120 @@
+"""Counts in Redis, which all instances of the service share; one round trip each, and none while Redis is away."""
+
+import asyncio
+import hashlib
+import logging
+import time
+from contextlib import AsyncExitStack
+from types import TracebackType
+from typing import Self
+
+from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+
+log = logging.getLogger(__name__)
+
+TIMEOUT = 0.25
+"""How long an answer may take, in seconds, connecting and waiting for a connection included."""
+PAUSE = 5.0
+"""How long Redis is left alone after it has not answered, in seconds."""
+CONNECTIONS = 16
+"""At most, in each process."""
+
+COUNT = """\
+local count = redis.call('INCR', KEYS[1])
+local left = redis.call('PTTL', KEYS[1])
+if left < 0 then
+  left = tonumber(ARGV[1])
+  redis.call('PEXPIRE', KEYS[1], left)
+end
+return {count, left}
+"""
+"""Count in a window that begins with the first; give the count, and when the window ends, in milliseconds."""
+
+
+class RedisCounts:
+    """Counts that outlive this process and that others see; an asynchronous context.
+
+    When Redis fails or is slow, one line says so, and ``hit`` has no answer, at once, until Redis is back. One request
+    every ``PAUSE`` seconds finds that out.
+    """
+
+    def __init__(
+        self, url: str, *, secret: bytes | None = None, timeout: float = TIMEOUT, pause: float = PAUSE
+    ) -> None:
+        """Make one.
+
+        Args:
+            url: ``redis://`` or ``rediss://``, with user, password and number of the database as needed.
+            secret: keys the digests that stand for what is counted. Without it, whoever reads Redis could find out an
+                address by trying all that there are.
+            timeout: how long an answer may take, in seconds.
+            pause: how long Redis is left alone after it has not answered, in seconds.
+        """
+        # Its own retries would take longer than anybody here waits.
+        pool: BlockingConnectionPool = BlockingConnectionPool.from_url(
+            url, max_connections=CONNECTIONS, timeout=timeout, retry=Retry(NoBackoff(), 0)
+        )
+        self._redis = Redis(connection_pool=pool)
+        self._count = self._redis.register_script(COUNT)
+        self._digest_key = hashlib.sha512(b"usersvc counts" + secret).digest() if secret else b""
+        self._timeout = timeout
+        self._pause = pause
+        self._away = False
+        self._try_again_at = 0.0
+        self._stack = AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        """Ask Redis once, so that the start tells whether it answers."""
+        async with AsyncExitStack() as stack:
+            stack.push_async_callback(self._redis.connection_pool.disconnect)
+            try:
+                async with asyncio.timeout(self._timeout):
+                    await self._redis.ping()
+            except (RedisError, OSError) as error:
+                self._has_failed(error)
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the connections."""
+        await self._stack.aclose()
+
+    async def hit(self, key: str, seconds: int) -> tuple[int, float] | None:
+        """Count, in a window that begins with the first of a key.
+
+        Args:
+            key: what is counted; Redis sees only a digest of it.
+            seconds: how long the window lasts.
+
+        Returns:
+            The count, and in how many seconds the window ends; None when Redis does not answer.
+        """
+        now = time.monotonic()
+        if self._away:
+            if now < self._try_again_at:
+                return None
+            # Others leave it alone while this one tries.
+            self._try_again_at = now + self._pause
+        digest = hashlib.blake2b(key.encode(), key=self._digest_key, digest_size=16).hexdigest()
+        try:
+            async with asyncio.timeout(self._timeout):
+                count, left = await self._count([f"usersvc:{seconds}:{digest}"], [seconds * 1000])
+        except (RedisError, OSError) as error:
+            self._has_failed(error)
+            return None
+        if self._away:
+            self._away = False
+            log.info("Redis answers again: registrations are counted together")
+        return count, left / 1000
+
+    def _has_failed(self, error: Exception) -> None:
+        self._try_again_at = time.monotonic() + self._pause
+        if not self._away:
+            self._away = True
+            # By kind, since its text may hold an address or a name.
+            log.warning("Redis does not answer (%s): each process counts registrations by itself", type(error).__name__)
