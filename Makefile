@@ -42,7 +42,7 @@ bdd: .venv/everything.stamp ## the features alone, on the use cases with fakes: 
 	$(BIN)/behave
 
 .PHONY: check
-check: static test ## all that has to pass before a change goes in: static, then test
+check: static docs test ## all that has to pass before a change goes in: static, docs, then test
 
 .PHONY: static
 static: .venv/everything.stamp ## format, lint, types, architecture, lock file
@@ -52,6 +52,11 @@ static: .venv/everything.stamp ## format, lint, types, architecture, lock file
 	$(BIN)/pyright
 	$(BIN)/lint-imports --no-logo
 	$(POETRY) check --lock
+
+.PHONY: docs
+docs: .venv/everything.stamp ## build the documentation into site/; what does not resolve is an error
+# The notice is about another product.
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 .PHONY: fix
 fix: .venv/everything.stamp ## format, and repair what the linter can
@@ -103,7 +108,7 @@ docker-run: docker ## run the image: read-only, on 127.0.0.1:8000, data in the v
 .PHONY: clean
 clean: ## remove everything that make made; data stays
 	rm -rf .venv .tools .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .schemathesis \
-		dist htmlcov reports coverage.xml .coverage*
+		dist site htmlcov reports coverage.xml .coverage*
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # --- the environments ---------------------------------------------------------------------------------------------

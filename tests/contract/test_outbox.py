@@ -2,19 +2,15 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import AsyncExitStack
+from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from usersvc.adapters.memory import InMemoryUsers
-from usersvc.adapters.postgres import PostgresUsers
-from usersvc.adapters.sqlite import SqliteUsers
-from usersvc.application.ports import CAUSE, Cause, Order, Outbox, OutboxEntry, OutboxState
+from tests.contract.adapters import Views
+from usersvc.application.ports import CAUSE, Cause, Order, Outbox, OutboxEntry, OutboxState, Store
 from usersvc.domain.errors import EmailAlreadyRegistered
 from usersvc.domain.user import PasswordHash, User
 
@@ -22,35 +18,7 @@ NOW = datetime(2026, 1, 31, 9, 30, 0, 123, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)
 LONG_AFTER = NOW + 100 * MINUTE
 
-AnyUsers = InMemoryUsers | SqliteUsers | PostgresUsers
 Answer = Callable[[Outbox, OutboxEntry], Coroutine[Any, Any, None]]
-
-
-@pytest.fixture(params=["memory", "sqlite", "postgres"])
-async def views(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[list[AnyUsers]]:
-    """One and the same store as two processes see it; memory is seen by one alone."""
-    if request.param == "memory":
-        users = InMemoryUsers()
-        yield [users, users]
-        return
-
-    def one_more() -> SqliteUsers | PostgresUsers:
-        if request.param == "sqlite":
-            return SqliteUsers(tmp_path / "users.db")
-        return PostgresUsers(request.getfixturevalue("postgres_url"))
-
-    async with AsyncExitStack() as stack:
-        yield [await stack.enter_async_context(one_more()) for _ in range(2)]
-
-
-@pytest.fixture
-def users(views: list[AnyUsers]) -> AnyUsers:
-    return views[0]
-
-
-@pytest.fixture
-def outbox(users: AnyUsers) -> Outbox:
-    return users.outbox
 
 
 def person(email: str, *, at: datetime = NOW) -> User:
@@ -58,7 +26,7 @@ def person(email: str, *, at: datetime = NOW) -> User:
     return registration.complete(PasswordHash("$hash"), at=at)
 
 
-async def add_people(users: AnyUsers, *names: str) -> None:
+async def add_people(users: Store, *names: str) -> None:
     for name in names:
         await users.add(person(f"{name}@example.com"))
 
@@ -89,7 +57,7 @@ ANSWERS = [delivered, postponed, set_aside]
 
 
 @pytest.mark.parametrize("email", ["alice@example.com", "jo\u0308rg.Müller@bücher.example", '"a \\"b"@example.com'])
-async def test_an_event_is_stored_with_its_user(users: AnyUsers, outbox: Outbox, email: str) -> None:
+async def test_an_event_is_stored_with_its_user(users: Store, outbox: Outbox, email: str) -> None:
     alice = person(email)
     await users.add(alice)
 
@@ -100,7 +68,7 @@ async def test_an_event_is_stored_with_its_user(users: AnyUsers, outbox: Outbox,
     assert (entry.attempts, entry.due_at, entry.reason, entry.lease) == (0, NOW, None, None)
 
 
-async def test_a_refused_user_leaves_no_event(users: AnyUsers, outbox: Outbox) -> None:
+async def test_a_refused_user_leaves_no_event(users: Store, outbox: Outbox) -> None:
     await users.add(person("alice@example.com"))
     with pytest.raises(EmailAlreadyRegistered):
         await users.add(person("ALICE@example.com"))
@@ -108,7 +76,7 @@ async def test_a_refused_user_leaves_no_event(users: AnyUsers, outbox: Outbox) -
     assert [entry.event.email for entry in await outbox.entries()] == ["alice@example.com"]
 
 
-async def test_every_user_has_an_event_and_every_event_a_user(views: list[AnyUsers]) -> None:
+async def test_every_user_has_an_event_and_every_event_a_user(views: Views) -> None:
     async def attempt(number: int) -> None:
         try:
             await views[number % 2].add(person(f"user{number // 2}@example.com"))
@@ -123,7 +91,7 @@ async def test_every_user_has_an_event_and_every_event_a_user(views: list[AnyUse
     assert len(told_of) == 20
 
 
-async def test_a_leased_entry_is_the_events_and_is_held(users: AnyUsers, outbox: Outbox) -> None:
+async def test_a_leased_entry_is_the_events_and_is_held(users: Store, outbox: Outbox) -> None:
     alice = person("alice@example.com")
     await users.add(alice)
     [entry] = await lease(outbox)
@@ -134,7 +102,7 @@ async def test_a_leased_entry_is_the_events_and_is_held(users: AnyUsers, outbox:
     assert await outbox.entries() == [entry]
 
 
-async def test_what_a_wrong_clock_put_off_for_ever_is_taken(users: AnyUsers, outbox: Outbox) -> None:
+async def test_what_a_wrong_clock_put_off_for_ever_is_taken(users: Store, outbox: Outbox) -> None:
     await add_people(users, "alice", "bob")
     alice, bob = await lease(outbox)
     await outbox.postpone(alice, due_at=NOW + timedelta(days=3650), reason="busy")
@@ -151,13 +119,13 @@ async def test_an_empty_outbox_has_nothing_to_lease(outbox: Outbox) -> None:
     assert await outbox.entries() == []
 
 
-async def test_what_is_not_due_yet_is_not_leased(users: AnyUsers, outbox: Outbox) -> None:
+async def test_what_is_not_due_yet_is_not_leased(users: Store, outbox: Outbox) -> None:
     await add_people(users, "alice")
     assert await lease(outbox, at=NOW - timedelta(microseconds=1)) == []
     assert names(await lease(outbox, at=NOW)) == ["alice"]
 
 
-async def test_at_most_as_many_as_wanted_are_leased_the_longest_due_first(users: AnyUsers, outbox: Outbox) -> None:
+async def test_at_most_as_many_as_wanted_are_leased_the_longest_due_first(users: Store, outbox: Outbox) -> None:
     for name, minutes in {"third": 3, "first": 1, "fourth": 4, "second": 2}.items():
         await users.add(person(f"{name}@example.com", at=NOW + minutes * MINUTE))
 
@@ -165,12 +133,12 @@ async def test_at_most_as_many_as_wanted_are_leased_the_longest_due_first(users:
     assert names(await lease(outbox, at=LONG_AFTER, limit=3)) == ["fourth"]
 
 
-async def test_what_is_due_since_the_same_time_comes_in_order_of_registration(users: AnyUsers, outbox: Outbox) -> None:
+async def test_what_is_due_since_the_same_time_comes_in_order_of_registration(users: Store, outbox: Outbox) -> None:
     await add_people(users, *"dacb")
     assert names(await lease(outbox)) == ["d", "a", "c", "b"]
 
 
-async def test_whoever_leases_holds_alone(views: list[AnyUsers]) -> None:
+async def test_whoever_leases_holds_alone(views: Views) -> None:
     await add_people(views[0], *(f"user{n}" for n in range(40)))
     leases = await asyncio.gather(*(lease(views[n % 2].outbox, limit=3) for n in range(20)))
 
@@ -179,7 +147,7 @@ async def test_whoever_leases_holds_alone(views: list[AnyUsers]) -> None:
     assert len({(entry.id, entry.lease) for entry in held}) == 40
 
 
-async def test_a_lease_ends(views: list[AnyUsers]) -> None:
+async def test_a_lease_ends(views: Views) -> None:
     await add_people(views[0], "alice")
     [first] = await lease(views[0].outbox)
 
@@ -189,7 +157,7 @@ async def test_a_lease_ends(views: list[AnyUsers]) -> None:
     assert second.lease != first.lease
 
 
-async def test_what_is_delivered_is_forgotten(users: AnyUsers, outbox: Outbox) -> None:
+async def test_what_is_delivered_is_forgotten(users: Store, outbox: Outbox) -> None:
     await add_people(users, "alice", "bob")
     [alice] = await lease(outbox, limit=1)
     await outbox.delivered(alice)
@@ -199,7 +167,7 @@ async def test_what_is_delivered_is_forgotten(users: AnyUsers, outbox: Outbox) -
     assert await users.find(alice.event.user_id)
 
 
-async def test_what_is_postponed_comes_again_when_it_is_due(users: AnyUsers, outbox: Outbox) -> None:
+async def test_what_is_postponed_comes_again_when_it_is_due(users: Store, outbox: Outbox) -> None:
     await add_people(users, "alice")
     [entry] = await lease(outbox)
     due_at = NOW + 5 * MINUTE
@@ -213,7 +181,7 @@ async def test_what_is_postponed_comes_again_when_it_is_due(users: AnyUsers, out
     assert (again.id, again.attempts, again.reason) == (entry.id, 2, "ConnectionError: größer")
 
 
-async def test_what_is_set_aside_stays_but_does_not_come_again(users: AnyUsers, outbox: Outbox) -> None:
+async def test_what_is_set_aside_stays_but_does_not_come_again(users: Store, outbox: Outbox) -> None:
     await add_people(users, "alice")
     [entry] = await lease(outbox)
     await outbox.set_aside(entry, reason="nobody lives there")
@@ -226,9 +194,7 @@ async def test_what_is_set_aside_stays_but_does_not_come_again(users: AnyUsers, 
 
 
 @pytest.mark.parametrize("answer", ANSWERS)
-async def test_an_answer_after_somebody_else_has_the_lease_changes_nothing(
-    views: list[AnyUsers], answer: Answer
-) -> None:
+async def test_an_answer_after_somebody_else_has_the_lease_changes_nothing(views: Views, answer: Answer) -> None:
     await add_people(views[0], "alice")
     [late] = await lease(views[0].outbox)
     [held] = await lease(views[1].outbox, at=NOW + MINUTE)
@@ -239,7 +205,7 @@ async def test_an_answer_after_somebody_else_has_the_lease_changes_nothing(
 
 @pytest.mark.parametrize("answer", ANSWERS)
 @pytest.mark.parametrize("first", ANSWERS)
-async def test_a_second_answer_changes_nothing(users: AnyUsers, outbox: Outbox, first: Answer, answer: Answer) -> None:
+async def test_a_second_answer_changes_nothing(users: Store, outbox: Outbox, first: Answer, answer: Answer) -> None:
     await add_people(users, "alice")
     [entry] = await lease(outbox)
     await first(outbox, entry)
@@ -251,7 +217,7 @@ async def test_a_second_answer_changes_nothing(users: AnyUsers, outbox: Outbox, 
 
 @pytest.mark.parametrize("answer", ANSWERS)
 async def test_an_answer_for_what_was_never_leased_changes_nothing(
-    users: AnyUsers, outbox: Outbox, answer: Answer
+    users: Store, outbox: Outbox, answer: Answer
 ) -> None:
     await add_people(users, "alice")
     [entry] = await outbox.entries()
@@ -260,7 +226,7 @@ async def test_an_answer_for_what_was_never_leased_changes_nothing(
 
 
 async def test_an_answer_still_counts_after_the_end_of_a_lease_that_nobody_else_has(
-    users: AnyUsers, outbox: Outbox
+    users: Store, outbox: Outbox
 ) -> None:
     await add_people(users, "alice")
     [entry] = await lease(outbox)
@@ -269,7 +235,7 @@ async def test_an_answer_still_counts_after_the_end_of_a_lease_that_nobody_else_
     assert await outbox.entries() == []
 
 
-async def test_next_due_is_when_the_first_is_due_or_ends_being_leased(users: AnyUsers, outbox: Outbox) -> None:
+async def test_next_due_is_when_the_first_is_due_or_ends_being_leased(users: Store, outbox: Outbox) -> None:
     await users.add(person("later@example.com", at=NOW + 3 * MINUTE))
     await users.add(person("soon@example.com", at=NOW))
     assert await outbox.next_due() == NOW
@@ -279,7 +245,7 @@ async def test_next_due_is_when_the_first_is_due_or_ends_being_leased(users: Any
     assert await outbox.next_due() == NOW + 3 * MINUTE
 
 
-async def test_entries_are_in_order_of_registration_whatever_became_of_them(users: AnyUsers, outbox: Outbox) -> None:
+async def test_entries_are_in_order_of_registration_whatever_became_of_them(users: Store, outbox: Outbox) -> None:
     await add_people(users, *"abcd")
     [a, b, *_] = await lease(outbox, limit=3)
     await outbox.postpone(a, due_at=LONG_AFTER, reason="-")
@@ -287,7 +253,7 @@ async def test_entries_are_in_order_of_registration_whatever_became_of_them(user
     assert names(await outbox.entries()) == ["a", "b", "c", "d"]
 
 
-async def test_an_id_is_never_given_out_again(users: AnyUsers, outbox: Outbox) -> None:
+async def test_an_id_is_never_given_out_again(users: Store, outbox: Outbox) -> None:
     await add_people(users, "alice")
     [alice] = await lease(outbox)
     await outbox.delivered(alice)
@@ -297,7 +263,7 @@ async def test_an_id_is_never_given_out_again(users: AnyUsers, outbox: Outbox) -
 
 
 async def test_a_retry_of_what_was_set_aside_makes_it_due_with_its_attempts_forgotten(
-    users: AnyUsers, outbox: Outbox
+    users: Store, outbox: Outbox
 ) -> None:
     await add_people(users, "alice")
     [entry] = await lease(outbox)
@@ -309,7 +275,7 @@ async def test_a_retry_of_what_was_set_aside_makes_it_due_with_its_attempts_forg
     assert (again.id, again.attempts, again.reason) == (entry.id, 1, "nobody lives there")
 
 
-async def test_a_retry_of_what_waits_makes_it_due_now(users: AnyUsers, outbox: Outbox) -> None:
+async def test_a_retry_of_what_waits_makes_it_due_now(users: Store, outbox: Outbox) -> None:
     await add_people(users, "alice")
     [entry] = await lease(outbox)
     await outbox.postpone(entry, due_at=LONG_AFTER, reason="-")
@@ -318,7 +284,7 @@ async def test_a_retry_of_what_waits_makes_it_due_now(users: AnyUsers, outbox: O
     assert names(await lease(outbox, at=NOW + MINUTE)) == ["alice"]
 
 
-async def test_a_retry_of_what_somebody_is_just_trying_changes_nothing(users: AnyUsers, outbox: Outbox) -> None:
+async def test_a_retry_of_what_somebody_is_just_trying_changes_nothing(users: Store, outbox: Outbox) -> None:
     await add_people(users, "alice")
     [held] = await lease(outbox)
 
@@ -331,7 +297,7 @@ async def test_a_retry_of_what_somebody_is_just_trying_changes_nothing(users: An
     assert (waiting.attempts, waiting.due_at, waiting.lease) == (0, NOW + MINUTE, None)
 
 
-async def test_a_retry_of_what_is_not_there_is_told(users: AnyUsers, outbox: Outbox) -> None:
+async def test_a_retry_of_what_is_not_there_is_told(users: Store, outbox: Outbox) -> None:
     await add_people(users, "alice")
     [alice] = await lease(outbox)
     assert not await outbox.retry(alice.id + 1, now=NOW)
@@ -339,7 +305,7 @@ async def test_a_retry_of_what_is_not_there_is_told(users: AnyUsers, outbox: Out
     assert not await outbox.retry(alice.id, now=NOW)
 
 
-async def test_the_state_tells_how_many_wait_and_since_when(users: AnyUsers, outbox: Outbox) -> None:
+async def test_the_state_tells_how_many_wait_and_since_when(users: Store, outbox: Outbox) -> None:
     assert await outbox.state() == OutboxState(pending=0, set_aside=0, oldest=None)
 
     for minutes, name in enumerate(["alice", "bob", "carol"]):
@@ -355,7 +321,7 @@ async def test_the_state_tells_how_many_wait_and_since_when(users: AnyUsers, out
     assert await outbox.state() == OutboxState(pending=1, set_aside=1, oldest=NOW + MINUTE)
 
 
-async def test_an_entry_keeps_what_led_to_it(users: AnyUsers, outbox: Outbox) -> None:
+async def test_an_entry_keeps_what_led_to_it(users: Store, outbox: Outbox) -> None:
     await users.add(person("alice@example.com"))
     before = CAUSE.set(Cause("one", "0af7651916cd43dd8448eb211c80319c"))
     await users.add(person("bob@example.com"))
@@ -375,7 +341,7 @@ async def test_an_entry_keeps_what_led_to_it(users: AnyUsers, outbox: Outbox) ->
     assert [entry.cause for entry in await outbox.entries()] == expected
 
 
-async def test_many_added_at_once_leave_only_the_events_that_they_have(users: AnyUsers, outbox: Outbox) -> None:
+async def test_many_added_at_once_leave_only_the_events_that_they_have(users: Store, outbox: Outbox) -> None:
     await users.add(person("alice@example.com"))
     before = CAUSE.set(Cause("one"))
     told, refused = person("bob@example.com"), person("ALICE@example.com")
@@ -388,7 +354,7 @@ async def test_many_added_at_once_leave_only_the_events_that_they_have(users: An
     assert (entry.event, entry.due_at, entry.cause) == (told.events[0], NOW, Cause("one"))
 
 
-async def test_who_is_removed_is_not_told_any_more(users: AnyUsers, outbox: Outbox) -> None:
+async def test_who_is_removed_is_not_told_any_more(users: Store, outbox: Outbox) -> None:
     people = [person(f"{name}@example.com") for name in ("alice", "bob", "carol")]
     for each in people:
         await users.add(each)
@@ -403,7 +369,7 @@ async def test_who_is_removed_is_not_told_any_more(users: AnyUsers, outbox: Outb
 
 
 @pytest.mark.parametrize("answer", ANSWERS)
-async def test_an_answer_for_who_was_removed_meanwhile_changes_nothing(views: list[AnyUsers], answer: Answer) -> None:
+async def test_an_answer_for_who_was_removed_meanwhile_changes_nothing(views: Views, answer: Answer) -> None:
     await add_people(views[0], "alice", "bob")
     [alice, bob] = await lease(views[0].outbox)
     assert await views[1].remove(alice.event.user_id)

@@ -1,17 +1,12 @@
 """What every ``Users`` adapter has to do, run against each of them."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from uuid import uuid4
 
 import pytest
 
-from usersvc.adapters.memory import InMemoryUsers
-from usersvc.adapters.postgres import PostgresUsers
-from usersvc.adapters.sqlite import SqliteUsers
 from usersvc.application.ports import (
     EarlierRegistration,
     IdempotencyKey,
@@ -27,18 +22,6 @@ from usersvc.domain.errors import EmailAlreadyRegistered
 from usersvc.domain.user import PasswordHash, User
 
 NOW = datetime(2026, 1, 31, 9, 30, tzinfo=UTC)
-
-
-@pytest.fixture(params=["memory", "sqlite", "postgres"])
-async def users(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Store]:
-    if request.param == "memory":
-        yield InMemoryUsers()
-    elif request.param == "sqlite":
-        async with SqliteUsers(tmp_path / "users.db") as sqlite_users:
-            yield sqlite_users
-    else:
-        async with PostgresUsers(request.getfixturevalue("postgres_url")) as postgres_users:
-            yield postgres_users
 
 
 def person(email: str, *, at: datetime = NOW) -> User:

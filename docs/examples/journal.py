@@ -1,0 +1,155 @@
+"""Tables of JSON values in one file, of which each line is a transaction; all of them are in memory, too."""
+
+import asyncio
+import errno
+import fcntl
+import json
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from io import FileIO
+from pathlib import Path
+from typing import Any, TypeVar
+
+from usersvc.application.ports import StorageUnavailable
+
+T = TypeVar("T")
+
+Key = int | str
+Change = tuple[str, Key, Any]
+"""A table, a key in it, and the new value under it; None takes it out."""
+
+PATIENCE = 4.0
+"""How long anybody waits for the disk, in seconds, before it counts as not available."""
+
+
+class Journal:
+    """The file, and what is in it.
+
+    Everything is done in one thread, one after the other: so nothing is ever seen half done, and the event loop never
+    waits for the disk. One process has the file; another one is refused.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="journal")
+        self._lock: FileIO | None = None
+        self._file: FileIO | None = None
+        self._end = 0
+        self.tables: defaultdict[str, dict[Key, Any]] = defaultdict(dict)
+        """What there is; looked at and changed only by what ``run`` runs."""
+
+    async def run(self, work: Callable[[], T]) -> T:
+        """Do some work in the thread, and give what it gives.
+
+        Raises:
+            StorageUnavailable: the disk fails, or takes too long; it is not known whether the work was done.
+        """
+        try:
+            async with asyncio.timeout(PATIENCE):
+                return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+        except TimeoutError:
+            raise StorageUnavailable("the journal does not answer in time") from None
+        except OSError as error:
+            # Without the path, which is for nobody's log.
+            raise StorageUnavailable(f"the journal fails: {error.strerror}") from error
+
+    def open(self) -> None:
+        """Read the file, made if it is missing, and write it anew without what is past.
+
+        Raises:
+            StorageUnavailable: another process has it, or it is no journal.
+        """
+        self._lock = _opened(self._path.with_suffix(".lock"))
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._read()
+            self.rewrite()
+        except BlockingIOError:
+            self.close()
+            raise StorageUnavailable("another process has the journal open") from None
+        except BaseException:
+            self.close()
+            raise
+
+    def _read(self) -> None:
+        *lines, _ = self._path.read_bytes().split(b"\n") if self._path.exists() else [b""]
+        # A last line without an end was being written when the process died: nobody has been told that it was stored.
+        try:
+            for line in lines:
+                self._apply(json.loads(line))
+        except ValueError:
+            raise StorageUnavailable("the journal is damaged") from None
+
+    def close(self) -> None:
+        """Let go of the file; nothing can be written any more."""
+        for file in (self._file, self._lock):
+            if file is not None:
+                file.close()
+        self._file = None
+
+    def write(self, changes: Iterable[Change]) -> None:
+        """Store changes, all of them or none: on the disk first, then in the tables."""
+        if self._file is None:
+            raise StorageUnavailable("the journal is closed")
+        changes = list(changes)
+        line = _line(changes)
+        try:
+            if self._file.write(line) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.fsync(self._file.fileno())
+        except OSError:
+            # Else a half of a line would stand before the next one.
+            self._file.truncate(self._end)
+            raise
+        self._end += len(line)
+        self._apply(changes)
+
+    def rewrite(self) -> None:
+        """Put a file of what there is in place of the old one, at once and for good."""
+        fresh = self._path.with_suffix(".new")
+        fresh.unlink(missing_ok=True)
+        file = _opened(fresh)
+        try:
+            for table, rows in self.tables.items():
+                for key, value in rows.items():
+                    _write_all(file, _line([(table, key, value)]))
+            os.fsync(file.fileno())
+            fresh.replace(self._path)
+            _sync(self._path.absolute().parent)
+        except BaseException:
+            file.close()
+            raise
+        if self._file is not None:
+            self._file.close()
+        self._file, self._end = file, file.tell()
+
+    def _apply(self, changes: Iterable[Change]) -> None:
+        for table, key, value in changes:
+            if value is None:
+                self.tables[table].pop(key, None)
+            else:
+                self.tables[table][key] = value
+
+
+def _line(changes: list[Change]) -> bytes:
+    return json.dumps(changes, separators=(",", ":")).encode() + b"\n"
+
+
+def _opened(path: Path) -> FileIO:
+    """A file to append to, unbuffered, for its owner alone."""
+    return FileIO(os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600), "a")
+
+
+def _write_all(file: FileIO, data: bytes) -> None:
+    while data:
+        data = data[file.write(data) :]
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

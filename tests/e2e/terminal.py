@@ -1,0 +1,222 @@
+"""Executes the examples of a document: what it shows is what happens.
+
+An example is a fenced block marked ``console``. A line that begins with ``$`` is a command, continued over lines that
+end in a backslash; what follows, up to the next command or the end of the block, is its output. A block marked
+``text`` with the title "The service" or "The mail server" shows lines that appear in that one's terminal.
+
+The examples of a document are executed from top to bottom in one folder, so that a later one may rely on an earlier
+one. What differs each time (ids, times, cursors) only has to look alike.
+"""
+
+import os
+import re
+import shlex
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple, Self
+
+from tests.e2e.server import DEADLINE, Service, environment, free_port
+
+SERVICE, MAIL_SERVER = "The service", "The mail server"
+
+BIN = ".venv/bin/"
+"""Of the checkout; here the folder of the interpreter that runs the tests stands for it."""
+RUN = (["make", "run"], ["usersvc", "serve"])
+MAIL = ["python", "-m", "aiosmtpd"]
+PROGRAMS = frozenset({"cat", "curl", "grep", "head", "printf", "usersvc", "wc"})
+"""What else may be executed: commands that harm nobody."""
+
+# The folder and the addresses that documents name, and what stands for them here.
+FOLDER = "/home/alice/usersvc"
+ADDRESSES = ("127.0.0.1:8000", "127.0.0.1:8025")
+
+_BLOCK = re.compile(
+    r'^(?P<fence>```+)(?P<kind>\w+)(?: title="(?P<title>[^"\n]*)")?\n(?P<text>.*?)^(?P=fence)$',
+    re.DOTALL | re.MULTILINE,
+)
+_SETTING = re.compile(r"[A-Z][A-Z0-9_]*=")
+_VOLATILE = (
+    (re.compile(r"\b[0-9a-f]{8}-[0-9a-f]{4}-[47][0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}\b"), "<id>"),
+    (re.compile(r"\b\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z"), "<time>"),
+    (re.compile(r"\b(Mon|Tue|Wed|Thu|Fri|Sat|Sun), \d\d [A-Z][a-z]{2} \d{4} \d\d:\d\d:\d\d (GMT|[+-]\d{4})"), "<date>"),
+    (re.compile(r'(?<="register";)r=\d+;t=\d+'), "<left>"),
+    (re.compile(r"(?<=[?&]cursor=)[\w-]+"), "<cursor>"),
+    (re.compile(r"(?<=milliseconds=)\d+\.\d"), "<milliseconds>"),
+    (re.compile(r"(?<=next in )\d+(?= s)"), "<seconds>"),
+)
+
+
+class Example(NamedTuple):
+    command: str
+    output: str
+
+
+class Seen(NamedTuple):
+    """Lines that appear in a terminal other than the one where commands are typed."""
+
+    where: str
+    lines: list[str]
+
+
+def examples_in(text: str) -> Iterator[Example | Seen]:
+    for block in _BLOCK.finditer(text):
+        if block["kind"] == "console":
+            beginning, *parts = re.split(r"^\$ ", block["text"], flags=re.MULTILINE)
+            assert not beginning, f"a console block has to begin with a command: {block['text']}"
+            for part in parts:
+                command, _, output = part.replace("\\\n", "").partition("\n")
+                yield Example(command, output.rstrip())
+        elif block["title"] in {SERVICE, MAIL_SERVER}:
+            yield Seen(block["title"], block["text"].splitlines())
+
+
+def alike(text: str) -> str:
+    """The text with what differs each time masked."""
+    for pattern, mask in _VOLATILE:
+        text = pattern.sub(mask, text)
+    return text
+
+
+class Terminal:
+    """Where the commands of one document are executed, and those that it keeps running; a context manager."""
+
+    def __init__(self, folder: Path, service: Service | None = None) -> None:
+        """Make one.
+
+        Args:
+            folder: where commands are executed.
+            service: runs already, and is left alone; by default one is started when it is needed.
+        """
+        self._folder = folder
+        self._lent = service
+        self._exported: dict[str, str] = {}
+        self._running: dict[str, Service] = {}
+        self._real = {shown: f"127.0.0.1:{free_port()}" for shown in ADDRESSES}
+        if service is not None:
+            self._real[ADDRESSES[0]] = service.url.removeprefix("http://")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for name in [*self._running]:
+            self._stop(name)
+
+    def execute(self, example: Example | Seen) -> None:
+        """Do what an example shows.
+
+        Raises:
+            AssertionError: something else happened.
+        """
+        if isinstance(example, Seen):
+            for line in filter(str.strip, example.lines):
+                self._wait_for(example.where, line)
+            return
+        words = [word.removeprefix(BIN) for word in shlex.split(example.command)]
+        settings = dict(word.split("=", 1) for word in words if _SETTING.match(word))
+        program = [word for word in words if not _SETTING.match(word)]
+        if program == ["export"]:
+            self._exported |= settings
+            output = ""
+        elif program in RUN:
+            output = self._serve(settings, lines=example.output.count("\n") + 1 if example.output else 0)
+        elif program[: len(MAIL)] == MAIL:
+            output = self._take_mail(program)
+        else:
+            assert program, f"no command: {example.command}"
+            assert program[0] in PROGRAMS, f"this is not executed here: {example.command}"
+            output = self._output_of(example.command)
+        assert alike(output) == alike(example.output), f"{example.command}\n{output}"
+
+    def _serve(self, settings: dict[str, str], lines: int) -> str:
+        """Run the service anew, as after a stop; gives the first lines that it prints."""
+        self._stop(SERVICE)
+        port = self._real[ADDRESSES[0]].rpartition(":")[2]
+        # As it is by default, but for what a test cannot wait for.
+        ours = {"USERSVC_PORT": port, "USERSVC_REGISTER_RATE": "60/minute"}
+        command = (sys.executable, "-m", "usersvc", "serve")
+        service = self._start(SERVICE, ours | self._to_real(self._exported | settings), command)
+        service.wait_until_it_answers()
+        return self._to_shown("\n".join(service.output.splitlines()[:lines]))
+
+    def _take_mail(self, command: list[str]) -> str:
+        """Run a mail server that prints what it gets."""
+        _, *arguments = map(self._to_real_text, command)
+        self._start(MAIL_SERVER, {"PYTHONUNBUFFERED": "1"}, (sys.executable, *arguments))
+        host, _, port = self._real[ADDRESSES[1]].partition(":")
+        _wait_until(lambda: _listens(host, int(port)))
+        return ""
+
+    def _output_of(self, command: str) -> str:
+        if SERVICE not in self._running and self._lent is None:
+            self._serve({}, lines=0)
+        home = str(self._folder)
+        ended = subprocess.run(
+            ["/bin/sh", "-c", self._to_real_text(command.removeprefix(BIN))],
+            cwd=self._folder,
+            # Without what whoever runs the tests has set up for curl.
+            env=environment(self._to_real(self._exported))
+            | {"no_proxy": "*", "HOME": home, "CURL_HOME": home, "XDG_CONFIG_HOME": home}
+            | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=DEADLINE,
+            check=False,
+        )
+        assert ended.returncode == 0, f"{command}\n{ended.stderr}"
+        return self._to_shown(ended.stdout).rstrip()
+
+    def _wait_for(self, where: str, line: str) -> None:
+        """Wait until a line that looks like this one appears."""
+        assert where in self._running, f"{where.lower()} does not run"
+        process, wanted = self._running[where], alike(line.strip())
+        _wait_until(lambda: wanted in alike(self._to_shown(process.output)), f"{wanted}\n\n{process.output}")
+
+    def _start(self, name: str, settings: dict[str, str], command: tuple[str, ...]) -> Service:
+        self._stop(name)
+        self._running[name] = started = Service(self._folder, settings, command)
+        return started
+
+    def _stop(self, name: str) -> None:
+        process = self._running.pop(name, None)
+        if process is not None:
+            try:
+                process.stop()
+            except subprocess.TimeoutExpired:
+                process.kill()
+                raise
+
+    def _to_real_text(self, text: str) -> str:
+        for shown, real in self._real.items():
+            text = text.replace(shown, real)
+        return text
+
+    def _to_real(self, settings: dict[str, str]) -> dict[str, str]:
+        return {name: self._to_real_text(value) for name, value in settings.items()}
+
+    def _to_shown(self, text: str) -> str:
+        for shown, real in self._real.items():
+            text = text.replace(real, shown)
+        return text.replace(str(self._folder), FOLDER)
+
+
+def _listens(host: str, port: int) -> bool:
+    with suppress(OSError), socket.create_connection((host, port), DEADLINE):
+        return True
+    return False
+
+
+def _wait_until(true: Callable[[], bool], otherwise: str = "it does not come true") -> None:
+    deadline = time.monotonic() + DEADLINE
+    while not true():
+        assert time.monotonic() < deadline, otherwise
+        time.sleep(0.02)
