@@ -32,9 +32,11 @@ run: .venv/run-time.stamp ## start the service (settings: environment or .env)
 	@exec $(BIN)/usersvc serve
 
 .PHONY: test
-test: .venv/everything.stamp ## all tests: features at both levels, then pytest with coverage
+test: .venv/everything.stamp ## all tests: features at both levels and on each storage, then pytest with coverage
 	$(BIN)/behave --format progress
 	$(BIN)/behave --format progress --stage http
+	$(BIN)/behave --format progress --stage http -D storage=memory
+	$(BIN)/behave --format progress --stage http -D storage=postgres
 	$(BIN)/pytest --cov=usersvc --cov-branch --cov-report=term-missing:skip-covered --cov-fail-under=95
 
 .PHONY: bdd

@@ -1,17 +1,15 @@
-"""The service over HTTP: a uvicorn process and a SQLite file for many scenarios, which begin by emptying it."""
+"""The service over HTTP: a uvicorn process and a storage for many scenarios, which begin by emptying it."""
 
 import asyncio
 import re
-import sqlite3
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 from uuid import uuid4
 
@@ -19,9 +17,10 @@ import httpx
 
 from features.driver import KEY_REUSED, TAKEN, Answer, Application, MailServer, Page, Refused, Registered, Unsent
 from features.mail_server import HOST, SmtpServer
-from tests.e2e.server import Service, run_to_end, running
+from features.storage import MEMORY_SERVE, MemoryStorage, Storage, Waiting
+from tests.e2e.server import SERVE, Service, run_to_end, running
 from usersvc.adapters.bcrypt_hasher import MIN_COST, BcryptPasswordHasher
-from usersvc.application.ports import UserView, timestamp, utc_now
+from usersvc.application.ports import UserView, utc_now
 from usersvc.domain.user import Password, PasswordHash
 
 TIME_LIMIT = 10.0
@@ -33,37 +32,36 @@ PROMPTLY = 5.0
 PATIENCE = 20.0
 """In which a mail is tried twice more, in seconds."""
 
-DATABASE = "users.db"
-DATABASE_URL = f"sqlite:///{DATABASE}"
-
 MARK = "the-end-so-far-"
 """How the ids of those requests begin that are made for their lines in the log."""
 
-WELCOME = re.compile(r"sent a welcome mail to (.+) for user (\S+)$", re.MULTILINE)
+WELCOME = re.compile(r"sent a welcome mail to (.+) for user (\S+) \[")
 
 
 @contextmanager
-def running_service(mail_server: SmtpServer | None = None) -> Iterator[Service]:
-    """The service as it is run, with a database of its own.
+def running_service(folder: Path, storage: Storage, mail_server: SmtpServer | None = None) -> Iterator[Service]:
+    """The service as it is run.
 
     Args:
+        folder: where it is run.
+        storage: its own.
         mail_server: without one, the service logs a line for each mail.
     """
-    with TemporaryDirectory() as folder:
-        settings = {
-            "USERSVC_DATABASE_URL": DATABASE_URL,
-            "USERSVC_BCRYPT_COST": str(MIN_COST),
-            # Everybody here registers from one client address.
-            "USERSVC_REGISTER_RATE": "",
-            # Then the log gives away the most that it ever does.
-            "USERSVC_LOG_LEVEL": "debug",
-        }
-        if mail_server is not None:
-            settings["USERSVC_SMTP_URL"] = f"smtp://{HOST}:{mail_server.port}"
-            settings["USERSVC_MAIL_FROM"] = "welcome@usersvc.example"
-        with running(Path(folder), settings) as service:
-            threading.Thread(target=_outlive_no_run, args=[service], daemon=True).start()
-            yield service
+    settings = {
+        **storage.settings,
+        "USERSVC_BCRYPT_COST": str(MIN_COST),
+        # Everybody here registers from one client address.
+        "USERSVC_REGISTER_RATE": "",
+        # Then the log gives away the most that it ever does.
+        "USERSVC_LOG_LEVEL": "debug",
+    }
+    if mail_server is not None:
+        settings["USERSVC_SMTP_URL"] = f"smtp://{HOST}:{mail_server.port}"
+        settings["USERSVC_MAIL_FROM"] = "welcome@usersvc.example"
+    with running(folder, settings, MEMORY_SERVE if isinstance(storage, MemoryStorage) else SERVE) as service:
+        storage.connect(service.url)
+        threading.Thread(target=_outlive_no_run, args=[service], daemon=True).start()
+        yield service
 
 
 def _outlive_no_run(service: Service) -> None:
@@ -79,10 +77,10 @@ def _outlive_no_run(service: Service) -> None:
 class HttpDriver:
     """A ``Driver`` of a running service, which begins by emptying it."""
 
-    def __init__(self, service: Service, mail_server: SmtpServer | None = None) -> None:
+    def __init__(self, service: Service, storage: Storage, mail_server: SmtpServer | None = None) -> None:
         self._service = service
+        self._storage = storage
         self._mail_server = mail_server
-        self._database = service.folder / DATABASE
         self._begin = 0
         self._told: list[str] = []
         self._client = httpx.Client(
@@ -164,7 +162,7 @@ class HttpDriver:
         return self._real_mail_server.words()
 
     def wait_for_retries(self) -> None:
-        self._wait_until_none("SELECT id FROM outbox WHERE due_at IS NOT NULL")
+        self._wait_until_none(lambda mail: mail.due_at is not None)
 
     def unsent(self) -> list[Unsent]:
         self._wait_for_those_due()
@@ -182,28 +180,28 @@ class HttpDriver:
     def _wait_for_those_due(self) -> None:
         """Wait until each mail has been tried that is due by now; not for those that will get no answer."""
         unanswered = [] if self._mail_server is None else [*self._mail_server.kept_waiting]
-        self._wait_until_none(
-            "SELECT id FROM outbox WHERE (lease IS NOT NULL OR due_at <= ?)"
-            f" AND (lease IS NULL OR email NOT IN ({', '.join('?' * len(unanswered))}))",
-            timestamp(utc_now()),
-            *unanswered,
-            within=PROMPTLY,
-        )
+        now = utc_now()
 
-    def _wait_until_none(self, query: str, *values: str, within: float = PATIENCE) -> None:
+        def is_due(mail: Waiting) -> bool:
+            if mail.is_held:
+                return mail.email not in unanswered
+            return mail.due_at is not None and mail.due_at <= now
+
+        self._wait_until_none(is_due, within=PROMPTLY)
+
+    def _wait_until_none(self, matter: Callable[[Waiting], bool], within: float = PATIENCE) -> None:
         deadline = time.monotonic() + within
-        while found := self._query(query, *values):
+        while found := [mail for mail in self._storage.waiting() if matter(mail)]:
             assert time.monotonic() < deadline, f"{len(found)} mails are not sent in time:\n{self._service.output}"
             time.sleep(0.01)
 
     def _command(self, *arguments: str) -> str:
-        settings = {"USERSVC_DATABASE_URL": DATABASE_URL}
-        done = run_to_end(self._service.folder, settings, (sys.executable, "-m", "usersvc", *arguments))
+        done = run_to_end(self._service.folder, self._storage.settings, (sys.executable, "-m", "usersvc", *arguments))
         assert done.returncode == 0, done.stderr
         return done.stdout
 
     def recognises(self, user_id: str, password: str) -> bool:
-        [password_hash] = self._query("SELECT password_hash FROM users WHERE id = ?", user_id)
+        password_hash = self._storage.hashes()[user_id]
 
         async def verify() -> bool:
             async with BcryptPasswordHasher(cost=MIN_COST, workers=1) as hasher:
@@ -212,10 +210,10 @@ class HttpDriver:
         return asyncio.run(verify())
 
     def stored(self) -> bytes:
-        return b"".join(path.read_bytes() for path in self._service.folder.iterdir())
+        return self._storage.everything()
 
     def stored_hashes(self) -> list[str]:
-        return self._query("SELECT password_hash FROM users")
+        return [*self._storage.hashes().values()]
 
     def shown(self) -> str:
         mails = [] if self._mail_server is None else self._mail_server.words()
@@ -229,7 +227,7 @@ class HttpDriver:
         """Everything that the service has ever written up to now, none of it still on its way here."""
         mark = f"{MARK}{uuid4()}"
         self._client.get("/livez", headers={"X-Request-ID": mark}).raise_for_status()
-        self._service.wait_for_output(f"request {mark}")
+        self._service.wait_for_output(f"request_id={mark}")
         return [line for line in self._service.output.split("\n") if MARK not in line]
 
     def _keep(self, response: httpx.Response) -> None:
@@ -240,13 +238,6 @@ class HttpDriver:
     def _forget_everybody(self) -> None:
         # With those gone that nobody has in hand, none comes to hand any more, and the others soon go by themselves: so
         # nothing of the last scenario happens in this one.
-        self._query("DELETE FROM outbox WHERE lease IS NULL")
-        self._wait_until_none("SELECT id FROM outbox WHERE lease IS NOT NULL")
-        tables = self._query("SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%'")
-        for table in tables:
-            self._query(f'DELETE FROM "{table}"')
-
-    def _query(self, statement: str, *values: str) -> list[str]:
-        """The first column of what a statement gives."""
-        with closing(sqlite3.connect(self._database, isolation_level=None)) as connection:
-            return [row[0] for row in connection.execute(statement, values)]
+        self._storage.forget_mails()
+        self._wait_until_none(lambda mail: mail.is_held)
+        self._storage.forget_everybody()

@@ -75,6 +75,7 @@ Feature: Notification
   @mail_server
   Rule: A mail that cannot be sent just now is tried again, for more than a day
 
+    @not.with_storage=memory
     Scenario: Alice's mail arrives although the mail server was down when she registered
       Given the mail server is down
       When Alice registers as "alice@example.com"
@@ -85,6 +86,7 @@ Feature: Notification
       Then a welcome is sent to "alice@example.com" in the end, and to nobody else
       And the operator is told that no mail is left over
 
+    @not.with_storage=memory
     Scenario: Alice's mailbox is busy
       Given mail to "alice@example.com" cannot be sent just now
       When Alice registers as "alice@example.com"
@@ -126,6 +128,7 @@ Feature: Notification
   @mail_server
   Rule: A mail that can never be delivered is set aside, and the operator decides
 
+    @not.with_storage=memory
     Scenario: The operator is told why
       Given mail to "alice@example.com" can never be delivered
       When Alice registers as "alice@example.com"
@@ -134,6 +137,7 @@ Feature: Notification
       And the operator is told that the mail to "alice@example.com" is set aside because the mail server refuses the recipient
 
     # The service notices when it next has something to do.
+    @not.with_storage=memory
     Scenario: The operator has it sent again
       Given mail to "alice@example.com" can never be delivered
       And Alice has registered as "alice@example.com"

@@ -94,9 +94,12 @@ def set_scene(context: Context, driver: Driver) -> None:
     context.scene = Scene(driver)
 
 
-def runs_at(scenario: Any, *, level: str) -> bool:
-    """Whether a scenario runs at this level; it is skipped where a tag @use.with_level=... names another one."""
-    if ActiveTagMatcher({"level": level}).should_exclude_with(scenario.effective_tags):
+def runs_at(scenario: Any, **world: str) -> bool:
+    """Whether a scenario runs at this level, and with this storage.
+
+    It is skipped where a tag @use.with_level=... names another one, or @not.with_storage=... this one.
+    """
+    if ActiveTagMatcher(world).should_exclude_with(scenario.effective_tags):
         scenario.skip()
         return False
     return True

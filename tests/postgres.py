@@ -62,6 +62,18 @@ def execute(url: str, statements: str) -> None:
 
 
 @contextmanager
+def holding(url: str, statement: str) -> Iterator[None]:
+    """Keep a transaction open in which a statement was run, and undo it in the end."""
+    with asyncio.Runner() as runner:
+        connection = runner.run(asyncpg.connect(url, timeout=5))
+        try:
+            runner.run(connection.execute(f"BEGIN; {statement}"))
+            yield
+        finally:
+            runner.run(connection.close())
+
+
+@contextmanager
 def fresh_database(*, encoding: str = "UTF8", has_schema: bool = True) -> Iterator[str]:
     """The URL of a database with nobody in it, which is gone afterwards; skips without a server."""
     name = f"usersvc_test_{uuid4().hex[:12]}"
@@ -70,7 +82,8 @@ def fresh_database(*, encoding: str = "UTF8", has_schema: bool = True) -> Iterat
     except (OSError, asyncpg.PostgresError) as error:
         pytest.skip(f"no PostgreSQL answers ({type(error).__name__}); TEST_POSTGRES_URL may name one")
     try:
-        url = urlsplit(SERVER_URL)._replace(path=f"/{name}").geturl()
+        # Not by urlunsplit, which leaves out the slashes where there is no host.
+        url = f"postgresql://{urlsplit(SERVER_URL).netloc}/{name}"
         if has_schema:
             run(_open_once(url))
         yield url

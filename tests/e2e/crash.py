@@ -36,7 +36,7 @@ _COMMAND = (
     "--app-dir", str(_ROOT), "--port", "0",
 )  # fmt: skip
 _ADDRESS = re.compile(r"Uvicorn running on (http://\S+)")
-_MAIL = re.compile(r"sent a welcome mail to \S+ for user ([0-9a-f-]{36})$", re.MULTILINE)
+_MAIL = re.compile(r"sent a welcome mail to \S+ for user ([0-9a-f-]{36}) \[")
 
 
 @dataclass

@@ -1,20 +1,37 @@
+# ruff: noqa: ASYNC110  # nothing tells when a line is logged
+
+import asyncio
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from aiohttp.test_utils import TestClient, TestServer
 
+from usersvc.adapters.postgres import PostgresUsers
+from usersvc.application.notifications import LONGEST_SLEEP
 from usersvc.asgi import AiohttpASGI
 from usersvc.bootstrap import create_asgi_app, create_service_app
-from usersvc.config import MemoryDatabase, Settings, SqliteDatabase
+from usersvc.config import Database, MemoryDatabase, PostgresDatabase, Settings, SqliteDatabase
+from usersvc.domain.user import PasswordHash, User
+
+
+def person(email: str) -> User:
+    registration = User.register(email=email, password="correct horse battery", age=30)
+    return registration.complete(PasswordHash("$hash"), at=datetime.now(UTC))
+
 
 ALICE = {"email": "alice@example.com", "password": "correct horse battery", "age": 30}
 
 
-@pytest.mark.parametrize("kind", ["memory", "sqlite"])
+@pytest.mark.parametrize("kind", ["memory", "sqlite", "postgres"])
 async def test_the_whole_service_is_plugged_together(
-    kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    kind: str, tmp_path: Path, request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture
 ) -> None:
-    database = MemoryDatabase() if kind == "memory" else SqliteDatabase(tmp_path / "users.db")
+    database: Database = SqliteDatabase(tmp_path / "users.db")
+    if kind == "memory":
+        database = MemoryDatabase()
+    elif kind == "postgres":
+        database = PostgresDatabase(request.getfixturevalue("postgres_url"))
     settings = Settings(database=database, bcrypt_cost=4, password_min_length=9, max_body_bytes=1024)
 
     async with TestClient(TestServer(create_service_app(settings))) as client:
@@ -31,6 +48,18 @@ async def test_the_whole_service_is_plugged_together(
     assert "USERSVC_BCRYPT_COST is under 10" in caplog.text
     assert "nothing protects GET /users" in caplog.text
     assert (tmp_path / "users.db").exists() == (kind == "sqlite")
+
+
+async def test_on_postgresql_a_registration_elsewhere_is_told_of_here_at_once(
+    postgres_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = Settings(database=PostgresDatabase(postgres_url), bcrypt_cost=4)
+    async with TestServer(create_service_app(settings)), PostgresUsers(postgres_url) as elsewhere:
+        await elsewhere.add(person("alice@example.com"))
+        # Long before the dispatcher would look by itself.
+        async with asyncio.timeout(LONGEST_SLEEP.total_seconds() / 3):
+            while "sent a welcome mail to alice@example.com" not in caplog.text:
+                await asyncio.sleep(0.01)
 
 
 def test_the_asgi_application_comes_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

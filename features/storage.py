@@ -1,0 +1,166 @@
+"""A second look at what the service stores, past the service, whichever storage it has."""
+
+import sqlite3
+from contextlib import closing
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+import httpx
+
+from tests.e2e.server import SERVE
+from tests.postgres import query
+
+MEMORY_SERVE = (SERVE[0], "-m", "features.memory_service")
+DOOR = "/-/stored"
+"""Where a service that keeps everybody in memory can be looked into, in the tests alone."""
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """A mail that waits to be sent, or is being sent."""
+
+    email: str
+    is_held: bool
+    due_at: datetime | None
+    """None: set aside."""
+
+
+class Storage(Protocol):
+    """What one service stores."""
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """What makes the service use it."""
+
+    def connect(self, service_url: str) -> None:
+        """Begin to look, now that the service runs."""
+
+    def waiting(self) -> list[Waiting]:
+        """The outbox."""
+
+    def hashes(self) -> dict[str, str]:
+        """What is stored of the passwords, by the id of the user."""
+
+    def everything(self) -> bytes:
+        """Everything, as it is stored."""
+
+    def forget_mails(self) -> None:
+        """Drop the mails that nobody has in hand."""
+
+    def forget_everybody(self) -> None:
+        """Be as new."""
+
+
+class SqliteStorage:
+    """A file in a folder of its own."""
+
+    NAME = "users.db"
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    @property
+    def settings(self) -> dict[str, str]:
+        return {"USERSVC_DATABASE_URL": f"sqlite:///{self.NAME}"}
+
+    def connect(self, service_url: str) -> None:
+        """The file is there."""
+
+    def waiting(self) -> list[Waiting]:
+        return [
+            Waiting(email, lease is not None, None if due_at is None else datetime.fromisoformat(due_at))
+            for email, lease, due_at in self._query("SELECT email, lease, due_at FROM outbox")
+        ]
+
+    def hashes(self) -> dict[str, str]:
+        return dict(self._query("SELECT id, password_hash FROM users"))
+
+    def everything(self) -> bytes:
+        return b"".join(path.read_bytes() for path in self._folder.iterdir())
+
+    def forget_mails(self) -> None:
+        self._query("DELETE FROM outbox WHERE lease IS NULL")
+
+    def forget_everybody(self) -> None:
+        tables = self._query("SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%'")
+        for (table,) in tables:
+            self._query(f'DELETE FROM "{table}"')
+
+    def _query(self, statement: str) -> list[Any]:
+        with closing(sqlite3.connect(self._folder / self.NAME, isolation_level=None)) as connection:
+            return connection.execute(statement).fetchall()
+
+
+class PostgresStorage:
+    """A database of its own."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+
+    @property
+    def settings(self) -> dict[str, str]:
+        return {"USERSVC_DATABASE_URL": self._url}
+
+    def connect(self, service_url: str) -> None:
+        """The database is there."""
+
+    def waiting(self) -> list[Waiting]:
+        rows = query(self._url, "SELECT (email, lease IS NOT NULL, due_at) FROM outbox")
+        return [Waiting(*row) for row in rows]
+
+    def hashes(self) -> dict[str, str]:
+        rows = query(self._url, "SELECT (id::text, password_hash) FROM users")
+        return dict(rows)
+
+    def everything(self) -> bytes:
+        rows = [
+            query(self._url, f"SELECT {table}::text FROM {table}") for table in ("users", "outbox", "idempotency_keys")
+        ]
+        return repr(rows).encode()
+
+    def forget_mails(self) -> None:
+        query(self._url, "DELETE FROM outbox WHERE lease IS NULL")
+
+    def forget_everybody(self) -> None:
+        # Keys go with their users.
+        query(self._url, "WITH told AS (DELETE FROM outbox) DELETE FROM users")
+
+
+class MemoryStorage:
+    """The memory of the service, which lets itself be looked into: see ``features.memory_service``."""
+
+    @property
+    def settings(self) -> dict[str, str]:
+        # The service runs in a folder of its own, and is imported from here.
+        return {"USERSVC_DATABASE_URL": "memory://", "PYTHONPATH": str(Path(__file__).parents[1])}
+
+    def connect(self, service_url: str) -> None:
+        # There are no certificates here; reading those of the system takes longer than a scenario does.
+        self._client = httpx.Client(base_url=service_url, trust_env=False, verify=False)
+
+    def close(self) -> None:
+        self._client.close()
+
+    def waiting(self) -> list[Waiting]:
+        return [
+            Waiting(entry["email"], entry["is_held"], entry["due_at"] and datetime.fromisoformat(entry["due_at"]))
+            for entry in self._look()["waiting"]
+        ]
+
+    def hashes(self) -> dict[str, str]:
+        hashes: dict[str, str] = self._look()["hashes"]
+        return hashes
+
+    def everything(self) -> bytes:
+        return self._client.get(DOOR).raise_for_status().content
+
+    def forget_mails(self) -> None:
+        self._client.delete(DOOR, params={"what": "mails"}).raise_for_status()
+
+    def forget_everybody(self) -> None:
+        self._client.delete(DOOR, params={"what": "everybody"}).raise_for_status()
+
+    def _look(self) -> Any:
+        return self._client.get(DOOR).raise_for_status().json()

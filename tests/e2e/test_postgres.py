@@ -1,0 +1,238 @@
+"""The real service on PostgreSQL: with several processes, and while its server restarts, hangs or is replaced."""
+
+import re
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from secrets import token_hex
+
+import httpx
+import pytest
+
+from tests.e2e.api import person, register
+from tests.e2e.server import DEADLINE, SERVE, Service, free_port, run_to_end, running
+from tests.postgres import by_way_of, execute, holding, query
+from tests.postgres_server import Server, own_server, standby_of
+
+BOUND = 15.0
+"""Seconds within which everything is answered, whatever happens: the service promises five, machines may be slow."""
+PEOPLE = 6
+ROOT = Path(__file__).parents[2]
+SHORT_LEASE = (
+    sys.executable, "-m", "uvicorn", "--factory", "tests.e2e.short_lease:create_asgi_app",
+    "--app-dir", str(ROOT), "--port", "0",
+)  # fmt: skip
+"""What was taken from the outbox when the server went, and by nobody who knows of it, is taken again in time."""
+MAIL = re.compile(r"sent a welcome mail to \S+ for user ([0-9a-f-]{36})")
+
+
+@pytest.fixture(scope="module")
+def own() -> Iterator[Server]:
+    with own_server() as server:
+        yield server
+
+
+@pytest.fixture
+def server(own: Server) -> Server:
+    query(own.url, "DROP SCHEMA public CASCADE")
+    query(own.url, "CREATE SCHEMA public")
+    return own
+
+
+@contextmanager
+def serving(folder: Path, url: str, **settings: str) -> Iterator[Service]:
+    with running(folder, {"USERSVC_DATABASE_URL": url, **settings}, SHORT_LEASE) as service:
+        yield service
+
+
+class People:
+    """Those who register without end, each anew as soon as answered, until told to stop."""
+
+    def __init__(self, *services: Service) -> None:
+        self.acknowledged: list[str] = []
+        self.unavailable = 0
+        self._news = threading.Condition()
+        self._enough = threading.Event()
+        self._crowd = ThreadPoolExecutor(PEOPLE)
+        self._running = [self._crowd.submit(self._register, services[n % len(services)]) for n in range(PEOPLE)]
+
+    def _register(self, service: Service) -> None:
+        with httpx.Client(base_url=service.url, trust_env=False, timeout=BOUND) as client:
+            while not self._enough.is_set():
+                # With a key, as whoever means to ask again: both ways of storing are used.
+                headers = {"Idempotency-Key": token_hex(8)} if len(self.acknowledged) % 2 else {}
+                answer = client.post("/register", json=person(), headers=headers)
+                with self._news:
+                    if answer.status_code == 201:
+                        self.acknowledged.append(answer.json()["data"]["id"])
+                    else:
+                        assert_unavailable(answer)
+                        self.unavailable += 1
+                    self._news.notify_all()
+
+    def wait_for_more(self, count: int = 30) -> None:
+        """Wait until so many more were acknowledged."""
+        with self._news:
+            wanted = len(self.acknowledged) + count
+            assert self._news.wait_for(lambda: len(self.acknowledged) >= wanted, DEADLINE), "nobody is registered"
+
+    def stop(self) -> None:
+        """Let everybody have their answer, and see that all answers were fit ones."""
+        self._enough.set()
+        for somebody in self._running:
+            somebody.result()
+        self._crowd.shutdown()
+
+
+def assert_unavailable(answer: httpx.Response) -> None:
+    assert (answer.status_code, answer.json()["code"]) == (503, "storage-unavailable"), answer.text
+    assert int(answer.headers["Retry-After"]) > 0
+
+
+def wait_until_ready(service: Service, *, is_ready: bool = True) -> None:
+    deadline = time.monotonic() + DEADLINE
+    with httpx.Client(base_url=service.url, trust_env=False, timeout=BOUND) as client:
+        while (answer := client.get("/readyz")).is_success != is_ready:
+            assert time.monotonic() < deadline, answer.text
+            time.sleep(0.02)
+        if not is_ready:
+            assert_unavailable(answer)
+        assert client.get("/livez").status_code == 200
+
+
+def assert_nothing_lost(url: str, people: People, *services: Service) -> None:
+    """Everybody acknowledged is there, once, and everybody who is there is told."""
+    deadline = time.monotonic() + DEADLINE
+    while waiting := query(url, "SELECT id FROM outbox"):
+        assert time.monotonic() < deadline, f"{len(waiting)} wait to be told"
+        time.sleep(0.05)
+    stored = Counter(str(user_id) for user_id in query(url, "SELECT id FROM users"))
+    assert not set(people.acknowledged) - set(stored), "an acknowledged user is lost"
+    assert len(people.acknowledged) == len(set(people.acknowledged))
+    assert max(stored.values()) == 1
+    for service in services:
+        service.stop()
+        assert "Application shutdown complete" in service.output
+    told = {user_id for service in services for user_id in MAIL.findall(service.output)}
+    assert told == set(stored), "somebody was not told, or somebody was who is not there"
+    for service in services:
+        assert "Traceback" not in service.output
+
+
+@pytest.mark.parametrize("mode", ["fast", "immediate"])
+def test_a_restart_of_the_server_under_load_loses_nobody(server: Server, tmp_path: Path, mode: str) -> None:
+    with serving(tmp_path, server.url) as service:
+        people = People(service)
+        people.wait_for_more()
+        server.stop(mode)
+        wait_until_ready(service, is_ready=False)
+        server.start()
+        people.wait_for_more()
+        wait_until_ready(service)
+        people.stop()
+        assert_nothing_lost(server.url, people, service)
+
+
+def test_a_server_that_hangs_under_load_is_told_until_it_goes_on(server: Server, tmp_path: Path) -> None:
+    with serving(tmp_path, server.url) as service:
+        people = People(service)
+        people.wait_for_more()
+        server.freeze()
+        wait_until_ready(service, is_ready=False)
+        server.thaw()
+        people.wait_for_more()
+        wait_until_ready(service)
+        people.stop()
+        assert_nothing_lost(server.url, people, service)
+
+
+@pytest.mark.parametrize("fault", [Server.stop, Server.freeze])
+def test_when_another_server_takes_over_under_load_nobody_is_lost(
+    tmp_path: Path, fault: Callable[[Server], None]
+) -> None:
+    with ExitStack() as stack:
+        primary = stack.enter_context(own_server())
+        standby = stack.enter_context(standby_of(primary))
+        service = stack.enter_context(serving(tmp_path, by_way_of(primary.port, primary.url, standby.port)))
+        people = People(service)
+        people.wait_for_more()
+        fault(primary)
+        standby.promote()
+        people.wait_for_more()
+        wait_until_ready(service)
+        people.stop()
+        assert_nothing_lost(standby.url, people, service)
+
+
+def test_with_every_connection_taken_it_answers_in_bounded_time(server: Server, tmp_path: Path) -> None:
+    with serving(tmp_path, server.url, USERSVC_DATABASE_POOL_SIZE="1") as service:
+        people = People(service)
+        people.wait_for_more()
+        before = people.unavailable
+        # Whoever has the only connection waits for the lock, and the others for the connection.
+        with holding(server.url, "LOCK TABLE users"):
+            wait_until_ready(service, is_ready=False)
+        people.wait_for_more()
+        wait_until_ready(service)
+        people.stop()
+        assert people.unavailable > before
+        assert_nothing_lost(server.url, people, service)
+
+
+def test_several_processes_share_the_database_and_the_outbox(server: Server, tmp_path: Path) -> None:
+    settings = {"USERSVC_DATABASE_URL": server.url, "USERSVC_WORKERS": "2", "USERSVC_PORT": str(free_port())}
+    with running(tmp_path, settings) as service:
+        mailboxes = [f"{token_hex(8)}@example.com" for _ in range(20)]
+
+        def contest(email: str) -> int:
+            answer = httpx.post(f"{service.url}/register", json=person(email=email), trust_env=False, timeout=BOUND)
+            return answer.status_code
+
+        with ThreadPoolExecutor(8) as crowd:
+            outcomes = Counter(crowd.map(contest, mailboxes * 4))
+        assert outcomes == {201: 20, 409: 60}
+        people = People(service)
+        people.wait_for_more()
+        people.stop()
+        stored = [str(user_id) for user_id in query(server.url, "SELECT id FROM users")]
+        service.wait_for_output(MAIL, len(stored))
+        service.stop()
+        assert sorted(MAIL.findall(service.output)) == sorted(stored), "somebody was told twice, or not at all"
+
+
+def test_a_server_that_is_missing_stops_the_start_in_one_line_without_its_address(tmp_path: Path) -> None:
+    port = free_port()
+    settings = {"USERSVC_DATABASE_URL": f"postgresql://alice:hunter2@127.0.0.1:{port}/people"}
+    for workers in ("1", "2"):
+        refused = run_to_end(tmp_path, {**settings, "USERSVC_WORKERS": workers})
+        said = refused.stdout + refused.stderr
+        assert refused.returncode == 3
+        assert "PostgreSQL: ConnectionRefusedError" in said
+        assert "Traceback" not in said
+        for secret in ("alice", "hunter2", str(port), "people"):
+            assert secret not in said
+
+
+def test_the_outbox_is_looked_after_from_another_process(server: Server, tmp_path: Path) -> None:
+    with serving(tmp_path, server.url) as service:
+        with service.client() as client:
+            register(client)
+        service.wait_for_output(MAIL)
+        execute(
+            server.url,
+            """
+            INSERT INTO outbox (user_id, email, occurred_at, attempts, reason)
+            SELECT id, email, registered_at, 60, 'nobody lives there' FROM users
+            """,
+        )
+        settings = {"USERSVC_DATABASE_URL": server.url}
+        listed = run_to_end(tmp_path, settings, (*SERVE[:-1], "outbox", "list"))
+        assert "set aside\tattempts=60" in listed.stdout
+        done = run_to_end(tmp_path, settings, (*SERVE[:-1], "outbox", "retry", "--all"))
+        assert done.stdout == "1 to be sent again\n", done.stderr
+        service.wait_for_output(MAIL, 2)
