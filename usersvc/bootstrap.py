@@ -32,7 +32,7 @@ from usersvc.asgi import AiohttpASGI, while_client_waits
 from usersvc.config import BadSetting, MemoryDatabase, PostgresDatabase, Settings, SqliteDatabase
 from usersvc.logs import configure_logging
 from usersvc.web.app import create_app
-from usersvc.web.rate_limit import BoundedMemory, Counts, FallingBack, RateLimit
+from usersvc.web.rate_limit import BoundedMemory, Counts, FallingBack, OwnCounts, RateLimit
 
 if TYPE_CHECKING:
     from usersvc.adapters.opentelemetry import OpenTelemetryTracing
@@ -156,7 +156,7 @@ def _rate_limit(
 ) -> RateLimit | None:
     if settings.register_rate is None:
         return None
-    counts: Counts = BoundedMemory()
+    counts: Counts = OwnCounts(BoundedMemory())
     if shared_counts is not None:
         counts = FallingBack(shared_counts, counts, metrics.rate_limit_fallbacks.inc)
     return RateLimit(settings.register_rate, trusted_proxies=settings.trusted_proxies, counts=counts)

@@ -3,10 +3,10 @@ from unittest.mock import patch
 
 import pytest
 from aiohttp.test_utils import make_mocked_request
-from limits import RateLimitItemPerMinute
+from limits import RateLimitItem, RateLimitItemPerMinute
 
 from usersvc.web.problems import RateLimited
-from usersvc.web.rate_limit import BoundedMemory, Counts, FallingBack, RateLimit
+from usersvc.web.rate_limit import BoundedMemory, Counts, FallingBack, Hit, OwnCounts, RateLimit
 
 
 class Clock:
@@ -17,6 +17,9 @@ class Clock:
 
     def monotonic(self) -> float:
         return self.now
+
+    def time(self) -> float:
+        return self.now + 7
 
 
 @pytest.fixture
@@ -44,7 +47,7 @@ def memory() -> BoundedMemory:
 
 @pytest.fixture
 def ask(memory: BoundedMemory) -> Asking:
-    return Asking(memory)
+    return Asking(OwnCounts(memory))
 
 
 async def test_who_asks_too_often_is_told_when_to_come_again(ask: Asking, clock: Clock) -> None:
@@ -91,7 +94,7 @@ async def test_what_has_ended_takes_no_memory(ask: Asking, memory: BoundedMemory
 
 async def test_memory_is_bounded_and_the_oldest_goes_first(clock: Clock) -> None:
     memory = BoundedMemory(most=10)
-    ask = Asking(memory)
+    ask = Asking(OwnCounts(memory))
     for number in range(50):
         await ask(f"192.0.2.{number}")
         assert len(memory) <= 10
@@ -105,16 +108,16 @@ class Elsewhere:
     def __init__(self) -> None:
         self.count: int | None = 0
 
-    async def hit(self, _: str, seconds: int) -> tuple[int, float] | None:
+    async def hit(self, rate: RateLimitItem, client: str) -> Hit | None:
         if self.count is None:
             return None
         self.count += 1
-        return self.count, seconds / 2
+        return self.count <= rate.amount, max(0, rate.amount - self.count), rate.get_expiry() / 2
 
 
 async def test_shared_counts_are_what_counts(memory: BoundedMemory, clock: Clock) -> None:
     elsewhere, fallbacks = Elsewhere(), list[str]()
-    ask = Asking(FallingBack(elsewhere, memory, lambda: fallbacks.append("")))
+    ask = Asking(FallingBack(elsewhere, OwnCounts(memory), lambda: fallbacks.append("")))
     elsewhere.count = 1
     assert (await ask("192.0.2.1"))["RateLimit"] == '"register";r=0;t=30'
     with pytest.raises(RateLimited):
@@ -124,7 +127,7 @@ async def test_shared_counts_are_what_counts(memory: BoundedMemory, clock: Clock
 
 async def test_without_the_shared_counts_those_of_the_process_go_on(memory: BoundedMemory, clock: Clock) -> None:
     elsewhere, fallbacks = Elsewhere(), list[str]()
-    ask = Asking(FallingBack(elsewhere, memory, lambda: fallbacks.append("")))
+    ask = Asking(FallingBack(elsewhere, OwnCounts(memory), lambda: fallbacks.append("")))
     await ask("192.0.2.1")
 
     elsewhere.count = None

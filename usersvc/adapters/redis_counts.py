@@ -1,4 +1,4 @@
-"""Counts in Redis, which all instances of the service share; one round trip each, and none while Redis is away."""
+"""Counts in Redis, which all instances of the service share; it is left alone while it is away."""
 
 import asyncio
 import hashlib
@@ -8,6 +8,9 @@ from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Self
 
+from limits import RateLimitItem
+from limits.aio.storage import RedisStorage
+from limits.aio.strategies import FixedWindowRateLimiter
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
@@ -21,17 +24,6 @@ PAUSE = 5.0
 """How long Redis is left alone after it has not answered, in seconds."""
 CONNECTIONS = 16
 """At most, in each process."""
-
-COUNT = """\
-local count = redis.call('INCR', KEYS[1])
-local left = redis.call('PTTL', KEYS[1])
-if left < 0 then
-  left = tonumber(ARGV[1])
-  redis.call('PEXPIRE', KEYS[1], left)
-end
-return {count, left}
-"""
-"""Count in a window that begins with the first; give the count, and when the window ends, in milliseconds."""
 
 
 class RedisCounts:
@@ -58,7 +50,8 @@ class RedisCounts:
             url, max_connections=CONNECTIONS, timeout=timeout, retry=Retry(NoBackoff(), 0)
         )
         self._redis = Redis(connection_pool=pool)
-        self._count = self._redis.register_script(COUNT)
+        storage = RedisStorage(f"async+{url}", implementation="redispy", key_prefix="usersvc", connection_pool=pool)  # type: ignore[arg-type]  # options are handed on as they are
+        self._limiter = FixedWindowRateLimiter(storage)
         self._digest_key = hashlib.sha512(b"usersvc counts" + secret).digest() if secret else b""
         self._timeout = timeout
         self._pause = pause
@@ -84,15 +77,16 @@ class RedisCounts:
         """Close the connections."""
         await self._stack.aclose()
 
-    async def hit(self, key: str, seconds: int) -> tuple[int, float] | None:
-        """Count, in a window that begins with the first of a key.
+    async def hit(self, rate: RateLimitItem, client: str) -> tuple[bool, int, float] | None:
+        """Count, in a window that begins with the first of a client.
 
         Args:
-            key: what is counted; Redis sees only a digest of it.
-            seconds: how long the window lasts.
+            rate: how many are admitted in what time.
+            client: who is counted; Redis sees only a digest of it.
 
         Returns:
-            The count, and in how many seconds the window ends; None when Redis does not answer.
+            Whether it is admitted, how many more will be, and in how many seconds the window ends; None when Redis does
+            not answer.
         """
         now = time.monotonic()
         if self._away:
@@ -100,17 +94,18 @@ class RedisCounts:
                 return None
             # Others leave it alone while this one tries.
             self._try_again_at = now + self._pause
-        digest = hashlib.blake2b(key.encode(), key=self._digest_key, digest_size=16).hexdigest()
+        digest = hashlib.blake2b(client.encode(), key=self._digest_key, digest_size=16).hexdigest()
         try:
             async with asyncio.timeout(self._timeout):
-                count, left = await self._count([f"usersvc:{seconds}:{digest}"], [seconds * 1000])
+                admitted = await self._limiter.hit(rate, digest)
+                ends, left = await self._limiter.get_window_stats(rate, digest)
         except (RedisError, OSError) as error:
             self._has_failed(error)
             return None
         if self._away:
             self._away = False
             log.info("Redis answers again: registrations are counted together")
-        return count, left / 1000
+        return admitted, left, ends - time.time()
 
     def _has_failed(self, error: Exception) -> None:
         self._try_again_at = time.monotonic() + self._pause

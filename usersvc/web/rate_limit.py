@@ -9,6 +9,8 @@ from typing import Protocol
 
 from aiohttp import web
 from limits import RateLimitItem
+from limits.aio.storage import Storage
+from limits.aio.strategies import FixedWindowRateLimiter
 
 from usersvc.web.client_address import Address, Network, client_address
 from usersvc.web.problems import RateLimited
@@ -16,31 +18,44 @@ from usersvc.web.problems import RateLimited
 MOST_CLIENTS = 100_000
 """Of whom the memory keeps count at once, some 20 MB; the oldest is forgotten first."""
 
+Hit = tuple[bool, int, float]
+"""What came of counting: whether it is admitted, how many more will be, and in how many seconds the window ends."""
+
 
 class Counts(Protocol):
-    """Counts by key, each in a window of time that begins with the first."""
+    """Counts of clients, each in a window of time that begins with the first."""
 
-    async def hit(self, key: str, seconds: int) -> tuple[int, float]:
-        """Count.
-
-        Args:
-            key: what is counted.
-            seconds: how long the window lasts; the same for every call.
-
-        Returns:
-            The count, and in how many seconds the window ends.
-        """
+    async def hit(self, rate: RateLimitItem, client: str) -> Hit:
+        """Count a request of a client, of which a rate admits so many."""
 
 
 class SharedCounts(Protocol):
     """Counts that several processes have in common, and that may be out of reach."""
 
-    async def hit(self, key: str, seconds: int) -> tuple[int, float] | None:
+    async def hit(self, rate: RateLimitItem, client: str) -> Hit | None:
         """See ``Counts.hit``; None when the count cannot be told just now, in bounded time."""
 
 
-class BoundedMemory:
-    """Counts in this process, in bounded memory and with the same small effort for each request."""
+class OwnCounts:
+    """Counts of this process alone."""
+
+    def __init__(self, storage: Storage) -> None:
+        self._limiter = FixedWindowRateLimiter(storage)
+
+    async def hit(self, rate: RateLimitItem, client: str) -> Hit:
+        """See ``Counts.hit``."""
+        admitted = await self._limiter.hit(rate, client)
+        ends, left = await self._limiter.get_window_stats(rate, client)
+        return admitted, left, ends - time.time()
+
+
+class BoundedMemory(Storage):
+    """Where this process counts: in bounded memory and with the same small effort for each request.
+
+    The library's own looks through all counts with each request, which thousands of addresses make slow.
+    """
+
+    STORAGE_SCHEME = None
 
     def __init__(self, most: int = MOST_CLIENTS) -> None:
         """Make an empty one.
@@ -48,6 +63,7 @@ class BoundedMemory:
         Args:
             most: how many counts there are at once.
         """
+        super().__init__()
         self._most = most
         # In the order in which they began, and so, since all last equally long, in which they end.
         self._counts: OrderedDict[str, tuple[int, float]] = OrderedDict()
@@ -55,13 +71,42 @@ class BoundedMemory:
     def __len__(self) -> int:
         return len(self._counts)
 
-    async def hit(self, key: str, seconds: int) -> tuple[int, float]:
-        """See ``Counts.hit``."""
+    @property
+    def base_exceptions(self) -> type[Exception]:
+        """What counts as a failure of the storage; nothing here does."""
+        return ValueError
+
+    async def incr(self, key: str, expiry: float, amount: int = 1) -> int:
+        """Count, in a window of ``expiry`` seconds that begins with the first; give the count."""
         now = time.monotonic()
         self._forget(now)
-        count, ends = self._counts.get(key, (0, now + seconds))
-        self._counts[key] = count + 1, ends
-        return count + 1, ends - now
+        count, ends = self._counts.get(key, (0, now + expiry))
+        self._counts[key] = count + amount, ends
+        return count + amount
+
+    async def get(self, key: str) -> int:
+        """The count of the window that has not ended yet."""
+        self._forget(time.monotonic())
+        return self._counts.get(key, (0, 0.0))[0]
+
+    async def get_expiry(self, key: str) -> float:
+        """When the window ends, as ``time.time`` tells it."""
+        now = time.monotonic()
+        return time.time() + self._counts.get(key, (0, now))[1] - now
+
+    async def clear(self, key: str) -> None:
+        """Forget one."""
+        self._counts.pop(key, None)
+
+    async def reset(self) -> int:
+        """Forget all; give how many there were."""
+        how_many = len(self._counts)
+        self._counts.clear()
+        return how_many
+
+    async def check(self) -> bool:
+        """Memory always answers."""
+        return True
 
     def _forget(self, now: float) -> None:
         while self._counts:
@@ -86,10 +131,10 @@ class FallingBack:
         self._own = own
         self._on_fallback = on_fallback
 
-    async def hit(self, key: str, seconds: int) -> tuple[int, float]:
+    async def hit(self, rate: RateLimitItem, client: str) -> Hit:
         """See ``Counts.hit``."""
-        own = await self._own.hit(key, seconds)
-        shared = await self._shared.hit(key, seconds)
+        own = await self._own.hit(rate, client)
+        shared = await self._shared.hit(rate, client)
         if shared is None:
             self._on_fallback()
             return own
@@ -125,10 +170,10 @@ class RateLimit:
             RateLimited: the client has asked too often; with the same headers, and ``Retry-After``.
         """
         client = _counted(client_address(request.remote, request.headers.getall("X-Forwarded-For", ()), self._trusted))
-        count, ends = await self._counts.hit(client, self._rate.get_expiry())
-        left, wait = max(0, self._rate.amount - count), max(1, math.ceil(ends))
+        admitted, left, ends = await self._counts.hit(self._rate, client)
+        wait = max(1, math.ceil(ends))
         headers = {"RateLimit-Policy": self._policy, "RateLimit": f'"register";r={left};t={wait}'}
-        if count > self._rate.amount:
+        if not admitted:
             raise RateLimited(headers | {"Retry-After": str(wait)})
         return headers
 
