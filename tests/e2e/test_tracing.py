@@ -239,6 +239,15 @@ print(sorted(name for name in sys.modules if name.partition(".")[0] in {"opentel
 """
 
 
+def test_a_header_that_is_not_understood_is_told_without_its_value(tmp_path: Path) -> None:
+    with (
+        collecting() as collector,
+        running(tmp_path, collector.settings | {"OTEL_EXPORTER_OTLP_HEADERS": "hunter2hunter2"}) as service,
+    ):
+        service.wait_for_output("OTEL_EXPORTER_OTLP_HEADERS or the like has an entry")
+    assert "hunter2" not in service.output
+
+
 def test_off_means_that_nothing_of_it_is_even_imported(tmp_path: Path) -> None:
     program = [sys.executable, "-c", IN_PROCESS]
     off = run_to_end(tmp_path, {"USERSVC_DATABASE_URL": "memory://"}, program)
