@@ -71,7 +71,8 @@ async def load(folder: Path, *, what: str, processes: int, cost: int) -> Load:
     async with Service(database, cost=cost, settings={"USERSVC_WORKERS": str(processes)}) as service:
         url = f"http://127.0.0.1:{service.port}"
         ask = _pages if what == "pages" else _registrations
-        await asyncio.to_thread(ask, url, 1.0)
+        # Until all processes have started, and have what they keep.
+        await asyncio.to_thread(ask, url, SECONDS)
         workers = service.workers()
         before, client_before = [_cpu(pid) for pid in workers], _client_cpu()
         report = await asyncio.to_thread(ask, url, SLOW if what == "registrations" and cost > COSTS[1] else SECONDS)
@@ -225,7 +226,7 @@ async def measure(folder: Path, postgres_url: str) -> dict[str, Any]:
         rates.append(Rate("pages", processes, 12, run.rate))
         if processes == 1:
             costs = replace(costs, page_loop=run.main_threads, page_store=run.other_threads, client_page=run.client)
-    make_users(folder / "size.db", 10 * USERS)
+    await asyncio.to_thread(make_users, folder / "size.db", 10 * USERS)
     return {
         "conditions": {
             "date": datetime.now(UTC).date().isoformat(),
