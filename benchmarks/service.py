@@ -58,6 +58,13 @@ class Service:
         [kibibytes] = [line.split()[1] for line in status.splitlines() if line.startswith("VmRSS:")]
         return int(kibibytes) / 1024
 
+    def workers(self) -> list[int]:
+        """The processes that answer: its children, if it has several."""
+        children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()
+        several = self._environment.get("USERSVC_WORKERS", "1") != "1"
+        # The first child is not a worker, but keeps account of what they share.
+        return [int(child) for child in children[1:]] if several else [self._process.pid]
+
     async def _answers(self) -> bool:
         if self._process.returncode is not None:
             raise RuntimeError("the service did not start")
