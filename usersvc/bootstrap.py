@@ -98,6 +98,8 @@ def create_service_app(settings: Settings, *, lease: timedelta = LEASE) -> web.A
                 await stack.enter_async_context(tracing)
             if not isinstance(users, InMemoryUsers):
                 await stack.enter_async_context(users)
+            # Nobody is let in, and nobody told, from the half of what was copied; nor is what is done here overwritten.
+            await users.archive.stand_alone()
             await stack.enter_async_context(hasher)
             if shared_counts is not None:
                 await stack.enter_async_context(shared_counts)
@@ -191,12 +193,13 @@ async def opened_store(settings: Settings) -> AsyncIterator[Store]:
 
 
 async def check_storage(settings: Settings) -> None:
-    """Open the storage once, and close it.
+    """Open the storage once as the service would, and close it.
 
     Raises:
-        StorageUnavailable: it cannot be opened.
+        StorageUnavailable: it cannot be opened, or is a copy that is not finished.
     """
     async with opened_store(settings) as store:
+        await store.archive.stand_alone()
         await store.check()
 
 

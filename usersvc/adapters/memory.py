@@ -1,8 +1,8 @@
 """Users and their outbox in memory: for tests, and for a service whose users may be forgotten."""
 
 import json
-from bisect import bisect_left, bisect_right
-from collections.abc import Mapping, Sequence
+from bisect import bisect_left, bisect_right, insort
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
 from heapq import nsmallest
@@ -12,16 +12,20 @@ from usersvc.application.ports import (
     CAUSE,
     KEY_LIFETIME,
     LAST,
+    UNFINISHED,
     EarlierRegistration,
     IdempotencyKey,
     IdempotencyKeyUsed,
+    KeyRecord,
     Order,
     OutboxEntry,
     OutboxState,
     Page,
+    Places,
+    StorageUnavailable,
     UserRecord,
     UserView,
-    view_of,
+    timestamp,
 )
 from usersvc.domain.errors import EmailAlreadyRegistered
 from usersvc.domain.events import UserRegistered
@@ -33,13 +37,14 @@ class InMemoryOutbox:
 
     def __init__(self) -> None:
         self._entries: dict[int, OutboxEntry] = {}
-        self._last_id = 0
+        self.last_id = 0
+        """That was given out."""
 
     def put(self, event: UserRegistered) -> None:
         """Add an event, due at once."""
-        self._last_id += 1
-        self._entries[self._last_id] = OutboxEntry(
-            id=self._last_id, event=event, attempts=0, due_at=event.occurred_at, reason=None, cause=CAUSE.get()
+        self.last_id += 1
+        self._entries[self.last_id] = OutboxEntry(
+            id=self.last_id, event=event, attempts=0, due_at=event.occurred_at, reason=None, cause=CAUSE.get()
         )
 
     async def lease(self, *, now: datetime, until: datetime, limit: int, latest: datetime = LAST) -> list[OutboxEntry]:
@@ -98,11 +103,57 @@ class InMemoryOutbox:
 
     def forget(self, user_id: UUID) -> None:
         """Take out whatever is about this user."""
-        self._entries = {entry.id: entry for entry in self._entries.values() if entry.event.user_id != user_id}
+        self.replace([entry.id for entry in self._entries.values() if entry.event.user_id == user_id], [])
+
+    def replace(self, gone: Sequence[int], new: Sequence[OutboxEntry]) -> None:
+        """Take entries out, and put others in as they are."""
+        for entry_id in gone:
+            self._entries.pop(entry_id, None)
+        self._entries.update((entry.id, entry) for entry in new)
+        self._entries = dict(sorted(self._entries.items()))
+        self.give_out_behind(max(self._entries, default=0))
+
+    def give_out_behind(self, entry_id: int) -> None:
+        """Give out no id up to this one."""
+        self.last_id = max(self.last_id, entry_id)
 
     def _is_held(self, entry: OutboxEntry) -> bool:
         held = self._entries.get(entry.id)
         return held is not None and held.lease is not None and held.lease == entry.lease
+
+
+class _People:
+    """Whom an ``InMemoryUsers`` knows, and under which keys."""
+
+    def __init__(self) -> None:
+        self.last_position = 0
+        # In order of position, and so is the list, which can be searched.
+        self.users: dict[int, UserRecord] = {}
+        self.positions: list[int] = []
+        self.position_of_mailbox: dict[str, int] = {}
+        self.position_of_id: dict[UUID, int] = {}
+        # In the order in which they were used, and so in which they end.
+        self.keys: dict[str, KeyRecord] = {}
+
+    def put(self, user: UserRecord) -> None:
+        """Take somebody in."""
+        is_last = user.position > self.last_position
+        self.users[user.position] = user
+        self.position_of_mailbox[user.mailbox] = self.position_of_id[user.id] = user.position
+        if is_last:
+            self.last_position = user.position
+            self.positions.append(user.position)
+        else:
+            insort(self.positions, user.position)
+            self.users = dict(sorted(self.users.items()))
+
+    def remove(self, position: int) -> UUID:
+        """Forget somebody, keys and all; gives their id."""
+        user = self.users.pop(position)
+        del self.positions[bisect_left(self.positions, position)]
+        del self.position_of_mailbox[user.mailbox], self.position_of_id[user.id]
+        self.keys = {digest: key for digest, key in self.keys.items() if key.user_id != user.id}
+        return user.id
 
 
 class InMemoryUsers:
@@ -112,82 +163,82 @@ class InMemoryUsers:
     """
 
     def __init__(self) -> None:
+        self._people = _People()
         self.outbox = InMemoryOutbox()
-        self._last_position = 0
-        # In order of position, and so is the list, which can be searched.
-        self._users: dict[int, User] = {}
-        self._positions: list[int] = []
-        self._position_of_mailbox: dict[str, int] = {}
-        self._position_of_id: dict[UUID, int] = {}
-        # In the order in which they were used, and so in which they end.
-        self._user_of_key: dict[IdempotencyKey, User] = {}
-        self.archive = InMemoryArchive(self._users, self._positions, self._position_of_mailbox, self._position_of_id)
+        self.archive = InMemoryArchive(self._people, self.outbox)
 
     async def add(self, user: User, *, key: IdempotencyKey | None = None) -> None:
         """See ``Users.add``."""
+        people = self._people
         self._forget_keys(user.registered_at)
-        if key is not None and key in self._user_of_key:
+        if key is not None and key.digest in people.keys:
             raise IdempotencyKeyUsed
-        if user.email.mailbox in self._position_of_mailbox:
+        if user.email.mailbox in people.position_of_mailbox:
             raise EmailAlreadyRegistered
         self._put(user)
         if key is not None:
-            self._user_of_key[key] = user
+            people.keys[key.digest] = KeyRecord(key.digest, user.id, user.registered_at)
 
     async def add_all(self, users: Sequence[User]) -> list[bool]:
         """See ``Users.add_all``."""
+        people = self._people
         stored = []
         for user in users:
-            free = user.email.mailbox not in self._position_of_mailbox and user.id not in self._position_of_id
+            free = user.email.mailbox not in people.position_of_mailbox and user.id not in people.position_of_id
             if free:
                 self._put(user)
             stored.append(free)
         return stored
 
     def _put(self, user: User) -> None:
-        self._last_position += 1
-        self._users[self._last_position] = user
-        self._positions.append(self._last_position)
-        self._position_of_mailbox[user.email.mailbox] = self._position_of_id[user.id] = self._last_position
+        self._people.put(
+            UserRecord(
+                position=self._people.last_position + 1,
+                id=user.id,
+                email=user.email.typed,
+                mailbox=user.email.mailbox,
+                age=user.age.years,
+                password_hash=user.password_hash,
+                registered_at=user.registered_at,
+            )
+        )
         for event in user.events:
             self.outbox.put(event)
 
     async def remove(self, user_id: UUID) -> bool:
         """See ``Users.remove``."""
-        position = self._position_of_id.pop(user_id, None)
+        position = self._people.position_of_id.get(user_id)
         if position is None:
             return False
-        user = self._users.pop(position)
-        del self._positions[bisect_left(self._positions, position)]
-        del self._position_of_mailbox[user.email.mailbox]
-        self._user_of_key = {key: other for key, other in self._user_of_key.items() if other.id != user_id}
-        self.outbox.forget(user_id)
+        self.outbox.forget(self._people.remove(position))
         return True
 
     async def registered_with(self, key: IdempotencyKey, *, at: datetime) -> EarlierRegistration | None:
         """See ``Users.registered_with``."""
-        user = self._user_of_key.get(key)
-        if user is None or user.registered_at + KEY_LIFETIME <= at:
+        used = self._people.keys.get(key.digest)
+        if used is None or used.used_at + KEY_LIFETIME <= at:
             return None
-        return EarlierRegistration(view_of(user), user.password_hash)
+        user = self._people.users[self._people.position_of_id[used.user_id]]
+        return EarlierRegistration(_view(user), user.password_hash)
 
     def _forget_keys(self, at: datetime) -> None:
-        while self._user_of_key:
-            oldest, user = next(iter(self._user_of_key.items()))
-            if user.registered_at + KEY_LIFETIME > at:
+        keys = self._people.keys
+        while keys:
+            oldest = next(iter(keys.values()))
+            if oldest.used_at + KEY_LIFETIME > at:
                 return
-            del self._user_of_key[oldest]
+            del keys[oldest.digest]
 
     async def find(self, user_id: UUID) -> UserView | None:
         """See ``Users.find``."""
-        position = self._position_of_id.get(user_id)
-        return None if position is None else view_of(self._users[position])
+        position = self._people.position_of_id.get(user_id)
+        return None if position is None else _view(self._people.users[position])
 
     async def page(self, *, limit: int, order: Order, after: int | None, mailbox: str | None) -> Page:
         """See ``Users.page``."""
-        positions = self._positions
+        positions = self._people.positions
         if mailbox is not None:
-            position = self._position_of_mailbox.get(mailbox)
+            position = self._people.position_of_mailbox.get(mailbox)
             positions = [] if position is None else [position]
         # One more than asked for tells whether there is a next page.
         if order is Order.ASC:
@@ -198,7 +249,7 @@ class InMemoryUsers:
             shown = positions[max(0, end - limit - 1) : end][::-1]
         return Page(
             lines=b"\n".join(
-                json.dumps(view_of(self._users[position]), separators=(",", ":"), ensure_ascii=False).encode()
+                json.dumps(_view(self._people.users[position]), separators=(",", ":"), ensure_ascii=False).encode()
                 for position in shown[:limit]
             ),
             next_after=shown[limit - 1] if len(shown) > limit else None,
@@ -211,41 +262,86 @@ class InMemoryUsers:
 class InMemoryArchive:
     """An ``Archive`` of what an ``InMemoryUsers`` holds."""
 
-    def __init__(
-        self,
-        users: Mapping[int, User],
-        positions: Sequence[int],
-        position_of_mailbox: Mapping[str, int],
-        position_of_id: Mapping[UUID, int],
-    ) -> None:
-        self._users = users
-        self._positions = positions
-        self._position_of_mailbox = position_of_mailbox
-        self._position_of_id = position_of_id
+    def __init__(self, people: _People, outbox: InMemoryOutbox) -> None:
+        self._people = people
+        self._outbox = outbox
+        self._is_finished: bool | None = None
+        """As a copy; None when it is none."""
 
     async def users(self, *, after: int | None, limit: int) -> list[UserRecord]:
         """See ``Archive.users``."""
-        begin = 0 if after is None else bisect_right(self._positions, after)
-        return [self._record(position) for position in self._positions[begin : begin + limit]]
+        begin = 0 if after is None else bisect_right(self._people.positions, after)
+        return [self._people.users[position] for position in self._people.positions[begin : begin + limit]]
+
+    async def entries(self, *, after: int | None, limit: int) -> list[OutboxEntry]:
+        """See ``Archive.entries``."""
+        behind = [entry for entry in await self._outbox.entries() if entry.id > (after or 0)]
+        return [replace(entry, lease=None) for entry in behind[:limit]]
+
+    async def keys(self, *, after: str | None, limit: int) -> list[KeyRecord]:
+        """See ``Archive.keys``."""
+        behind = sorted(digest for digest in self._people.keys if digest > (after or ""))
+        return [self._people.keys[digest] for digest in behind[:limit]]
+
+    async def places(self) -> Places:
+        """See ``Archive.places``."""
+        return Places(position=self._people.last_position, entry=self._outbox.last_id)
 
     async def holders(self, *, mailboxes: Sequence[str], ids: Sequence[UUID]) -> list[UserRecord]:
         """See ``Archive.holders``."""
-        found = {self._position_of_mailbox.get(mailbox) for mailbox in mailboxes}
-        found |= {self._position_of_id.get(user_id) for user_id in ids}
-        return [self._record(position) for position in sorted(each for each in found if each is not None)]
+        found = {self._people.position_of_mailbox.get(mailbox) for mailbox in mailboxes}
+        found |= {self._people.position_of_id.get(user_id) for user_id in ids}
+        return [self._people.users[position] for position in sorted(each for each in found if each is not None)]
 
     async def count(self) -> int:
         """See ``Archive.count``."""
-        return len(self._users)
+        return len(self._people.users)
 
-    def _record(self, position: int) -> UserRecord:
-        user = self._users[position]
-        return UserRecord(
-            position=position,
-            id=user.id,
-            email=user.email.typed,
-            mailbox=user.email.mailbox,
-            age=user.age.years,
-            password_hash=user.password_hash,
-            registered_at=user.registered_at,
-        )
+    async def begin_copy(self) -> bool:
+        """See ``Archive.begin_copy``."""
+        if self._is_finished is None and (self._people.users or await self._outbox.entries()):
+            return False
+        self._is_finished = False
+        return True
+
+    async def put_users(self, records: Sequence[UserRecord], *, instead_of: Sequence[int]) -> None:
+        """See ``Archive.put_users``."""
+        in_the_way = await self.holders(mailboxes=[user.mailbox for user in records], ids=[user.id for user in records])
+        for position in {user.position for user in in_the_way}.union(instead_of).intersection(self._people.users):
+            self._outbox.forget(self._people.remove(position))
+        for user in records:
+            self._people.put(user)
+
+    async def put_entries(self, records: Sequence[OutboxEntry], *, instead_of: Sequence[int]) -> None:
+        """See ``Archive.put_entries``."""
+        self._outbox.replace(instead_of, [replace(entry, lease=None) for entry in records])
+
+    async def put_keys(self, records: Sequence[KeyRecord], *, instead_of: Sequence[str]) -> None:
+        """See ``Archive.put_keys``."""
+        keys = {digest: key for digest, key in self._people.keys.items() if digest not in {*instead_of}}
+        keys |= {key.digest: key for key in records if key.user_id in self._people.position_of_id}
+        self._people.keys = dict(sorted(keys.items(), key=lambda item: item[1].used_at))
+
+    async def put_places(self, places: Places) -> None:
+        """See ``Archive.put_places``."""
+        self._people.last_position = max(self._people.last_position, places.position)
+        self._outbox.give_out_behind(places.entry)
+
+    async def end_copy(self) -> None:
+        """See ``Archive.end_copy``."""
+        self._is_finished = True
+
+    async def stand_alone(self) -> None:
+        """See ``Archive.stand_alone``."""
+        if self._is_finished is False:
+            raise StorageUnavailable(UNFINISHED)
+        self._is_finished = None
+
+
+def _view(user: UserRecord) -> UserView:
+    return {
+        "id": str(user.id),
+        "email": user.email,
+        "age": user.age,
+        "registered_at": timestamp(user.registered_at),
+    }

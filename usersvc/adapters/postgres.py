@@ -9,13 +9,13 @@ from uuid import UUID
 
 import asyncpg
 
+from usersvc.adapters.postgres_archive import ENTRY, PostgresArchive, entry_of, uuid_of
 from usersvc.adapters.postgres_pool import PostgresPool, listening
 from usersvc.adapters.postgres_schema import ADDING, upgrade
 from usersvc.application.ports import (
     CAUSE,
     KEY_LIFETIME,
     LAST,
-    Cause,
     EarlierRegistration,
     IdempotencyKey,
     IdempotencyKeyUsed,
@@ -24,12 +24,10 @@ from usersvc.application.ports import (
     OutboxState,
     Page,
     StorageUnavailable,
-    UserRecord,
     UserView,
     timestamp,
 )
 from usersvc.domain.errors import EmailAlreadyRegistered
-from usersvc.domain.events import UserRegistered
 from usersvc.domain.user import PasswordHash, User
 
 POOL_SIZE = 5
@@ -47,8 +45,6 @@ _LINE = """
 '{"id":"' || id || '","email":' || to_json(email) || ',"age":' || age || ',"registered_at":"'
     || to_char(registered_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z') || '"}'
 """
-_RECORD = "position, id, email, mailbox, age, password_hash, registered_at"
-_ENTRY = "id, user_id, email, occurred_at, attempts, due_at, reason, lease, request_id, trace_id, span_id"
 
 
 # One statement, and so one transaction and one way to the server and back, with no moment in which a client that hangs
@@ -207,7 +203,7 @@ class PostgresUsers:
             cause and cause.trace_id,
             cause and cause.span_id,
         )
-        new = {(_uuid(row["id"]), row["mailbox"]) for row in rows}
+        new = {(uuid_of(row["id"]), row["mailbox"]) for row in rows}
         stored = []
         for user in users:
             who = user.id, user.email.mailbox
@@ -310,16 +306,16 @@ class PostgresOutbox:
             ),
             leased AS (
                 UPDATE outbox SET attempts = attempts + 1, due_at = $4, lease = gen_random_uuid()
-                FROM due WHERE id = due_id RETURNING {_ENTRY}, since
+                FROM due WHERE id = due_id RETURNING {ENTRY}, since
             )
-            SELECT {_ENTRY} FROM leased ORDER BY since, id
+            SELECT {ENTRY} FROM leased ORDER BY since, id
             """,  # noqa: S608  # constants
             now,
             latest,
             limit,
             until,
         )
-        return [_entry(row) for row in rows]
+        return [entry_of(row) for row in rows]
 
     async def delivered(self, entry: OutboxEntry) -> None:
         """See ``Outbox.delivered``."""
@@ -341,7 +337,7 @@ class PostgresOutbox:
 
     async def entries(self) -> list[OutboxEntry]:
         """See ``Outbox.entries``."""
-        return [_entry(row) for row in await self._pool.run(f"SELECT {_ENTRY} FROM outbox ORDER BY id")]  # noqa: S608  # a constant
+        return [entry_of(row) for row in await self._pool.run(f"SELECT {ENTRY} FROM outbox ORDER BY id")]  # noqa: S608  # a constant
 
     async def retry(self, entry_id: int, *, now: datetime) -> bool:
         """See ``Outbox.retry``."""
@@ -374,45 +370,6 @@ class PostgresOutbox:
         await self._pool.run(f"{change} WHERE id = $1 AND lease = $2", entry.id, entry.lease, *values)
 
 
-class PostgresArchive:
-    """An ``Archive`` in the database of a ``PostgresUsers``."""
-
-    def __init__(self, pool: PostgresPool) -> None:
-        self._pool = pool
-
-    async def users(self, *, after: int | None, limit: int) -> list[UserRecord]:
-        """See ``Archive.users``."""
-        rows = await self._pool.run(
-            f"SELECT {_RECORD} FROM users WHERE position > $1 ORDER BY position LIMIT $2",  # noqa: S608  # a constant
-            0 if after is None else after,
-            limit,
-        )
-        return [_record(row) for row in rows]
-
-    async def holders(self, *, mailboxes: Sequence[str], ids: Sequence[UUID]) -> list[UserRecord]:
-        """See ``Archive.holders``."""
-        rows = await self._pool.run(
-            f"SELECT {_RECORD} FROM users WHERE mailbox = ANY ($1) OR id = ANY ($2) ORDER BY position",  # noqa: S608  # a constant
-            list(mailboxes),
-            list(ids),
-        )
-        return [_record(row) for row in rows]
-
-    async def count(self) -> int:
-        """See ``Archive.count``."""
-        [[count]] = await self._pool.run("SELECT count(*) FROM users")
-        return int(count)
-
-
-def _uuid(value: UUID) -> UUID:
-    """The same, but not of asyncpg's own type."""
-    return UUID(int=value.int)
-
-
-def _record(row: asyncpg.Record) -> UserRecord:
-    return UserRecord(**{**row, "id": _uuid(row["id"]), "password_hash": PasswordHash(row["password_hash"])})
-
-
 def _view(row: asyncpg.Record) -> UserView:
     return {
         "id": str(row["id"]),
@@ -420,16 +377,3 @@ def _view(row: asyncpg.Record) -> UserView:
         "age": row["age"],
         "registered_at": timestamp(row["registered_at"]),
     }
-
-
-def _entry(row: asyncpg.Record) -> OutboxEntry:
-    entry_id, user_id, email, occurred_at, attempts, due_at, reason, lease, request_id, trace_id, span_id = row
-    return OutboxEntry(
-        id=entry_id,
-        event=UserRegistered(_uuid(user_id), email, occurred_at),
-        attempts=attempts,
-        due_at=due_at,
-        reason=reason,
-        lease=None if lease is None else str(lease),
-        cause=None if request_id is None else Cause(request_id, trace_id, span_id),
-    )

@@ -13,12 +13,12 @@ from uuid import UUID, uuid4
 
 import aiosqlite
 
+from usersvc.adapters.sqlite_archive import ENTRY, SqliteArchive, entry_of
 from usersvc.adapters.sqlite_file import DatabaseFile
 from usersvc.application.ports import (
     CAUSE,
     KEY_LIFETIME,
     LAST,
-    Cause,
     EarlierRegistration,
     IdempotencyKey,
     IdempotencyKeyUsed,
@@ -26,14 +26,13 @@ from usersvc.application.ports import (
     OutboxEntry,
     OutboxState,
     Page,
-    UserRecord,
     UserView,
     timestamp,
     view_of,
 )
 from usersvc.domain.errors import EmailAlreadyRegistered
 from usersvc.domain.events import UserRegistered
-from usersvc.domain.user import PasswordHash, User
+from usersvc.domain.user import User
 
 FORGOTTEN_AT_ONCE = 100
 """How many ended keys one registration deletes; more than it adds, and few enough to cost nothing."""
@@ -45,8 +44,6 @@ _VIEW = "id, email, age, registered_at"
 _LINES = """CAST(group_concat(
     json_object('id', id, 'email', email, 'age', age, 'registered_at', registered_at), char(10)
 ) AS BLOB)"""
-_RECORD = "position, id, email, mailbox, age, password_hash, registered_at"
-_ENTRY = "id, user_id, email, occurred_at, attempts, due_at, reason, lease, request_id, trace_id, span_id"
 
 
 class SqliteUsers:
@@ -201,12 +198,12 @@ class SqliteOutbox:
 
         async def take(connection: aiosqlite.Connection) -> list[OutboxEntry]:
             rows = await connection.execute_fetchall(
-                f"SELECT {_ENTRY} FROM outbox WHERE {_DUE} ORDER BY due_at, id LIMIT ?",  # noqa: S608  # constants
+                f"SELECT {ENTRY} FROM outbox WHERE {_DUE} ORDER BY due_at, id LIMIT ?",  # noqa: S608  # constants
                 (*due, limit),
             )
             leased = [
                 replace(entry, attempts=entry.attempts + 1, due_at=until, lease=str(uuid4()))
-                for entry in map(_entry, map(tuple, rows))
+                for entry in map(entry_of, map(tuple, rows))
             ]
             await connection.executemany(
                 "UPDATE outbox SET attempts = ?, due_at = ?, lease = ? WHERE id = ?",
@@ -235,7 +232,7 @@ class SqliteOutbox:
 
     async def entries(self) -> list[OutboxEntry]:
         """See ``Outbox.entries``."""
-        return [_entry(row) for row in await self._file.read(f"SELECT {_ENTRY} FROM outbox ORDER BY id")]  # noqa: S608  # a constant
+        return [entry_of(row) for row in await self._file.read(f"SELECT {ENTRY} FROM outbox ORDER BY id")]  # noqa: S608  # a constant
 
     async def retry(self, entry_id: int, *, now: datetime) -> bool:
         """See ``Outbox.retry``."""
@@ -266,38 +263,6 @@ class SqliteOutbox:
 
     async def _answer(self, change: str, values: list[str], entry: OutboxEntry) -> None:
         await self._file.change(f"{change} WHERE id = ? AND lease = ?", (*values, entry.id, entry.lease))
-
-
-class SqliteArchive:
-    """An ``Archive`` in the file of a ``SqliteUsers``."""
-
-    def __init__(self, file: DatabaseFile) -> None:
-        self._file = file
-
-    async def users(self, *, after: int | None, limit: int) -> list[UserRecord]:
-        """See ``Archive.users``."""
-        rows = await self._file.read(
-            f"SELECT {_RECORD} FROM users WHERE position > ? ORDER BY position LIMIT ?",  # noqa: S608  # a constant
-            [0 if after is None else after, limit],
-        )
-        return [_record(row) for row in rows]
-
-    async def holders(self, *, mailboxes: Sequence[str], ids: Sequence[UUID]) -> list[UserRecord]:
-        """See ``Archive.holders``."""
-        rows = await self._file.read(
-            f"""
-            SELECT {_RECORD} FROM users
-            WHERE mailbox IN (SELECT value FROM json_each(?)) OR id IN (SELECT value FROM json_each(?))
-            ORDER BY position
-            """,  # noqa: S608  # a constant
-            [json.dumps([*mailboxes]), json.dumps([str(user_id) for user_id in ids])],
-        )
-        return [_record(row) for row in rows]
-
-    async def count(self) -> int:
-        """See ``Archive.count``."""
-        [[count]] = await self._file.read("SELECT count(*) FROM users")
-        return int(count)
 
 
 async def _put(connection: aiosqlite.Connection, events: Sequence[UserRegistered]) -> None:
@@ -351,29 +316,3 @@ async def _use(connection: aiosqlite.Connection, key: IdempotencyKey, user: User
 
 def _view(row: tuple[Any, ...]) -> UserView:
     return {"id": row[0], "email": row[1], "age": row[2], "registered_at": row[3]}
-
-
-def _record(row: tuple[Any, ...]) -> UserRecord:
-    position, user_id, email, mailbox, age, password_hash, registered_at = row
-    return UserRecord(
-        position=position,
-        id=UUID(user_id),
-        email=email,
-        mailbox=mailbox,
-        age=age,
-        password_hash=PasswordHash(password_hash),
-        registered_at=datetime.fromisoformat(registered_at),
-    )
-
-
-def _entry(row: tuple[Any, ...]) -> OutboxEntry:
-    entry_id, user_id, email, occurred_at, attempts, due_at, reason, lease, request_id, trace_id, span_id = row
-    return OutboxEntry(
-        id=entry_id,
-        event=UserRegistered(UUID(user_id), email, datetime.fromisoformat(occurred_at)),
-        attempts=attempts,
-        due_at=None if due_at is None else datetime.fromisoformat(due_at),
-        reason=reason,
-        lease=lease,
-        cause=None if request_id is None else Cause(request_id, trace_id, span_id),
-    )

@@ -305,14 +305,47 @@ class UserRecord:
     """In UTC."""
 
 
+@dataclass(frozen=True, slots=True)
+class KeyRecord:
+    """An idempotency key as stored."""
+
+    digest: str
+    """See ``IdempotencyKey``."""
+    user_id: UUID
+    used_at: datetime
+    """In UTC."""
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """How far a store has come in giving out places; 0 where it has given out none."""
+
+    position: int
+    """Of users."""
+    entry: int
+    """Ids in the outbox."""
+
+
 class Archive(Protocol):
-    """The users of a store as they are stored, for moving them in and out.
+    """What a store keeps, as it is stored, for moving it in and out.
 
     Every method raises ``StorageUnavailable`` when the store cannot answer.
     """
 
     async def users(self, *, after: int | None, limit: int) -> list[UserRecord]:
         """At most ``limit`` users in order of position, beginning behind position ``after`` (None: at the first)."""
+        ...
+
+    async def entries(self, *, after: int | None, limit: int) -> list[OutboxEntry]:
+        """The same of the outbox, in order of id; nobody's leases: a leased entry is due when its lease ends."""
+        ...
+
+    async def keys(self, *, after: str | None, limit: int) -> list[KeyRecord]:
+        """The same of the idempotency keys whose users are there, in order of digest."""
+        ...
+
+    async def places(self) -> Places:
+        """How far places have been given out, also those of what is gone."""
         ...
 
     async def holders(self, *, mailboxes: Sequence[str], ids: Sequence[UUID]) -> list[UserRecord]:
@@ -328,6 +361,54 @@ class Archive(Protocol):
         """How many users there are."""
         ...
 
+    async def begin_copy(self) -> bool:
+        """Become a copy that is not finished, on which no service starts.
+
+        Returns:
+            False, with nothing done, when the store holds something and is no copy.
+        """
+        ...
+
+    async def put_users(self, records: Sequence[UserRecord], *, instead_of: Sequence[int]) -> None:
+        """Store users at their positions, in one transaction. Nobody is told.
+
+        Args:
+            records: with different positions, mailboxes and ids.
+            instead_of: positions. Who is there goes, as does who has a mailbox or an id of ``records``; and with them
+                what the outbox has for them, and their keys.
+        """
+        ...
+
+    async def put_entries(self, records: Sequence[OutboxEntry], *, instead_of: Sequence[int]) -> None:
+        """Store entries of the outbox under their ids, held by nobody, in place of those with these ids."""
+        ...
+
+    async def put_keys(self, records: Sequence[KeyRecord], *, instead_of: Sequence[str]) -> None:
+        """Store idempotency keys, but for those whose users are not there, in place of those with these digests."""
+        ...
+
+    async def put_places(self, places: Places) -> None:
+        """Give out only what lies behind these places, and behind those that were given out already."""
+        ...
+
+    async def end_copy(self) -> None:
+        """Be a copy that is finished: until a service starts on it, it can be brought up to date."""
+        ...
+
+    async def stand_alone(self) -> None:
+        """Be a copy no longer, but a store in its own right.
+
+        Raises:
+            StorageUnavailable: it is a copy that is not finished.
+        """
+        ...
+
+
+UNFINISHED = (
+    "the database is a copy that is not finished: run usersvc db copy again, until it says that both are the same"
+)
+"""What ``Archive.stand_alone`` says."""
+
 
 class Store(Users, Protocol):
     """Everything that one store keeps."""
@@ -339,7 +420,7 @@ class Store(Users, Protocol):
 
     @property
     def archive(self) -> Archive:
-        """The users as they are stored."""
+        """The same as it is stored."""
         ...
 
 
