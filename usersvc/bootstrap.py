@@ -26,7 +26,7 @@ from usersvc.adapters.prometheus import PrometheusMetrics
 from usersvc.adapters.smtp_notifier import Security, SmtpNotifier
 from usersvc.adapters.sqlite import SqliteUsers
 from usersvc.application.notifications import LEASE, NotificationDispatcher
-from usersvc.application.ports import Notifier, Outbox, PasswordHasher, Store, Users
+from usersvc.application.ports import CompleteStore, Notifier, Outbox, PasswordHasher, Users
 from usersvc.application.registration import UserRegistrationService
 from usersvc.asgi import AiohttpASGI, while_client_waits
 from usersvc.config import BadSetting, MemoryDatabase, PostgresDatabase, Settings, SqliteDatabase
@@ -179,7 +179,7 @@ def create_users(settings: Settings) -> "InMemoryUsers | SqliteUsers | PostgresU
 
 
 @asynccontextmanager
-async def opened_store(settings: Settings) -> AsyncIterator[Store]:
+async def opened_store(settings: Settings) -> AsyncIterator[CompleteStore]:
     """The store that the settings name, open while this is entered; a database file is made if it is missing.
 
     Raises:

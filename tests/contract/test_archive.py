@@ -1,4 +1,4 @@
-"""What every ``Archive`` has to do for a store to be copied, run against each of them."""
+"""What every ``CompleteArchive`` has to do for a store to be copied, run against each of them."""
 
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -14,13 +14,13 @@ from usersvc.adapters.sqlite import SqliteUsers
 from usersvc.application.ports import (
     CAUSE,
     Cause,
+    CompleteStore,
     IdempotencyKey,
     KeyRecord,
     Order,
     OutboxEntry,
     Places,
     StorageUnavailable,
-    Store,
     UserRecord,
 )
 from usersvc.domain.events import UserRegistered
@@ -31,7 +31,7 @@ MINUTE = timedelta(minutes=1)
 
 
 @pytest.fixture(params=["memory", "sqlite", "postgres"])
-async def users(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Store]:
+async def users(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[CompleteStore]:
     if request.param == "memory":
         yield InMemoryUsers()
     elif request.param == "sqlite":
@@ -74,22 +74,22 @@ def key_of(user: UserRecord, name: str = "key") -> KeyRecord:
     return KeyRecord(IdempotencyKey.named(name).digest, user.id, user.registered_at)
 
 
-async def everybody(users: Store) -> list[UserRecord]:
+async def everybody(users: CompleteStore) -> list[UserRecord]:
     return await users.archive.users(after=None, limit=100)
 
 
-async def everything_told(users: Store) -> list[OutboxEntry]:
+async def everything_told(users: CompleteStore) -> list[OutboxEntry]:
     return await users.archive.entries(after=None, limit=100)
 
 
-async def all_keys(users: Store) -> list[KeyRecord]:
+async def all_keys(users: CompleteStore) -> list[KeyRecord]:
     return await users.archive.keys(after=None, limit=100)
 
 
 # --- reading --------------------------------------------------------------------------------------------------------
 
 
-async def test_the_outbox_and_the_keys_are_read_in_pieces_and_in_order(users: Store) -> None:
+async def test_the_outbox_and_the_keys_are_read_in_pieces_and_in_order(users: CompleteStore) -> None:
     keys = [IdempotencyKey.named(f"key {number}") for number in range(5)]
     for number, key in enumerate(keys):
         await users.add(person(f"user{number}@example.com"), key=key)
@@ -110,14 +110,14 @@ async def test_the_outbox_and_the_keys_are_read_in_pieces_and_in_order(users: St
     assert await users.archive.keys(after=used[-1].digest, limit=2) == []
 
 
-async def test_a_leased_entry_is_read_as_nobodys_and_due_when_the_lease_ends(users: Store) -> None:
+async def test_a_leased_entry_is_read_as_nobodys_and_due_when_the_lease_ends(users: CompleteStore) -> None:
     await users.add(person("alice@example.com"))
     [leased] = await users.outbox.lease(now=NOW, until=NOW + MINUTE, limit=1)
     assert leased.lease is not None
     assert await everything_told(users) == [replace(leased, lease=None)]
 
 
-async def test_places_are_told_also_of_what_is_gone(users: Store) -> None:
+async def test_places_are_told_also_of_what_is_gone(users: CompleteStore) -> None:
     assert await users.archive.places() == Places(0, 0)
     alice, bob = person("alice@example.com"), person("bob@example.com")
     await users.add(alice)
@@ -129,7 +129,7 @@ async def test_places_are_told_also_of_what_is_gone(users: Store) -> None:
 # --- storing --------------------------------------------------------------------------------------------------------
 
 
-async def test_users_are_stored_as_they_are_and_where_they_were(users: Store) -> None:
+async def test_users_are_stored_as_they_are_and_where_they_were(users: CompleteStore) -> None:
     put = [record(3), record(7, "straße@BÜCHER.example"), record(1000)]
     await users.archive.put_users(put, instead_of=[])
 
@@ -140,7 +140,7 @@ async def test_users_are_stored_as_they_are_and_where_they_were(users: Store) ->
     assert [user["email"] for user in page.users] == ["straße@BÜCHER.example", put[0].email]
 
 
-async def test_users_can_be_stored_before_those_who_are_there(users: Store) -> None:
+async def test_users_can_be_stored_before_those_who_are_there(users: CompleteStore) -> None:
     late, early = record(7), record(3)
     await users.archive.put_users([late], instead_of=[])
     await users.archive.put_users([early], instead_of=[])
@@ -149,7 +149,7 @@ async def test_users_can_be_stored_before_those_who_are_there(users: Store) -> N
     assert [user["id"] for user in page.users] == [str(early.id)]
 
 
-async def test_who_is_replaced_goes_with_mails_and_keys_and_nobody_else_does(users: Store) -> None:
+async def test_who_is_replaced_goes_with_mails_and_keys_and_nobody_else_does(users: CompleteStore) -> None:
     gone, kept = record(1), record(2)
     await users.archive.put_users([gone, kept], instead_of=[])
     await users.archive.put_entries([entry_of(gone, 1), entry_of(kept, 2)], instead_of=[])
@@ -164,7 +164,7 @@ async def test_who_is_replaced_goes_with_mails_and_keys_and_nobody_else_does(use
     assert await users.find(gone.id) is None
 
 
-async def test_who_has_the_mailbox_or_the_id_of_one_who_is_stored_goes(users: Store) -> None:
+async def test_who_has_the_mailbox_or_the_id_of_one_who_is_stored_goes(users: CompleteStore) -> None:
     mailbox_taken, id_taken, other = record(1), record(2), record(3)
     await users.archive.put_users([mailbox_taken, id_taken, other], instead_of=[])
     await users.archive.put_keys([key_of(mailbox_taken, "a"), key_of(id_taken, "b")], instead_of=[])
@@ -179,7 +179,7 @@ async def test_who_has_the_mailbox_or_the_id_of_one_who_is_stored_goes(users: St
     assert await all_keys(users) == []
 
 
-async def test_storing_the_same_again_comes_to_the_same(users: Store) -> None:
+async def test_storing_the_same_again_comes_to_the_same(users: CompleteStore) -> None:
     user = record(4)
     entry, key = entry_of(user, 9), key_of(user)
     for _ in range(2):
@@ -189,7 +189,7 @@ async def test_storing_the_same_again_comes_to_the_same(users: Store) -> None:
     assert (await everybody(users), await everything_told(users), await all_keys(users)) == ([user], [entry], [key])
 
 
-async def test_entries_are_stored_whole_and_worked_on_from_there(users: Store) -> None:
+async def test_entries_are_stored_whole_and_worked_on_from_there(users: CompleteStore) -> None:
     user = record(1)
     put = [
         entry_of(user, 3),
@@ -209,7 +209,7 @@ async def test_entries_are_stored_whole_and_worked_on_from_there(users: Store) -
     assert [entry.id for entry in await users.outbox.entries()] == [4, 5, 8]
 
 
-async def test_entries_go_and_are_replaced(users: Store) -> None:
+async def test_entries_go_and_are_replaced(users: CompleteStore) -> None:
     user = record(1)
     first, second, third = (entry_of(user, number) for number in (1, 2, 3))
     await users.archive.put_entries([first, second, third], instead_of=[])
@@ -218,7 +218,7 @@ async def test_entries_go_and_are_replaced(users: Store) -> None:
     assert await users.outbox.entries() == [later, third]
 
 
-async def test_keys_are_stored_for_those_who_are_there_and_known_again(users: Store) -> None:
+async def test_keys_are_stored_for_those_who_are_there_and_known_again(users: CompleteStore) -> None:
     user, stranger = record(1), record(2)
     await users.archive.put_users([user], instead_of=[])
     await users.archive.put_keys([key_of(user, "a"), key_of(stranger, "b")], instead_of=[])
@@ -236,7 +236,7 @@ async def test_keys_are_stored_for_those_who_are_there_and_known_again(users: St
     assert await all_keys(users) == [key_of(user, "c")]
 
 
-async def test_places_that_were_given_out_are_not_given_out_again(users: Store) -> None:
+async def test_places_that_were_given_out_are_not_given_out_again(users: CompleteStore) -> None:
     await users.archive.put_places(Places(position=41, entry=17))
     # Nothing leads back.
     await users.archive.put_places(Places(position=3, entry=2))
@@ -247,13 +247,13 @@ async def test_places_that_were_given_out_are_not_given_out_again(users: Store) 
     assert await users.archive.places() == Places(42, 18)
 
 
-async def test_no_places_at_all_can_be_stored(users: Store) -> None:
+async def test_no_places_at_all_can_be_stored(users: CompleteStore) -> None:
     await users.archive.put_places(Places(position=0, entry=0))
     await users.add(person("alice@example.com"))
     assert await users.archive.places() == Places(1, 1)
 
 
-async def test_a_thousand_of_each_can_be_stored_at_once(users: Store) -> None:
+async def test_a_thousand_of_each_can_be_stored_at_once(users: CompleteStore) -> None:
     people = [record(number) for number in range(1, 1001)]
     await users.archive.put_users(people, instead_of=range(2000, 3000))
     await users.archive.put_entries([entry_of(user, user.position) for user in people], instead_of=range(2000, 3000))
@@ -266,7 +266,7 @@ async def test_a_thousand_of_each_can_be_stored_at_once(users: Store) -> None:
 # --- copies ---------------------------------------------------------------------------------------------------------
 
 
-async def test_an_empty_store_can_become_a_copy_and_a_store_in_its_own_right(users: Store) -> None:
+async def test_an_empty_store_can_become_a_copy_and_a_store_in_its_own_right(users: CompleteStore) -> None:
     await users.archive.stand_alone()
     assert await users.archive.begin_copy()
     await users.archive.put_users([record(1)], instead_of=[])
@@ -285,7 +285,7 @@ async def test_an_empty_store_can_become_a_copy_and_a_store_in_its_own_right(use
     await users.archive.stand_alone()
 
 
-async def test_a_store_in_which_there_is_something_does_not_become_a_copy(users: Store) -> None:
+async def test_a_store_in_which_there_is_something_does_not_become_a_copy(users: CompleteStore) -> None:
     await users.add(person("alice@example.com"))
     assert not await users.archive.begin_copy()
     await users.archive.stand_alone()
@@ -298,7 +298,7 @@ async def test_a_store_in_which_there_is_something_does_not_become_a_copy(users:
     assert await users.archive.begin_copy()
 
 
-async def test_the_cause_of_an_entry_comes_along(users: Store) -> None:
+async def test_the_cause_of_an_entry_comes_along(users: CompleteStore) -> None:
     CAUSE.set(Cause("4711", "a" * 32, "b" * 16))
     await users.add(person("alice@example.com"))
     [entry] = await everything_told(users)

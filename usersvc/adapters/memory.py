@@ -260,7 +260,7 @@ class InMemoryUsers:
 
 
 class InMemoryArchive:
-    """An ``Archive`` of what an ``InMemoryUsers`` holds."""
+    """A ``CompleteArchive`` of what an ``InMemoryUsers`` holds."""
 
     def __init__(self, people: _People, outbox: InMemoryOutbox) -> None:
         self._people = people
@@ -274,17 +274,17 @@ class InMemoryArchive:
         return [self._people.users[position] for position in self._people.positions[begin : begin + limit]]
 
     async def entries(self, *, after: int | None, limit: int) -> list[OutboxEntry]:
-        """See ``Archive.entries``."""
+        """See ``CompleteArchive.entries``."""
         behind = [entry for entry in await self._outbox.entries() if entry.id > (after or 0)]
         return [replace(entry, lease=None) for entry in behind[:limit]]
 
     async def keys(self, *, after: str | None, limit: int) -> list[KeyRecord]:
-        """See ``Archive.keys``."""
+        """See ``CompleteArchive.keys``."""
         behind = sorted(digest for digest in self._people.keys if digest > (after or ""))
         return [self._people.keys[digest] for digest in behind[:limit]]
 
     async def places(self) -> Places:
-        """See ``Archive.places``."""
+        """See ``CompleteArchive.places``."""
         return Places(position=self._people.last_position, entry=self._outbox.last_id)
 
     async def holders(self, *, mailboxes: Sequence[str], ids: Sequence[UUID]) -> list[UserRecord]:
@@ -298,14 +298,14 @@ class InMemoryArchive:
         return len(self._people.users)
 
     async def begin_copy(self) -> bool:
-        """See ``Archive.begin_copy``."""
+        """See ``CompleteArchive.begin_copy``."""
         if self._is_finished is None and (self._people.users or await self._outbox.entries()):
             return False
         self._is_finished = False
         return True
 
     async def put_users(self, records: Sequence[UserRecord], *, instead_of: Sequence[int]) -> None:
-        """See ``Archive.put_users``."""
+        """See ``CompleteArchive.put_users``."""
         in_the_way = await self.holders(mailboxes=[user.mailbox for user in records], ids=[user.id for user in records])
         for position in {user.position for user in in_the_way}.union(instead_of).intersection(self._people.users):
             self._outbox.forget(self._people.remove(position))
@@ -313,26 +313,26 @@ class InMemoryArchive:
             self._people.put(user)
 
     async def put_entries(self, records: Sequence[OutboxEntry], *, instead_of: Sequence[int]) -> None:
-        """See ``Archive.put_entries``."""
+        """See ``CompleteArchive.put_entries``."""
         self._outbox.replace(instead_of, [replace(entry, lease=None) for entry in records])
 
     async def put_keys(self, records: Sequence[KeyRecord], *, instead_of: Sequence[str]) -> None:
-        """See ``Archive.put_keys``."""
+        """See ``CompleteArchive.put_keys``."""
         keys = {digest: key for digest, key in self._people.keys.items() if digest not in {*instead_of}}
         keys |= {key.digest: key for key in records if key.user_id in self._people.position_of_id}
         self._people.keys = dict(sorted(keys.items(), key=lambda item: item[1].used_at))
 
     async def put_places(self, places: Places) -> None:
-        """See ``Archive.put_places``."""
+        """See ``CompleteArchive.put_places``."""
         self._people.last_position = max(self._people.last_position, places.position)
         self._outbox.give_out_behind(places.entry)
 
     async def end_copy(self) -> None:
-        """See ``Archive.end_copy``."""
+        """See ``CompleteArchive.end_copy``."""
         self._is_finished = True
 
     async def stand_alone(self) -> None:
-        """See ``Archive.stand_alone``."""
+        """See ``CompleteArchive.stand_alone``."""
         if self._is_finished is False:
             raise StorageUnavailable(UNFINISHED)
         self._is_finished = None

@@ -29,7 +29,7 @@ _IS_MARKED = "SELECT to_regclass('usersvc_copy') IS NOT NULL"
 
 
 class PostgresArchive:
-    """An ``Archive`` in the database of a ``PostgresUsers``.
+    """A ``CompleteArchive`` in the database of a ``PostgresUsers``.
 
     Whatever it stores, it can store again: each statement is run again when its answer is lost.
     """
@@ -47,7 +47,7 @@ class PostgresArchive:
         return [_record(row) for row in rows]
 
     async def entries(self, *, after: int | None, limit: int) -> list[OutboxEntry]:
-        """See ``Archive.entries``."""
+        """See ``CompleteArchive.entries``."""
         rows = await self._pool.run(
             f"SELECT {ENTRY} FROM outbox WHERE id > $1 ORDER BY id LIMIT $2",  # noqa: S608  # a constant
             0 if after is None else after,
@@ -56,7 +56,7 @@ class PostgresArchive:
         return [replace(entry_of(row), lease=None) for row in rows]
 
     async def keys(self, *, after: str | None, limit: int) -> list[KeyRecord]:
-        """See ``Archive.keys``."""
+        """See ``CompleteArchive.keys``."""
         rows = await self._pool.run(
             f"SELECT {_KEY} FROM idempotency_keys WHERE digest > $1 ORDER BY digest LIMIT $2",  # noqa: S608  # a constant
             after or "",
@@ -65,7 +65,7 @@ class PostgresArchive:
         return [KeyRecord(row["digest"], uuid_of(row["user_id"]), row["used_at"]) for row in rows]
 
     async def places(self) -> Places:
-        """See ``Archive.places``."""
+        """See ``CompleteArchive.places``."""
         # CockroachDB: a sequence is no table there; pg_sequences tells the same.
         [[position, entry]] = await self._pool.run(
             """
@@ -90,7 +90,7 @@ class PostgresArchive:
         return int(count)
 
     async def begin_copy(self) -> bool:
-        """See ``Archive.begin_copy``."""
+        """See ``CompleteArchive.begin_copy``."""
         if not await self._is_marked():
             await self._pool.run(
                 """
@@ -110,7 +110,7 @@ class PostgresArchive:
         return bool(marked)
 
     async def put_users(self, records: Sequence[UserRecord], *, instead_of: Sequence[int]) -> None:
-        """See ``Archive.put_users``."""
+        """See ``CompleteArchive.put_users``."""
         # Whoever is in the way is gone before the first comes: the count takes all of them. Keys go with their users.
         await self._pool.run(
             f"""
@@ -134,7 +134,7 @@ class PostgresArchive:
         )
 
     async def put_entries(self, records: Sequence[OutboxEntry], *, instead_of: Sequence[int]) -> None:
-        """See ``Archive.put_entries``."""
+        """See ``CompleteArchive.put_entries``."""
         causes = [entry.cause for entry in records]
         await self._pool.run(
             f"""
@@ -162,7 +162,7 @@ class PostgresArchive:
         )
 
     async def put_keys(self, records: Sequence[KeyRecord], *, instead_of: Sequence[str]) -> None:
-        """See ``Archive.put_keys``."""
+        """See ``CompleteArchive.put_keys``."""
         await self._pool.run(
             f"""
             WITH gone AS (
@@ -180,7 +180,7 @@ class PostgresArchive:
         )
 
     async def put_places(self, places: Places) -> None:
-        """See ``Archive.put_places``."""
+        """See ``CompleteArchive.put_places``."""
         for sequence, place in (("users_position", places.position), ("outbox_id_seq", places.entry)):
             await self._pool.run(
                 f"""
@@ -191,11 +191,11 @@ class PostgresArchive:
             )
 
     async def end_copy(self) -> None:
-        """See ``Archive.end_copy``."""
+        """See ``CompleteArchive.end_copy``."""
         await self._pool.run("UPDATE usersvc_copy SET finished = true")
 
     async def stand_alone(self) -> None:
-        """See ``Archive.stand_alone``."""
+        """See ``CompleteArchive.stand_alone``."""
         if await self._is_marked():
             # The table stays: whoever runs the service need not be who made it.
             await self._pool.run("DELETE FROM usersvc_copy WHERE finished")

@@ -33,7 +33,7 @@ _IS_MARKED = "SELECT 1 FROM sqlite_schema WHERE name = 'usersvc_copy'"
 
 
 class SqliteArchive:
-    """An ``Archive`` in the file of a ``SqliteUsers``."""
+    """A ``CompleteArchive`` in the file of a ``SqliteUsers``."""
 
     def __init__(self, file: DatabaseFile) -> None:
         self._file = file
@@ -47,7 +47,7 @@ class SqliteArchive:
         return [_record(row) for row in rows]
 
     async def entries(self, *, after: int | None, limit: int) -> list[OutboxEntry]:
-        """See ``Archive.entries``."""
+        """See ``CompleteArchive.entries``."""
         rows = await self._file.read(
             f"SELECT {ENTRY} FROM outbox WHERE id > ? ORDER BY id LIMIT ?",  # noqa: S608  # a constant
             [0 if after is None else after, limit],
@@ -55,7 +55,7 @@ class SqliteArchive:
         return [replace(entry_of(row), lease=None) for row in rows]
 
     async def keys(self, *, after: str | None, limit: int) -> list[KeyRecord]:
-        """See ``Archive.keys``."""
+        """See ``CompleteArchive.keys``."""
         rows = await self._file.read(
             f"""
             SELECT {_KEY} FROM idempotency_keys
@@ -67,7 +67,7 @@ class SqliteArchive:
         return [KeyRecord(digest, UUID(user_id), datetime.fromisoformat(used_at)) for digest, user_id, used_at in rows]
 
     async def places(self) -> Places:
-        """See ``Archive.places``."""
+        """See ``CompleteArchive.places``."""
         given_out = dict(await self._file.read("SELECT name, seq FROM sqlite_sequence"))
         return Places(position=given_out.get("users", 0), entry=given_out.get("outbox", 0))
 
@@ -89,7 +89,7 @@ class SqliteArchive:
         return int(count)
 
     async def begin_copy(self) -> bool:
-        """See ``Archive.begin_copy``."""
+        """See ``CompleteArchive.begin_copy``."""
 
         async def begin(connection: aiosqlite.Connection) -> bool:
             await connection.execute(
@@ -114,7 +114,7 @@ class SqliteArchive:
         return await self._file.write(begin)
 
     async def put_users(self, records: Sequence[UserRecord], *, instead_of: Sequence[int]) -> None:
-        """See ``Archive.put_users``."""
+        """See ``CompleteArchive.put_users``."""
         rows = _rows(
             (
                 user.position,
@@ -155,7 +155,7 @@ class SqliteArchive:
         await self._file.write(put)
 
     async def put_entries(self, records: Sequence[OutboxEntry], *, instead_of: Sequence[int]) -> None:
-        """See ``Archive.put_entries``."""
+        """See ``CompleteArchive.put_entries``."""
         rows = _rows(
             (
                 entry.id,
@@ -179,7 +179,7 @@ class SqliteArchive:
         )
 
     async def put_keys(self, records: Sequence[KeyRecord], *, instead_of: Sequence[str]) -> None:
-        """See ``Archive.put_keys``."""
+        """See ``CompleteArchive.put_keys``."""
         rows = _rows((key.digest, str(key.user_id), timestamp(key.used_at)) for key in records)
         await self._put(
             "idempotency_keys",
@@ -193,7 +193,7 @@ class SqliteArchive:
         )
 
     async def put_places(self, places: Places) -> None:
-        """See ``Archive.put_places``."""
+        """See ``CompleteArchive.put_places``."""
 
         async def put(connection: aiosqlite.Connection) -> None:
             for table, place in (("users", places.position), ("outbox", places.entry)):
@@ -213,11 +213,11 @@ class SqliteArchive:
         await self._file.write(put)
 
     async def end_copy(self) -> None:
-        """See ``Archive.end_copy``."""
+        """See ``CompleteArchive.end_copy``."""
         await self._file.change("UPDATE usersvc_copy SET finished = 1")
 
     async def stand_alone(self) -> None:
-        """See ``Archive.stand_alone``."""
+        """See ``CompleteArchive.stand_alone``."""
         # Looking is what almost all need, and harms nobody.
         if not await self._file.read(_IS_MARKED):
             return

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from usersvc.application.ports import Archive, KeyRecord, OutboxEntry, UserRecord, timestamp
+from usersvc.application.ports import CompleteArchive, KeyRecord, OutboxEntry, UserRecord, timestamp
 
 AT_ONCE = 1000
 """Records in one transaction: nobody waits for the target."""
@@ -69,8 +69,8 @@ class _Kind(Generic[Record, Place]):
     name: str
     place: Callable[[Record], Place]
     """What they are ordered by, and known by."""
-    read: Callable[[Archive, Place | None, int], Awaitable[list[Record]]]
-    put: Callable[[Archive, Sequence[Record], Sequence[Place]], Awaitable[None]]
+    read: Callable[[CompleteArchive, Place | None, int], Awaitable[list[Record]]]
+    put: Callable[[CompleteArchive, Sequence[Record], Sequence[Place]], Awaitable[None]]
     values: Callable[[Record], Sequence[object]]
     """All that has to be the same in both stores."""
 
@@ -115,7 +115,7 @@ _KEYS: _Kind[KeyRecord, str] = _Kind(
 )
 
 
-async def copy(source: Archive, target: Archive, *, advance: Advance) -> Sequence[Tally]:
+async def copy(source: CompleteArchive, target: CompleteArchive, *, advance: Advance) -> Sequence[Tally]:
     """Give the target all that the source holds, and take away what it holds no longer.
 
     The source is only read, and may be in use. Both are gone through side by side, and only what differs is stored: so
@@ -150,8 +150,8 @@ async def copy(source: Archive, target: Archive, *, advance: Advance) -> Sequenc
 
 async def _copy_kind(
     kind: _Kind[Record, Place],
-    source: Archive,
-    target: Archive,
+    source: CompleteArchive,
+    target: CompleteArchive,
     advance: Advance,
     expect: Callable[[Sequence[Record], Sequence[Record]], None] = lambda _, __: None,
 ) -> Tally:
@@ -177,7 +177,7 @@ async def _copy_kind(
 
 
 async def _side_by_side(
-    kind: _Kind[Record, Place], source: Archive, target: Archive
+    kind: _Kind[Record, Place], source: CompleteArchive, target: CompleteArchive
 ) -> AsyncIterator[tuple[list[Record], list[Record]]]:
     """All records of both, in order: each time those of the same range of places."""
     after: Place | None = None
@@ -192,7 +192,7 @@ async def _side_by_side(
         yield [each for each in ours if kind.place(each) <= end], [each for each in theirs if kind.place(each) <= end]
 
 
-async def compare(source: Archive, target: Archive, *, advance: Advance) -> Comparison:
+async def compare(source: CompleteArchive, target: CompleteArchive, *, advance: Advance) -> Comparison:
     """Read everything in both, and tell what it comes to.
 
     Raises:
@@ -207,7 +207,7 @@ async def compare(source: Archive, target: Archive, *, advance: Advance) -> Comp
     )
 
 
-async def _sums(archive: Archive, advance: Advance) -> Sequence[Sum]:
+async def _sums(archive: CompleteArchive, advance: Advance) -> Sequence[Sum]:
     return [
         await _sum(_USERS, archive, advance),
         await _sum(_ENTRIES, archive, lambda _: advance(0)),
@@ -215,7 +215,7 @@ async def _sums(archive: Archive, advance: Advance) -> Sequence[Sum]:
     ]
 
 
-async def _sum(kind: _Kind[Record, Place], archive: Archive, advance: Advance) -> Sum:
+async def _sum(kind: _Kind[Record, Place], archive: CompleteArchive, advance: Advance) -> Sum:
     digest, count = hashlib.sha256(), 0
     after: Place | None = None
     while records := await kind.read(archive, after, AT_ONCE):

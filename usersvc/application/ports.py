@@ -327,25 +327,13 @@ class Places:
 
 
 class Archive(Protocol):
-    """What a store keeps, as it is stored, for moving it in and out.
+    """The users of a store as they are stored, for moving them in and out.
 
     Every method raises ``StorageUnavailable`` when the store cannot answer.
     """
 
     async def users(self, *, after: int | None, limit: int) -> list[UserRecord]:
         """At most ``limit`` users in order of position, beginning behind position ``after`` (None: at the first)."""
-        ...
-
-    async def entries(self, *, after: int | None, limit: int) -> list[OutboxEntry]:
-        """The same of the outbox, in order of id; nobody's leases: a leased entry is due when its lease ends."""
-        ...
-
-    async def keys(self, *, after: str | None, limit: int) -> list[KeyRecord]:
-        """The same of the idempotency keys whose users are there, in order of digest."""
-        ...
-
-    async def places(self) -> Places:
-        """How far places have been given out, also those of what is gone."""
         ...
 
     async def holders(self, *, mailboxes: Sequence[str], ids: Sequence[UUID]) -> list[UserRecord]:
@@ -359,6 +347,25 @@ class Archive(Protocol):
 
     async def count(self) -> int:
         """How many users there are."""
+        ...
+
+
+class CompleteArchive(Archive, Protocol):
+    """All that a store keeps, as it is stored: what it takes for the store to be copied, and to be a copy."""
+
+    async def entries(self, *, after: int | None, limit: int) -> list[OutboxEntry]:
+        """Entries of the outbox, as ``users`` has those, in order of id.
+
+        Leases are nobody's here: a leased entry is due when its lease ends.
+        """
+        ...
+
+    async def keys(self, *, after: str | None, limit: int) -> list[KeyRecord]:
+        """Idempotency keys, as ``users`` has those, whose users are there, in order of digest."""
+        ...
+
+    async def places(self) -> Places:
+        """How far places have been given out, also those of what is gone."""
         ...
 
     async def begin_copy(self) -> bool:
@@ -407,7 +414,7 @@ class Archive(Protocol):
 UNFINISHED = (
     "the database is a copy that is not finished: run usersvc db copy again, until it says that both are the same"
 )
-"""What ``Archive.stand_alone`` says."""
+"""What ``CompleteArchive.stand_alone`` says."""
 
 
 class Store(Users, Protocol):
@@ -421,6 +428,15 @@ class Store(Users, Protocol):
     @property
     def archive(self) -> Archive:
         """The same as it is stored."""
+        ...
+
+
+class CompleteStore(Store, Protocol):
+    """One that can be copied."""
+
+    @property
+    def archive(self) -> CompleteArchive:
+        """All of it as it is stored."""
         ...
 
 

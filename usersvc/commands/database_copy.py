@@ -11,7 +11,7 @@ from usersvc.commands.outcome import Failure, Stopped
 
 if TYPE_CHECKING:
     from usersvc.application.copying import Comparison, Tally
-    from usersvc.application.ports import Archive
+    from usersvc.application.ports import CompleteArchive
     from usersvc.config import Settings
 
 T = TypeVar("T")
@@ -90,7 +90,7 @@ def _url(name: str, text: str) -> str:
     return url
 
 
-Work = Callable[["Archive", "Archive", Callable[[], None]], Awaitable[None]]
+Work = Callable[["CompleteArchive", "CompleteArchive", Callable[[], None]], Awaitable[None]]
 
 
 def _run(one: "Settings", other: "Settings", work: Work, *, create: bool) -> None:
@@ -107,7 +107,7 @@ def _run(one: "Settings", other: "Settings", work: Work, *, create: bool) -> Non
         asyncio.run(run(interruption.heed))
 
 
-async def _copied(source: "Archive", target: "Archive", heed: Callable[[], None]) -> None:
+async def _copied(source: "CompleteArchive", target: "CompleteArchive", heed: Callable[[], None]) -> None:
     from usersvc.application.copying import NotACopy, copy
 
     done, users = 0, await source.count()
@@ -131,7 +131,7 @@ async def _copied(source: "Archive", target: "Archive", heed: Callable[[], None]
     await target.end_copy()
 
 
-async def _compared(source: "Archive", target: "Archive", heed: Callable[[], None]) -> None:
+async def _compared(source: "CompleteArchive", target: "CompleteArchive", heed: Callable[[], None]) -> None:
     from usersvc.application.copying import compare
 
     users = await source.count() + await target.count()

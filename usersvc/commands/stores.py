@@ -10,14 +10,14 @@ from usersvc.commands.outcome import Failure
 if TYPE_CHECKING:
     from asyncio import Runner
 
-    from usersvc.application.ports import Store
+    from usersvc.application.ports import CompleteStore
     from usersvc.config import Settings, SqliteDatabase
 
 T = TypeVar("T")
 
 
 @asynccontextmanager
-async def opened(settings: "Settings", *, create: bool = False) -> AsyncIterator["Store"]:
+async def opened(settings: "Settings", *, create: bool = False) -> AsyncIterator["CompleteStore"]:
     """The store that the settings name, while this is entered.
 
     Args:
@@ -51,7 +51,7 @@ def storage_failures() -> Iterator[None]:
         raise Failure(str(error)) from None
 
 
-def on_store(work: Callable[["Store"], Awaitable[T]]) -> T:
+def on_store(work: Callable[["CompleteStore"], Awaitable[T]]) -> T:
     """Do some work on the store that the environment names; see ``opened``."""
     import asyncio
 
