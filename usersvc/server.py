@@ -35,7 +35,7 @@ MAX_HEAD, MAX_FIELDS, MAX_TARGET = 32 * 1024, 100, 8 * 1024
 FRAMES = 8
 """How much of what comes may be the frames of chunks, as a multiple of the body: with one byte in each, it is 6."""
 MAX_WAITING = 8
-"""How many requests may wait on a connection behind the one in hand, already parsed, before nothing more is read of it."""
+"""How many requests may wait on a connection behind the one in hand; it ends with the answer to the last of them."""
 HEAD_TIMEOUT = 10.0
 """How long the head of a request may take, in seconds: the first on a connection from its beginning."""
 KEEP_ALIVE = 5

@@ -140,6 +140,8 @@ class TestRegister:
             ({**ALICE, "\ud800": 1}, {("\\ud800", "unknown-field")}),
             ({**ALICE, "x" * 1000: 1}, {("x" * 64, "unknown-field")}),
             ({**ALICE, "_schema": 1}, {("_schema", "unknown-field")}),
+            ({**ALICE, **dict.fromkeys(map(str, range(97)), 0)}, {(str(n), "unknown-field") for n in range(97)}),
+            ({**ALICE, **dict.fromkeys(map(str, range(98)), 0)}, {("body", "too-many")}),
             ([ALICE], {("body", "wrong-type")}),
             ("alice", {("body", "wrong-type")}),
             (17, {("body", "wrong-type")}),
@@ -275,6 +277,8 @@ class TestList:
             ("email=%FF", {("email", "invalid-email")}),
             ("offset=1", {("offset", "unknown-field")}),
             ("offset=1&offset=2", {("offset", "unknown-field")}),
+            ("&".join(map(str, range(101))), {("query", "too-many")}),
+            ("&".join(["limit=1"] * 101), {("query", "too-many")}),
             (
                 "limit=x&order=x&cursor=x&email=x&x=x&limit=1",
                 {
@@ -290,6 +294,11 @@ class TestList:
     async def test_names_every_bad_parameter(self, client: Client, query: str, expected: set[tuple[str, str]]) -> None:
         response = await client.get(f"/users?{query}")
         assert flaws(await problem(response, 422, "validation-failed")) == expected
+
+    async def test_names_no_more_than_a_hundred_where_there_are_no_parameters(self, client: Client) -> None:
+        for count, expected in ((100, {(str(n), "unknown-field") for n in range(100)}), (101, {("query", "too-many")})):
+            response = await client.get(f"/livez?{'&'.join(map(str, range(count)))}")
+            assert flaws(await problem(response, 422, "validation-failed")) == expected
 
 
 class TestShow:
