@@ -216,12 +216,13 @@ def answering(observe: Observe, trusted_proxies: Sequence[Network], trace: Trace
         if request.secure:
             headers["Strict-Transport-Security"] = "max-age=31536000"
         headers.update(request.get(RATE_HEADERS, ()))
+        status = response.status
 
         def ended(sent: int, whole: bool) -> None:
             seconds = time.perf_counter() - started
-            observe(request.method, route or NO_ROUTE, response.status, seconds)
+            observe(request.method, route or NO_ROUTE, status, seconds)
             if span is not None:
-                span.end(response.status)
+                span.end(status)
             if access_log.isEnabledFor(logging.INFO):
                 client = client_address(request.remote, request.headers.getall("X-Forwarded-For", ()), trusted_proxies)
                 access_log.info(
@@ -229,7 +230,7 @@ def answering(observe: Observe, trusted_proxies: Sequence[Network], trace: Trace
                     extra={
                         "method": request.method,
                         "route": route or NO_ROUTE,
-                        "status": response.status,
+                        "status": status,
                         "milliseconds": round(seconds * 1000, 1),
                         "bytes": sent,
                         "client": None if client is None else str(client),
@@ -240,6 +241,8 @@ def answering(observe: Observe, trusted_proxies: Sequence[Network], trace: Trace
 
         body = response.body if isinstance(response, web.Response) else None
         if isinstance(body, Payload) and request.method != "HEAD":
+            # It must not know the response: that would be kept, with what was read for it, until there is a garbage
+            # collection, and only then would be told that it was broken off.
             request[handlers.ENDED] = ended
         else:
             ended(len(body) if isinstance(body, bytes) and request.method != "HEAD" else 0, True)
