@@ -17,7 +17,8 @@ How it works:
 
 Where a client, or a handler, sees something else than with aiohttp's own server:
     - `Date`, `Server`, `Connection` (but for `close`), `Keep-Alive`, `Transfer-Encoding` and the like are left to the
-      ASGI server, so that none comes twice. So are reason phrases, time-outs, and limits on lines and headers.
+      ASGI server, so that none comes twice. So are reason phrases, time-outs, and limits on lines and headers. Uvicorn
+      sends what has no `Content-Length` in chunks, to clients of HTTP/1.0 too.
     - What the server's parser refuses, it refuses in its own words; what it repairs (absolute targets, a bare `?` or a
       fragment at the end of a target, interim responses) is not seen here.
     - Request header names lose the case they were sent in; those that `aiohttp.hdrs` knows have its spelling. Response

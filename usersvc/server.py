@@ -24,6 +24,7 @@ from usersvc.web.problems import (
     RequestTimeout,
     TargetTooLong,
     TooManyConnections,
+    TooManyWaiting,
     problem_response,
 )
 
@@ -33,6 +34,8 @@ MAX_HEAD, MAX_FIELDS, MAX_TARGET = 32 * 1024, 100, 8 * 1024
 """Of a request: bytes of its head, header fields, and bytes of its target (RFC 9110, section 4.1, asks for 8000)."""
 FRAMES = 8
 """How much of what comes may be the frames of chunks, as a multiple of the body: with one byte in each, it is 6."""
+MAX_WAITING = 8
+"""How many requests may wait on a connection behind the one in hand; it ends with the answer to the last of them."""
 HEAD_TIMEOUT = 10.0
 """How long the head of a request may take, in seconds: the first on a connection from its beginning."""
 KEEP_ALIVE = 5
@@ -165,6 +168,10 @@ class HardenedProtocol(HttpToolsProtocol):
         super().on_body(body)
 
     def _flaw(self) -> RequestRefused | None:
+        if len(self.pipeline) >= MAX_WAITING:
+            # uvicorn stops reading while one waits, but not parsing what it has read, which may hold thousands; and
+            # reads on after each answer.
+            return TooManyWaiting()
         if len(self.url) > MAX_TARGET:
             return TargetTooLong()
         # What came in one piece that is small enough need not be counted.
@@ -231,11 +238,14 @@ class HardenedProtocol(HttpToolsProtocol):
         """Answer what the application does not get to see, and close."""
         self._refused = refusal
         self._unset_keepalive_if_required()
-        self.pipeline.clear()
+        if self.pipeline and self.cycle.more_body:
+            # The latest one that waits is what is refused.
+            self.pipeline.popleft()
         in_hand = None if self._is_idle() else self._in_hand
         if in_hand is not None and not (in_hand is self.cycle and in_hand.more_body):
-            # It is a later request that is refused: the one in hand is to be answered first, and then it ends.
-            in_hand.keep_alive = False
+            # It is a later request that is refused: those before it are to be answered first, and then it ends.
+            last = self.pipeline[0][0] if self.pipeline else in_hand
+            last.keep_alive = False
             self.flow.pause_reading()
         elif in_hand is not None and in_hand.response_started:
             # An answer is on its way, and must not look as if it were complete.

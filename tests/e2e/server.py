@@ -86,6 +86,11 @@ class Service:
             return "".join(self._lines)
 
     @property
+    def errors(self) -> list[str]:
+        """The lines of failures that it has logged so far, in the form for people."""
+        return [line for line in self.output.splitlines() if re.search(r"\[(error|critical) *\]|Traceback", line)]
+
+    @property
     def pid(self) -> int:
         return self._process.pid
 

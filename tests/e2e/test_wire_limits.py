@@ -16,6 +16,7 @@ import pytest
 from tests.e2e import short_times
 from tests.e2e.api import RawResponse, person, read_responses
 from tests.e2e.server import DEADLINE, Service, StartService, running
+from usersvc.server import MAX_WAITING
 
 SHORT = (sys.executable, str(Path(short_times.__file__)), "serve")
 HOST = b"Host: test\r\n"
@@ -166,6 +167,24 @@ def test_a_refused_request_behind_a_good_one_is_no_answer_to_that(service: Servi
     good = b"POST /register HTTP/1.1\r\n" + HOST + JSON + b"Content-Length: %d\r\n\r\n%s" % (len(body), body)
     answers = read_responses(service.talk(good + b"nonsense\r\n\r\n"))
     assert [answer.status for answer in answers] == [201]
+
+
+@pytest.mark.parametrize("too_many", [0, 1, 20])
+def test_so_many_requests_wait_on_a_connection_and_behind_them_it_ends(service: Service, too_many: int) -> None:
+    # One is in hand; all come in one piece.
+    last = b"" if too_many else LIVEZ.replace(HOST, HOST + b"Connection: close\r\n")
+    taken = MAX_WAITING + 1
+    answers = read_responses(service.talk(LIVEZ * (taken + too_many - bool(last)) + last))
+    assert [answer.status for answer in answers] == [200] * taken
+    assert [answer.headers.get("connection") for answer in answers] == [None] * MAX_WAITING + ["close"]
+
+
+def test_a_refused_request_behind_several_good_ones_costs_none_of_them(service: Service) -> None:
+    unfinished = b"POST /register HTTP/1.1\r\n" + HOST + JSON + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n"
+    for refused in (b"nonsense\r\n\r\n", unfinished):
+        answers = read_responses(service.talk(LIVEZ * 3 + refused))
+        assert [answer.status for answer in answers] == [200, 200, 200]
+        assert answers[-1].headers["connection"] == "close"
 
 
 def test_a_compressed_body_is_limited_by_what_it_becomes(service: Service) -> None:

@@ -1,6 +1,7 @@
 """The web side over aiohttp's own server, on fakes: what needs no process of its own."""
 
 import asyncio
+import gc
 import json
 import logging
 import re
@@ -13,11 +14,12 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 
+from tests.asgi.fake_server import FakeServer
 from tests.fakes import QuickHasher, quick_service
 from usersvc.adapters.memory import InMemoryUsers
 from usersvc.application.ports import Cause, IdempotencyKey, Order, Page, StorageUnavailable, UserView
 from usersvc.application.registration import UserRegistrationService
-from usersvc.asgi import AiohttpASGI
+from usersvc.asgi import AiohttpASGI, Message
 from usersvc.domain.user import Password, PasswordHash, User
 from usersvc.web.app import create_app
 from usersvc.web.problems import PROBLEMS
@@ -140,6 +142,8 @@ class TestRegister:
             ({**ALICE, "\ud800": 1}, {("\\ud800", "unknown-field")}),
             ({**ALICE, "x" * 1000: 1}, {("x" * 64, "unknown-field")}),
             ({**ALICE, "_schema": 1}, {("_schema", "unknown-field")}),
+            ({**ALICE, **dict.fromkeys(map(str, range(97)), 0)}, {(str(n), "unknown-field") for n in range(97)}),
+            ({**ALICE, **dict.fromkeys(map(str, range(98)), 0)}, {("body", "too-many")}),
             ([ALICE], {("body", "wrong-type")}),
             ("alice", {("body", "wrong-type")}),
             (17, {("body", "wrong-type")}),
@@ -275,6 +279,8 @@ class TestList:
             ("email=%FF", {("email", "invalid-email")}),
             ("offset=1", {("offset", "unknown-field")}),
             ("offset=1&offset=2", {("offset", "unknown-field")}),
+            ("&".join(map(str, range(101))), {("query", "too-many")}),
+            ("&".join(["limit=1"] * 101), {("query", "too-many")}),
             (
                 "limit=x&order=x&cursor=x&email=x&x=x&limit=1",
                 {
@@ -290,6 +296,11 @@ class TestList:
     async def test_names_every_bad_parameter(self, client: Client, query: str, expected: set[tuple[str, str]]) -> None:
         response = await client.get(f"/users?{query}")
         assert flaws(await problem(response, 422, "validation-failed")) == expected
+
+    async def test_names_no_more_than_a_hundred_where_there_are_no_parameters(self, client: Client) -> None:
+        for count, expected in ((100, {(str(n), "unknown-field") for n in range(100)}), (101, {("query", "too-many")})):
+            response = await client.get(f"/livez?{'&'.join(map(str, range(count)))}")
+            assert flaws(await problem(response, 422, "validation-failed")) == expected
 
 
 class TestShow:
@@ -398,6 +409,31 @@ class BrokenUsers(InMemoryUsers):
 
     async def check(self) -> None:
         raise self._error
+
+
+class TestBrokenOff:
+    async def test_an_export_whose_reader_goes_is_told_and_let_go_at_once(self) -> None:
+        told = []
+        service = quick_service()
+        await service.register(**ALICE)
+        app = AiohttpASGI(create_app(service, observe=lambda *request: told.append(request[:3])))
+        server = FakeServer(path="/users", headers=[(b"accept", b"application/x-ndjson")])
+
+        async def send(message: Message) -> None:
+            if message["type"] == "http.response.body":
+                raise OSError("the client has gone")
+
+        # Without it, whatever is part of a circle stays.
+        gc.collect()
+        gc.disable()
+        try:
+            await app(server.scope, server.receive, send)
+            # A generator that nobody holds is closed by a task.
+            for _ in range(10):
+                await asyncio.sleep(0)
+            assert told == [("GET", "/users", 200)]
+        finally:
+            gc.enable()
 
 
 class TestTrouble:

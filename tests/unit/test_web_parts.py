@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from usersvc.application.ports import Order
-from usersvc.web.app import weight
+from usersvc.web.app import MAX_ACCEPT, weight
 from usersvc.web.schemas import Cursor
 
 
@@ -69,6 +69,16 @@ def test_an_accept_header_admits_json(accept: str) -> None:
 )
 def test_an_accept_header_does_not_admit_json(accept: str) -> None:
     assert weight(accept, "application/json") == 0
+
+
+def test_what_stands_far_behind_in_an_accept_header_is_passed_over() -> None:
+    assert weight("application/json;q=0," + "text/html," * 50, "application/json") == 0
+    assert weight("text/html," * 1000 + "application/json", "application/json") == 0
+    # Neither does half of a range count, nor anything of a header that is all one.
+    cut = "text/html, " + "x" * (MAX_ACCEPT - 28) + ",application/json;q=0"
+    assert cut[:MAX_ACCEPT].endswith("application/json")
+    assert weight(cut, "application/json") == 0
+    assert weight("application/json;" + "x" * MAX_ACCEPT, "application/json") == 1
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from usersvc.domain.errors import Violation
 from usersvc.web import cors, handlers, openapi
 from usersvc.web.access import AdminToken
 from usersvc.web.client_address import Network, client_address
-from usersvc.web.parsing import BODY_TIMEOUT, VIOLATIONS, StrictParser
+from usersvc.web.parsing import BODY_TIMEOUT, VIOLATIONS, StrictParser, refuse_too_many
 from usersvc.web.problems import InvalidRequest, NotAcceptable, RateLimited, Stopping, problem_response
 from usersvc.web.rate_limit import RateLimit
 from usersvc.web.schemas import NO_PARAMETER, RegistrationSchema, shown
@@ -32,6 +32,9 @@ access_log = logging.getLogger("usersvc.access")
 REQUEST_ID = web.RequestKey("REQUEST_ID", str)
 
 MAX_BODY_BYTES = 16384
+
+MAX_ACCEPT = 1024
+"""Characters of an ``Accept`` header that are looked at: browsers send under 200, and reading 32 KiB takes its time."""
 
 Observe = Callable[[str, str, int, float], None]
 """Is told of a request: method, template of the path, status, and how long it took in seconds."""
@@ -213,12 +216,13 @@ def answering(observe: Observe, trusted_proxies: Sequence[Network], trace: Trace
         if request.secure:
             headers["Strict-Transport-Security"] = "max-age=31536000"
         headers.update(request.get(RATE_HEADERS, ()))
+        status = response.status
 
         def ended(sent: int, whole: bool) -> None:
             seconds = time.perf_counter() - started
-            observe(request.method, route or NO_ROUTE, response.status, seconds)
+            observe(request.method, route or NO_ROUTE, status, seconds)
             if span is not None:
-                span.end(response.status)
+                span.end(status)
             if access_log.isEnabledFor(logging.INFO):
                 client = client_address(request.remote, request.headers.getall("X-Forwarded-For", ()), trusted_proxies)
                 access_log.info(
@@ -226,7 +230,7 @@ def answering(observe: Observe, trusted_proxies: Sequence[Network], trace: Trace
                     extra={
                         "method": request.method,
                         "route": route or NO_ROUTE,
-                        "status": response.status,
+                        "status": status,
                         "milliseconds": round(seconds * 1000, 1),
                         "bytes": sent,
                         "client": None if client is None else str(client),
@@ -237,6 +241,8 @@ def answering(observe: Observe, trusted_proxies: Sequence[Network], trace: Trace
 
         body = response.body if isinstance(response, web.Response) else None
         if isinstance(body, Payload) and request.method != "HEAD":
+            # It must not know the response: that would be kept, with what was read for it, until there is a garbage
+            # collection, and only then would be told that it was broken off.
             request[handlers.ENDED] = ended
         else:
             ended(len(body) if isinstance(body, bytes) and request.method != "HEAD" else 0, True)
@@ -293,7 +299,7 @@ async def content_negotiation(request: web.Request, handler: Handler) -> web.Str
 
     Raises:
         NotAcceptable: ``Accept`` admits nothing that the resource has (RFC 9110, section 12.5.1).
-        InvalidRequest: it has parameters, and the resource none.
+        InvalidRequest: it has parameters, and the resource none; or too many.
     """
     noted = _noted(request)
     if noted:
@@ -308,6 +314,7 @@ async def content_negotiation(request: web.Request, handler: Handler) -> web.Str
         request[handlers.MEDIA_TYPE] = chosen
         # Raw, since the query is taken apart only when it is looked at.
         if request.rel_url.raw_query_string and "text/html" not in offered and not _has_query(noted):
+            refuse_too_many("query", len(request.query))
             unknown = [Violation(shown(name), "unknown-field", NO_PARAMETER) for name in dict.fromkeys(request.query)]
             if unknown and not noted["schemas"]:
                 raise InvalidRequest(unknown)
@@ -322,8 +329,11 @@ def _has_query(noted: Mapping[str, Any]) -> bool:
 def weight(accept: str, media_type: str) -> float:
     """What an ``Accept`` header gives a media type, from 0 (not wanted) to 1, by the most specific range that fits it.
 
-    What is no media range is passed over; a header without any admits everything.
+    What is no media range, or stands behind ``MAX_ACCEPT``, is passed over; a header without any admits everything.
     """
+    if len(accept) > MAX_ACCEPT:
+        # Less the range that is cut.
+        accept = accept[:MAX_ACCEPT].rpartition(",")[0]
     weights: dict[str, float] = {}
     for element in accept.lower().split(","):
         media_range, *parameters = (part.strip() for part in element.split(";"))

@@ -257,6 +257,8 @@ async def streamed(request: web.Request, batches: AsyncIterator[bytes]) -> web.R
 
     async def body() -> AsyncIterator[bytes]:
         sent, whole = 0, False
+        # Taken, as it knows the request.
+        ended = request.pop(ENDED)
         try:
             yield first
             sent = len(first)
@@ -265,7 +267,7 @@ async def streamed(request: web.Request, batches: AsyncIterator[bytes]) -> web.R
                 sent += len(batch)
             whole = True
         finally:
-            request[ENDED](sent, whole)
+            ended(sent, whole)
 
     return web.Response(body=body(), content_type=NDJSON)
 

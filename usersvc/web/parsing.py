@@ -28,8 +28,21 @@ CODINGS = ("identity", "gzip", "deflate")
 KNOWN_QUERIES = 256
 """How many queries' meanings are kept: lists are asked for in few ways, but for their cursors."""
 
+MAX_NAMES = 100
+"""How many members a body, and parameters a query, may have: naming each that is unknown takes its time."""
+
 BODY_TIMEOUT = 30.0
 """How long the body of a request may take to arrive, in seconds."""
+
+
+def refuse_too_many(field: str, names: int) -> None:
+    """Return if a part of a request has no more names than it may.
+
+    Raises:
+        InvalidRequest: it has.
+    """
+    if names > MAX_NAMES:
+        raise InvalidRequest([Violation(field, "too-many", f"Must have at most {MAX_NAMES} names.")])
 
 
 class StrictParser(AIOHTTPParser):
@@ -87,6 +100,7 @@ class StrictParser(AIOHTTPParser):
             BodyTooLarge: it is larger than the application takes.
             RequestTimeout: it did not arrive in time.
             MalformedJson: it is not JSON.
+            InvalidRequest: it has more members than anybody needs.
         """
         if req.content_type != "application/json" or "Content-Type" not in req.headers:
             raise UnsupportedMediaType("The body has to be application/json.")
@@ -102,7 +116,10 @@ class StrictParser(AIOHTTPParser):
                 body = await req.read()
         except TimeoutError:
             raise RequestTimeout("The body did not arrive in time.") from None
-        return strict_json.loads(body)
+        document = strict_json.loads(body)
+        if isinstance(document, dict):
+            refuse_too_many("body", len(document))
+        return document
 
     def load_headers(self, req: web.Request, schema: Schema) -> Any:
         """The headers that the schema knows; of one that comes more than once, the list of its values."""
@@ -111,7 +128,12 @@ class StrictParser(AIOHTTPParser):
         return {name: given if len(given) > 1 else given[0] for name, given in values.items()}
 
     def load_querystring(self, req: web.Request, schema: Schema) -> Any:
-        """The query; of a parameter that comes more than once, the list of its values."""
+        """The query; of a parameter that comes more than once, the list of its values.
+
+        Raises:
+            InvalidRequest: it has more parameters than anybody needs.
+        """
+        refuse_too_many("query", len(req.query))
         values = {name: req.query.getall(name) for name in req.query}
         return {name: given if len(given) > 1 else given[0] for name, given in values.items()}
 

@@ -81,6 +81,10 @@ class TooManyConnections(RequestRefused):
     """All connections that the server takes are in use."""
 
 
+class TooManyWaiting(RequestRefused):
+    """As many requests as may wait on one connection wait already."""
+
+
 class Stopping(RequestRefused):
     """The service is being stopped and does not end what the request asked for."""
 
@@ -239,7 +243,7 @@ PROBLEMS: Mapping[str, Problem] = {
             503,
             "Overloaded",
             "The service has no room for the request just now, or is being stopped; it may be repeated.",
-            (Stopping, HashingOverloaded, TooManyConnections),
+            (Stopping, HashingOverloaded, TooManyConnections, TooManyWaiting),
             {"Retry-After": "5"},
         ),
         Problem(
