@@ -8,6 +8,7 @@ client should. A mail is a line in the log.
 
 import argparse
 import re
+import subprocess
 import sys
 import tempfile
 import threading
@@ -25,7 +26,7 @@ import httpx
 
 from tests.e2e.api import pages_from, person
 from tests.e2e.proxy import Proxy, proxy
-from tests.e2e.server import DEADLINE, SERVE, Service, free_port, running
+from tests.e2e.server import DEADLINE, SERVE, Service, free_port
 from tests.postgres import query
 from tests.postgres_server import Server, own_server
 from usersvc.application.notifications import LEASE
@@ -214,9 +215,13 @@ def run(folder: Path, *, mailboxes: int, contested: int, command: Sequence[str] 
         ports = [free_port(), free_port()]
 
         def instance(port: int) -> Service:
-            return stack.enter_context(running(folder, {**settings, "USERSVC_PORT": str(port)}, command))
+            service = Service(folder, {**settings, "USERSVC_PORT": str(port)}, command)
+            stack.callback(_end, service)
+            return service
 
         instances = [instance(port) for port in ports]
+        for each in instances:
+            each.wait_until_it_answers()
         front = stack.enter_context(proxy(folder, [each.address for each in instances]))
         began = time.monotonic()
         crowd = Crowd(front, registrations(mailboxes, contested))
@@ -228,10 +233,11 @@ def run(folder: Path, *, mailboxes: int, contested: int, command: Sequence[str] 
         crowd.wait_until_told_to_come_again()
         database.start()
         away = time.monotonic() - away
-        # As whatever looks after it would start it.
+        # As whatever looks after it would start it; the crowd leaves it little of the processor, and may be done first.
         instances.append(instance(ports[0]))
         crowd.wait_for_all()
         seconds = time.monotonic() - began
+        instances[-1].wait_until_it_answers()
         _wait_until_told(database)
         with front.client() as client:
             listed = [user["id"] for page in pages_from(client, "/users?limit=200&order=asc") for user in page]
@@ -257,6 +263,14 @@ def run(folder: Path, *, mailboxes: int, contested: int, command: Sequence[str] 
         away=away,
         longest_outage=crowd.longest_outage,
     )
+
+
+def _end(service: Service) -> None:
+    try:
+        service.stop()
+    except subprocess.TimeoutExpired:
+        service.kill()
+        raise
 
 
 def _wait_until_told(database: Server) -> None:
