@@ -77,6 +77,10 @@ bench-asgi: .venv/everything.stamp ## measure the ASGI adapter beside its peers
 bench-flood: .venv/everything.stamp ## flood the service with registrations, and time who reads meanwhile
 	$(BIN)/python -m benchmarks.flood
 
+.PHONY: bench-many
+bench-many: .venv/everything.stamp ## measure one, two and four processes on SQLite and PostgreSQL; needs wrk
+	$(BIN)/python -m benchmarks.processes postgresql:///postgres
+
 .PHONY: oldest
 oldest: .venv/everything.stamp .tools/oldest/made.stamp ## the ASGI shim's tests on the oldest aiohttp that is admitted
 	PYTHONPATH=.tools/oldest $(BIN)/pytest tests/asgi
@@ -92,6 +96,10 @@ build: .tools/poetry/made.stamp ## build the wheel and the source package, into 
 .PHONY: crash
 crash: .venv/everything.stamp ## kill the service 200 times under load, and look whether anything was lost
 	$(BIN)/python -m tests.e2e.crash --kills 200
+
+.PHONY: many-hosts
+many-hosts: .venv/everything.stamp ## 5,000 register behind nginx while an instance is killed and PostgreSQL crashes
+	$(BIN)/python -m tests.e2e.many_hosts --registrations 5000 --contested 500
 
 .PHONY: fuzz
 fuzz: .venv/everything.stamp ## send every endpoint 20,000 requests that nobody should send

@@ -134,11 +134,13 @@ class Service:
         # A service that logs little does not tell its address: it was given one.
         self.url = self.url or self.wait_for_output(_ADDRESS)[0]
         deadline = time.monotonic() + DEADLINE
-        # With several workers the address is printed before the first of them listens.
-        while not self._answers():
-            assert self._process.poll() is None, f"ended at start:\n{self.output}"
-            assert time.monotonic() < deadline, f"does not answer:\n{self.output}"
-            time.sleep(0.02)
+        # One client, since to make one takes more of a core than the service has left then.
+        with self.client() as client:
+            # With several workers the address is printed before the first of them listens.
+            while not _answers(client):
+                assert self._process.poll() is None, f"ended at start:\n{self.output}"
+                assert time.monotonic() < deadline, f"does not answer:\n{self.output}"
+                time.sleep(0.02)
 
     def talk(self, data: bytes, *, then_half_close: bool = False) -> bytes:
         """Send bytes, and give all that comes back until the service closes the connection."""
@@ -179,12 +181,6 @@ class Service:
         self._process.wait()
         self._reader.join()
 
-    def _answers(self) -> bool:
-        try:
-            return httpx.get(f"{self.url}/livez", trust_env=False).status_code == httpx.codes.OK
-        except httpx.TransportError:
-            return False
-
     def _read(self, stream: IO[str]) -> None:
         with stream:
             for line in stream:
@@ -194,6 +190,13 @@ class Service:
         with self._news:
             self._all_read = True
             self._news.notify_all()
+
+
+def _answers(client: httpx.Client) -> bool:
+    try:
+        return client.get("/livez").status_code == httpx.codes.OK
+    except httpx.TransportError:
+        return False
 
 
 class StartService(Protocol):
