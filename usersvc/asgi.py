@@ -204,7 +204,13 @@ def _encoded(headers: "CIMultiDict[str]") -> _RawHeaders:
             encoded.append((raw, value.encode() if value.isprintable() else _checked(value)))  # faster
             # What differs each time, as an id does, is soon given up.
             learned = _VALUES_OF.get(raw, 0)
-            if learned < _VALUES and len(value) <= _VALUE and type(value) is str and len(_RESPONSE_HEADERS) < _NAMES:
+            if (
+                learned < _VALUES
+                and len(name) <= _NAME
+                and len(value) <= _VALUE
+                and type(value) is str
+                and len(_RESPONSE_HEADERS) < _NAMES
+            ):
                 _RESPONSE_HEADERS[item] = encoded[-1]
                 _VALUES_OF[raw] = learned + 1
     return encoded

@@ -210,7 +210,7 @@ def _notifier(settings: Settings) -> Notifier:
 
 
 def create_asgi_app() -> AiohttpASGI:
-    """The whole service from the environment, for ``uvicorn --factory``.
+    """The whole service from the environment, for ``uvicorn --factory``: for a process of its own (see ``_settle``).
 
     Raises:
         SystemExit: with code 2, after one line on standard error, for a setting that is not accepted.

@@ -103,7 +103,9 @@ class Service:
 
     def client(self) -> httpx.Client:
         # Idle connections are given up sooner than the service does, so that none is closed just when it is used.
-        return httpx.Client(base_url=self.url, trust_env=False, limits=httpx.Limits(keepalive_expiry=2))
+        return httpx.Client(
+            base_url=self.url, trust_env=False, timeout=DEADLINE, limits=httpx.Limits(keepalive_expiry=2)
+        )
 
     def async_client(self) -> httpx.AsyncClient:
         return httpx.AsyncClient(base_url=self.url, trust_env=False, timeout=DEADLINE)
