@@ -118,6 +118,8 @@ async def main() -> None:
         for (storage, processes), rounds in found.items():
             async with sqlite() if storage == "SQLite" else postgres(chosen.postgres) as url:
                 rounds.append(await measure(url, processes, chosen.seconds))
+            registrations, pages = rounds[-1]
+            print(f"  {storage:12}{processes:>8}{registrations:>28,.0f}{pages:>28,.0f}", flush=True)
     print(f"{'':12}{'processes':>10}{'registrations':>28}{'pages':>28}")
     for (storage, processes), rounds in found.items():
         print(f"{storage:12}{processes:>10}" + "".join(f"{_told(values):>28}" for values in zip(*rounds, strict=True)))
