@@ -17,14 +17,18 @@ from usersvc.application.ports import (
     CAUSE,
     KEY_LIFETIME,
     LAST,
+    UNFINISHED,
     Cause,
     EarlierRegistration,
     IdempotencyKey,
     IdempotencyKeyUsed,
+    KeyRecord,
     Order,
     OutboxEntry,
     OutboxState,
     Page,
+    Places,
+    StorageUnavailable,
     UserRecord,
     UserView,
     timestamp,
@@ -36,6 +40,9 @@ from usersvc.domain.user import User
 
 USERS, KEYS, OUTBOX, LAST_GIVEN = "users", "keys", "outbox", "last"
 """The tables: users by position, keys by digest, entries by id, and the last position and id that were given out."""
+
+COPY = "copy"
+"""Beside those: whether this copy is finished. It is missing where this is none."""
 
 
 # --8<-- [start:users]
@@ -194,7 +201,118 @@ class JournalUsers:
         """See ``Archive.count``."""
         return await self._journal.run(lambda: len(self._positions))
 
+    async def entries(self, *, after: int | None, limit: int) -> list[OutboxEntry]:
+        """See ``Archive.entries``."""
+        behind = [entry for entry in await self.outbox.entries() if entry.id > (after or 0)]
+        return [replace(entry, lease=None) for entry in behind[:limit]]
+
+    async def keys(self, *, after: str | None, limit: int) -> list[KeyRecord]:
+        """See ``Archive.keys``."""
+
+        def work() -> list[KeyRecord]:
+            keys = self._journal.tables[KEYS]
+            behind = sorted(str(digest) for digest in keys if str(digest) > (after or ""))
+            return [
+                KeyRecord(digest, UUID(keys[digest]["user_id"]), datetime.fromisoformat(keys[digest]["used_at"]))
+                for digest in behind[:limit]
+            ]
+
+        return await self._journal.run(work)
+
+    async def places(self) -> Places:
+        """See ``Archive.places``."""
+        return await self._journal.run(self._places)
+
+    async def begin_copy(self) -> bool:
+        """See ``Archive.begin_copy``."""
+
+        def work() -> bool:
+            tables = self._journal.tables
+            if COPY not in tables[LAST_GIVEN] and (tables[USERS] or tables[OUTBOX]):
+                return False
+            self._journal.write([(LAST_GIVEN, COPY, False)])
+            return True
+
+        return await self._journal.run(work)
+
+    async def put_users(self, records: Sequence[UserRecord], *, instead_of: Sequence[int]) -> None:
+        """See ``Archive.put_users``."""
+
+        def work() -> None:
+            tables = self._journal.tables
+            found = {self._position_of_mailbox.get(user.mailbox) for user in records}
+            found |= {self._position_of_id.get(str(user.id)) for user in records}
+            gone = {position for position in found.union(instead_of) if position in self._rows}
+            ids = {self._rows[position]["view"]["id"] for position in gone if position is not None}
+            changes: list[Change] = [(USERS, position, None) for position in gone if position is not None]
+            for table in (KEYS, OUTBOX):
+                changes += [(table, key, None) for key, row in tables[table].items() if row["user_id"] in ids]
+            changes += [(USERS, user.position, _user_row(user)) for user in records]
+            last = max((user.position for user in records), default=0)
+            self._write([*changes, (LAST_GIVEN, USERS, max(self._places().position, last))])
+            if gone:
+                # What was written of these people before goes, too.
+                self._journal.rewrite()
+
+        await self._journal.run(work)
+
+    async def put_entries(self, records: Sequence[OutboxEntry], *, instead_of: Sequence[int]) -> None:
+        """See ``Archive.put_entries``."""
+
+        def work() -> None:
+            changes: list[Change] = [(OUTBOX, each, None) for each in {*instead_of} & {*self._journal.tables[OUTBOX]}]
+            changes += [(OUTBOX, entry.id, _row(replace(entry, lease=None))) for entry in records]
+            last = max((entry.id for entry in records), default=0)
+            self._journal.write([*changes, (LAST_GIVEN, OUTBOX, max(self._places().entry, last))])
+
+        await self._journal.run(work)
+
+    async def put_keys(self, records: Sequence[KeyRecord], *, instead_of: Sequence[str]) -> None:
+        """See ``Archive.put_keys``."""
+
+        def work() -> None:
+            changes: list[Change] = [(KEYS, each, None) for each in {*instead_of} & {*self._journal.tables[KEYS]}]
+            for key in records:
+                if str(key.user_id) in self._position_of_id:
+                    row = {"user_id": str(key.user_id), "used_at": timestamp(key.used_at)}
+                    changes.append((KEYS, key.digest, row))
+            self._journal.write(changes)
+
+        await self._journal.run(work)
+
+    async def put_places(self, places: Places) -> None:
+        """See ``Archive.put_places``."""
+
+        def work() -> None:
+            given = self._places()
+            self._journal.write([
+                (LAST_GIVEN, USERS, max(given.position, places.position)),
+                (LAST_GIVEN, OUTBOX, max(given.entry, places.entry)),
+            ])  # fmt: skip
+
+        await self._journal.run(work)
+
+    async def end_copy(self) -> None:
+        """See ``Archive.end_copy``."""
+        await self._journal.run(lambda: self._journal.write([(LAST_GIVEN, COPY, True)]))
+
+    async def stand_alone(self) -> None:
+        """See ``Archive.stand_alone``."""
+
+        def work() -> None:
+            is_finished = self._journal.tables[LAST_GIVEN].get(COPY)
+            if is_finished is False:
+                raise StorageUnavailable(UNFINISHED)
+            if is_finished is not None:
+                self._journal.write([(LAST_GIVEN, COPY, None)])
+
+        await self._journal.run(work)
+
     # --- in the journal's thread ---
+
+    def _places(self) -> Places:
+        given = self._journal.tables[LAST_GIVEN]
+        return Places(position=given.get(USERS, 0), entry=given.get(OUTBOX, 0))
 
     def _open(self) -> None:
         self._journal.open()
@@ -262,6 +380,11 @@ class JournalUsers:
             password_hash=row["password_hash"],
             registered_at=datetime.fromisoformat(view["registered_at"]),
         )
+
+
+def _user_row(user: UserRecord) -> dict[str, Any]:
+    view = UserView(id=str(user.id), email=user.email, age=user.age, registered_at=timestamp(user.registered_at))
+    return {"view": view, "mailbox": user.mailbox, "password_hash": user.password_hash}
 
 
 # --8<-- [start:outbox]

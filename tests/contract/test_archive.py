@@ -3,14 +3,11 @@
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from uuid import uuid4
 
 import pytest
 
-from usersvc.adapters.memory import InMemoryUsers
-from usersvc.adapters.postgres import PostgresUsers
-from usersvc.adapters.sqlite import SqliteUsers
+from tests.contract.adapters import ADAPTERS
 from usersvc.application.ports import (
     CAUSE,
     Cause,
@@ -30,16 +27,10 @@ NOW = datetime(2026, 1, 31, 9, 30, 0, 123456, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)
 
 
-@pytest.fixture(params=["memory", "sqlite", "postgres"])
-async def users(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Store]:
-    if request.param == "memory":
-        yield InMemoryUsers()
-    elif request.param == "sqlite":
-        async with SqliteUsers(tmp_path / "users.db") as sqlite_users:
-            yield sqlite_users
-    else:
-        async with PostgresUsers(request.getfixturevalue("postgres_url")) as postgres_users:
-            yield postgres_users
+@pytest.fixture(params=ADAPTERS)
+async def users(request: pytest.FixtureRequest) -> AsyncIterator[Store]:
+    async with ADAPTERS[request.param](request) as (users, _):
+        yield users
 
 
 def person(email: str) -> User:
