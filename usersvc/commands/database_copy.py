@@ -124,7 +124,7 @@ async def _copied(source: "CompleteArchive", target: "CompleteArchive", heed: Ca
     except Stopped as error:
         raise Stopped(
             error.signal_number,
-            f"stopped; {done} of {users} users are copied; the same command again goes on from there",
+            f"stopped; {done} of {users} users are there; the same command again goes on from there",
         ) from None
     _tell(tallies)
     await _compared(source, target, heed)
