@@ -319,7 +319,7 @@ def test_a_signal_stops_an_import_between_two_batches_and_the_rest_comes_later(
     usersvc: Commands, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
     monkeypatch.setattr(transfer, "STORED_AT_ONCE", 3)
-    taken = users_import._taken
+    taken, before = users_import._taken, signal.getsignal(signal.SIGTERM)
 
     async def taken_and_interrupted(*arguments: Any) -> Any:
         # While a batch is stored.
@@ -335,7 +335,7 @@ def test_a_signal_stops_an_import_between_two_batches_and_the_rest_comes_later(
         "usersvc: stopped; 3 imported, 0 already there, 0 rejected; the same command again takes over the rest\n"
     )
     assert len(usersvc.stored()) == 3
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert signal.getsignal(signal.SIGTERM) is before
     assert usersvc("users", "import", file).out == "5 imported, 3 already there, 0 rejected\n"
 
 
