@@ -115,6 +115,12 @@ class SmtpServer:
         server, self._server = self._server, None
         if server is None:
             return
+        loop = asyncio.get_running_loop()
+        for listening in server.sockets:
+            loop.remove_reader(listening.fileno())
+        # A server that closes while it accepts somebody forgets him, and he waits for a greeting for long.
+        for _ in range(3):
+            await asyncio.sleep(0)
         server.close()
         for conversation in self._conversations:
             if isinstance(conversation.transport, asyncio.Transport):
