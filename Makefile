@@ -37,7 +37,7 @@ test: .venv/everything.stamp ## all tests: features at both levels and on each s
 	$(BIN)/behave --format progress --stage http
 	$(BIN)/behave --format progress --stage http -D storage=memory
 	$(BIN)/behave --format progress --stage http -D storage=postgres
-	$(BIN)/pytest --cov=usersvc --cov-branch --cov-report=term-missing:skip-covered --cov-fail-under=95
+	$(BIN)/pytest --numprocesses auto --dist loadfile --cov=usersvc --cov-branch --cov-report=term-missing:skip-covered --cov-fail-under=95
 
 .PHONY: bdd
 bdd: .venv/everything.stamp ## the features alone, on the use cases with fakes: seconds
