@@ -314,6 +314,30 @@ def test_a_file_that_cannot_be_used_is_told(usersvc: Commands, arguments: list[s
     assert not usersvc.database.exists()
 
 
+def test_a_copy_that_is_not_finished_is_not_changed(usersvc: Commands) -> None:
+    async def begin(users: SqliteUsers) -> bool:
+        return await users.archive.begin_copy()
+
+    assert usersvc.on_store(begin)
+    file = usersvc.write("users.csv", people(2))
+    for command in (["users", "import", str(file)], ["outbox", "retry", "--all"]):
+        assert "is a copy that is not finished" in usersvc.fails(*command)
+    assert not usersvc.stored()
+
+
+def test_a_copy_that_is_changed_is_one_no_longer(usersvc: Commands) -> None:
+    async def copied(users: SqliteUsers) -> None:
+        await users.archive.begin_copy()
+        await users.archive.end_copy()
+
+    async def can_be_copied_into(users: SqliteUsers) -> bool:
+        return await users.archive.begin_copy()
+
+    usersvc.on_store(copied)
+    assert usersvc("users", "import", usersvc.write("users.csv", people(2))).code == 0
+    assert not usersvc.on_store(can_be_copied_into)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_stops_an_import_between_two_batches_and_the_rest_comes_later(
     usersvc: Commands, monkeypatch: pytest.MonkeyPatch, number: signal.Signals

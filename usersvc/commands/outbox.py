@@ -84,7 +84,7 @@ def retry(entry_id: int | None, *, all_: bool) -> None:
         # The service notices by itself; it looks every now and then.
         print(f"{sum(retried)} to be sent again")
 
-    on_store(work)
+    on_store(work, alone=True)
 
 
 async def _entry(store: "Store", entry_id: int) -> "OutboxEntry":

@@ -17,12 +17,13 @@ T = TypeVar("T")
 
 
 @asynccontextmanager
-async def opened(settings: "Settings", *, create: bool = False) -> AsyncIterator["CompleteStore"]:
+async def opened(settings: "Settings", *, create: bool = False, alone: bool = False) -> AsyncIterator["CompleteStore"]:
     """The store that the settings name, while this is entered.
 
     Args:
         settings: as read from the environment.
         create: make a database file that is missing.
+        alone: it is to be changed, and so is a copy no longer: a further copy into it would undo the change.
 
     Raises:
         Failure: it is in the memory of another process, or a file that is missing, or it does not answer.
@@ -37,6 +38,8 @@ async def opened(settings: "Settings", *, create: bool = False) -> AsyncIterator
         _expect(database)
     with storage_failures():
         async with opened_store(settings) as store:
+            if alone:
+                await store.archive.stand_alone()
             yield store
 
 
@@ -51,7 +54,7 @@ def storage_failures() -> Iterator[None]:
         raise Failure(str(error)) from None
 
 
-def on_store(work: Callable[["CompleteStore"], Awaitable[T]]) -> T:
+def on_store(work: Callable[["CompleteStore"], Awaitable[T]], *, alone: bool = False) -> T:
     """Do some work on the store that the environment names; see ``opened``."""
     import asyncio
 
@@ -60,7 +63,7 @@ def on_store(work: Callable[["CompleteStore"], Awaitable[T]]) -> T:
     settings = settings_or_exit()
 
     async def run() -> T:
-        async with opened(settings) as store:
+        async with opened(settings, alone=alone) as store:
             return await work(store)
 
     return asyncio.run(run())

@@ -27,7 +27,7 @@ def stored_hash(text: str) -> str:
         raise RulesBroken(
             [
                 Violation(
-                    "password_hash", "unknown-hash", "Must be a whole bcrypt hash: $2a$, $2b$ or $2y$, cost 4 to 31."
+                    "password_hash", "unknown-hash", "Must be a whole bcrypt hash: $2a$, $2b$ or $2y$, with its cost."
                 )
             ]
         )
