@@ -4,10 +4,12 @@ import json
 import socket
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
+from uuid import uuid4
 
 import httpx
 import pytest
@@ -158,15 +160,25 @@ def test_an_instance_that_ends_costs_nobody_an_answer(tmp_path: Path, end: str) 
         statuses: Counter[int] = Counter()
         registered: list[str] = []
 
+        def answered(send: Callable[[], httpx.Response]) -> httpx.Response:
+            try:
+                return send()
+            except httpx.RemoteProtocolError:
+                # Killed between the head of an answer and its body: what nginx has passed on cannot be taken back, but
+                # is seen to be cut off.
+                assert end == "killed"
+                return send()
+
         def ask() -> None:
             with front.client() as client:
                 after = 0
                 # On, until the other has been alone for a while.
                 while after < 20:
-                    answer = client.post("/register", json=person())
+                    body, key = person(), {"Idempotency-Key": uuid4().hex}
+                    answer = answered(partial(client.post, "/register", json=body, headers=key))
                     statuses[answer.status_code] += 1
                     registered.append(answer.headers.get("Location", ""))
-                    statuses[client.get("/users?limit=1").status_code] += 1
+                    statuses[answered(partial(client.get, "/users?limit=1")).status_code] += 1
                     after += ended.is_set()
 
         asking = [threading.Thread(target=ask) for _ in range(8)]
