@@ -23,7 +23,6 @@ from usersvc.adapters.observed import (
     ObservedUsers,
 )
 from usersvc.adapters.prometheus import PrometheusMetrics
-from usersvc.adapters.smtp_notifier import Security, SmtpNotifier
 from usersvc.adapters.sqlite import SqliteUsers
 from usersvc.application.notifications import LEASE, NotificationDispatcher
 from usersvc.application.ports import CompleteStore, Notifier, Outbox, PasswordHasher, Users
@@ -32,12 +31,12 @@ from usersvc.asgi import AiohttpASGI, while_client_waits
 from usersvc.config import BadSetting, MemoryDatabase, PostgresDatabase, Settings, SqliteDatabase
 from usersvc.logs import configure_logging
 from usersvc.web.app import create_app
-from usersvc.web.rate_limit import BoundedMemory, Counts, FallingBack, OwnCounts, RateLimit
 
 if TYPE_CHECKING:
     from usersvc.adapters.opentelemetry import OpenTelemetryTracing
     from usersvc.adapters.postgres import PostgresUsers
     from usersvc.adapters.redis_counts import RedisCounts
+    from usersvc.web.rate_limit import Counts, RateLimit
 
 log = logging.getLogger(__name__)
 
@@ -108,7 +107,7 @@ def create_service_app(settings: Settings, *, lease: timedelta = LEASE) -> web.A
             await stack.enter_async_context(dispatcher)
             if not isinstance(users, InMemoryUsers | SqliteUsers):
                 await stack.enter_async_context(users.outbox.listen(dispatcher.wake))
-            if settings.smtp is not None and settings.smtp.user and settings.smtp.security is Security.NONE:
+            if settings.smtp is not None and settings.smtp.shows_its_password:
                 log.warning("USERSVC_SMTP_URL sends its password unprotected: use smtps:// or smtp+starttls://")
             for name in settings.without_effect:
                 log.warning("%s has no effect in this version", name)
@@ -155,9 +154,11 @@ def _shared_counts(settings: Settings) -> "RedisCounts | None":
 
 def _rate_limit(
     settings: Settings, shared_counts: "RedisCounts | None", metrics: PrometheusMetrics
-) -> RateLimit | None:
+) -> "RateLimit | None":
     if settings.register_rate is None:
         return None
+    from usersvc.web.rate_limit import BoundedMemory, FallingBack, OwnCounts, RateLimit  # noqa: PLC0415  # slow to import
+
     counts: Counts = OwnCounts(BoundedMemory())
     if shared_counts is not None:
         counts = FallingBack(shared_counts, counts, metrics.rate_limit_fallbacks.inc)
@@ -206,6 +207,8 @@ async def check_storage(settings: Settings) -> None:
 def _notifier(settings: Settings) -> Notifier:
     if settings.smtp is None:
         return LoggingNotifier()
+    from usersvc.adapters.smtp_notifier import SmtpNotifier  # noqa: PLC0415  # slow to import
+
     return SmtpNotifier(settings.smtp, sender=settings.mail_from)
 
 

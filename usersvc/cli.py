@@ -5,16 +5,42 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from importlib import import_module
+from typing import Final, NoReturn
 
 import click
 
 import usersvc
-from usersvc.commands import completion, database, outbox, settings, users
 from usersvc.commands.outcome import FAILED, Failure, Stopped
+
+COMMANDS: Final = {
+    "completion": "completion.command",
+    "config": "settings.commands",
+    "db": "database.commands",
+    "outbox": "outbox.commands",
+    "users": "users.commands",
+}
+"""Where in ``usersvc.commands`` each is, but for ``serve``."""
+
+
+class Program(click.Group):
+    """A group that imports a command when somebody asks for it: a service that runs has no use for the others."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """All names, sorted."""
+        return sorted([*super().list_commands(ctx), *COMMANDS])
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command of this name, if there is one."""
+        if cmd_name not in COMMANDS:
+            return super().get_command(ctx, cmd_name)
+        module, _, name = COMMANDS[cmd_name].partition(".")
+        command: click.Command = getattr(import_module(f"usersvc.commands.{module}"), name)
+        return command
 
 
 @click.group(
+    cls=Program,
     name="usersvc",
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     help=f"""{usersvc.__doc__}
@@ -45,10 +71,6 @@ def serve() -> None:
     serving.serve()
 
 
-for command in (users.commands, outbox.commands, database.commands, settings.commands, completion.command):
-    program.add_command(command)
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command that the arguments name.
 
@@ -61,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             # What a terminal or pipe cannot take is no reason to fail.
             stream.reconfigure(errors="backslashreplace")
     try:
-        code = program.main(arguments, prog_name="usersvc", complete_var=completion.VARIABLE, standalone_mode=False)
+        code = program.main(arguments, prog_name="usersvc", standalone_mode=False)
         if sys.stdout is not None:
             sys.stdout.flush()
     except click.ClickException as error:

@@ -8,22 +8,23 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-from dotenv.parser import parse_stream
-from limits import RateLimitItem, RateLimitItemPerMinute
-from limits import parse as parse_rate
-
 from usersvc.adapters.bcrypt_hasher import MAX_COST, MIN_COST
-from usersvc.adapters.smtp_notifier import Security, SmtpServer
 from usersvc.domain.errors import RulesBroken
 from usersvc.domain.user import EmailAddress, Password
+
+if TYPE_CHECKING:
+    from limits import RateLimitItem
+
+    from usersvc.adapters.smtp_notifier import SmtpServer
 
 T = TypeVar("T")
 
 MIN_PEPPER_LENGTH = 16
 LAST_PORT = 65535
+DEFAULT_RATE = "60/minute"
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 SMTP_URL_FORMS = "smtp://host, smtps://host or smtp+starttls://host, with user:password@ and :port as needed"
@@ -100,7 +101,7 @@ class Settings:
     password_pepper: bytes | None = field(default=None, repr=False)
     admin_token: str | None = field(default=None, repr=False)
     """Who sends it may read the users; without one, anybody may."""
-    register_rate: RateLimitItem | None = field(default_factory=lambda: RateLimitItemPerMinute(60))
+    register_rate: "RateLimitItem | None" = field(default_factory=lambda: _rate(DEFAULT_RATE))
     """Registrations of one client address; None: as many as it likes."""
     rate_limit_store: str | None = field(default=None, repr=False)
     """The URL of the Redis in which processes count together; None: each counts by itself. It may hold a password."""
@@ -110,7 +111,7 @@ class Settings:
     """Whose pages a browser lets use the service (serialized origins, RFC 6454, section 6.2)."""
     max_connections: int = 1000
     """Open at once, in each process."""
-    smtp: SmtpServer | None = None
+    smtp: "SmtpServer | None" = None
     mail_from: str = ""
     """Whom mails are from; an address, given whenever ``smtp`` is."""
     max_body_bytes: int = 16384
@@ -141,7 +142,7 @@ class Settings:
             # Without interpolation, so that a secret may hold a dollar sign.
             environ = stored() | dict(os.environ)
         environ = _with_files(environ)
-        defaults = cls()
+        defaults = cls(register_rate=None)
 
         def read(name: str, accepts: str, parse: Callable[[str], T], default: T) -> T:
             known.add(f"USERSVC_{name}")
@@ -189,7 +190,7 @@ class Settings:
                 "a rate as 60/minute or 1000 per 2 hours, or nothing for no limit",
                 _rate,
                 # Empty means none here, and is not the same as not set.
-                None if environ.get("USERSVC_REGISTER_RATE") == "" else defaults.register_rate,
+                None if environ.get("USERSVC_REGISTER_RATE") == "" else _rate(DEFAULT_RATE),
             ),
             rate_limit_store=read("RATE_LIMIT_STORE", REDIS_URL_FORMS, _redis, None),
             trusted_proxies=read(
@@ -245,11 +246,14 @@ def stored() -> dict[str, str]:
     """
     try:
         # With "-sig", a mark at the beginning, as some editors leave one, is no part of the first name.
-        lines = list(parse_stream(io.StringIO(Path(".env").read_text("utf-8-sig"))))
+        text = Path(".env").read_text("utf-8-sig")
     except FileNotFoundError:
         return {}
     except (OSError, UnicodeDecodeError):
         raise BadSetting(".env accepts lines NAME=value in UTF-8.") from None
+    from dotenv.parser import parse_stream  # noqa: PLC0415  # for those who have the file
+
+    lines = list(parse_stream(io.StringIO(text)))
     for line in lines:
         if line.error or ((line.key or "").startswith("USERSVC_") and line.value is None):
             raise BadSetting(f".env accepts lines NAME=value in UTF-8; see its line {line.original.line}.")
@@ -336,7 +340,9 @@ def _postgres(url: str) -> PostgresDatabase:
     return PostgresDatabase(url)
 
 
-def _smtp(url: str) -> SmtpServer:
+def _smtp(url: str) -> "SmtpServer":
+    from usersvc.adapters.smtp_notifier import Security, SmtpServer  # noqa: PLC0415  # for those who send mail
+
     parts = urlsplit(url)
     security = {"smtp": Security.NONE, "smtps": Security.TLS, "smtp+starttls": Security.STARTTLS}.get(parts.scheme)
     host, port = parts.hostname, parts.port
@@ -388,13 +394,15 @@ def _token(text: str) -> str:
     return text
 
 
-def _rate(text: str) -> RateLimitItem:
+def _rate(text: str) -> "RateLimitItem":
+    from limits import parse  # noqa: PLC0415  # slow to import, and of no use without a limit
+
     # The library also takes several rates, and figures that it then cannot reckon with.
     if not re.fullmatch(
         r"[1-9][0-9]{0,5}(/| ?per ?)([1-9][0-9]{0,2} ?)?(second|minute|hour|day)s?", text.strip(), re.ASCII
     ):
         raise ValueError
-    return parse_rate(text)
+    return parse(text)
 
 
 def _networks(text: str) -> tuple[Network, ...]:

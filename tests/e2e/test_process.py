@@ -301,3 +301,26 @@ async def test_what_was_acknowledged_outlives_a_kill(start: StartService) -> Non
         # At most the requests in hand were stored without an answer.
         assert len(acknowledged) <= len(users) <= len(acknowledged) + 4
         register(reader)
+
+
+@pytest.mark.parametrize(
+    ("library", "on", "off"),
+    [
+        ("limits", {"REGISTER_RATE": "5/minute"}, {"REGISTER_RATE": ""}),
+        ("aiosmtplib", {"SMTP_URL": "smtp://localhost", "MAIL_FROM": "alice@example.com"}, {}),
+        ("aiohttp_cors", {"CORS_ORIGINS": "https://app.example.com"}, {}),
+    ],
+)
+def test_what_is_switched_off_takes_no_memory(
+    library: str, on: dict[str, str], off: dict[str, str], tmp_path: Path
+) -> None:
+    program = f"import sys; from usersvc.bootstrap import create_asgi_app as c; c(); print({library!r} in sys.modules)"
+    told = [
+        run_to_end(
+            tmp_path,
+            {"USERSVC_DATABASE_URL": "memory://"} | {f"USERSVC_{name}": value for name, value in settings.items()},
+            [sys.executable, "-c", program],
+        ).stdout.strip()
+        for settings in (on, off)
+    ]
+    assert told == ["True", "False"]

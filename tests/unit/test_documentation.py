@@ -135,7 +135,10 @@ def test_every_alert_says_what_to_do() -> None:
 
 def commands_of(command: click.Command, path: str) -> Iterator[tuple[str, str]]:
     if isinstance(command, click.Group):
-        for name, below in sorted(command.commands.items()):
+        context = click.Context(command)
+        for name in command.list_commands(context):
+            below = command.get_command(context, name)
+            assert below is not None
             yield from commands_of(below, f"{path} {name}")
     else:
         yield path, command.get_short_help_str(limit=200)

@@ -4,7 +4,7 @@ import base64
 import hashlib
 import hmac
 import re
-from functools import partial
+from functools import cached_property, partial
 from types import TracebackType
 from typing import Self
 
@@ -52,8 +52,8 @@ class BcryptPasswordHasher:
             pepper: a secret key that is kept apart from the hashes.
         """
         self._cost = cost
+        self._pepper = pepper
         self._key = pepper or _NO_PEPPER
-        self._pepper_id = _fingerprint(pepper) if pepper else ""
         self._threads = BoundedExecutor(workers=workers, queue=queue, expected=0.25 * 2 ** (cost - 12))
 
     async def __aenter__(self) -> Self:
@@ -86,6 +86,11 @@ class BcryptPasswordHasher:
             HashingOverloaded: too many wait already.
         """
         self._threads.check_room()
+
+    @cached_property
+    def _pepper_id(self) -> str:
+        # Slow, and so for the threads that hash, which are the only ones to ask.
+        return _fingerprint(self._pepper) if self._pepper else ""
 
     def _hash(self, password: Password) -> PasswordHash:
         hashed = bcrypt.hashpw(self._prepared(password), bcrypt.gensalt(self._cost)).decode("ascii")

@@ -56,6 +56,11 @@ class SmtpServer:
     user: str | None = None
     password: str | None = field(default=None, repr=False)
 
+    @property
+    def shows_its_password(self) -> bool:
+        """Whether anybody on the way there can read it."""
+        return self.user is not None and self.security is Security.NONE
+
 
 class SmtpNotifier:
     """A ``Notifier`` that hands mails to an SMTP server, each over a connection of its own.

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from functools import partial
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import orjson
 from aiohttp import Payload, web
@@ -24,8 +24,10 @@ from usersvc.web.access import AdminToken
 from usersvc.web.client_address import Network, client_address
 from usersvc.web.parsing import BODY_TIMEOUT, VIOLATIONS, StrictParser, refuse_too_many
 from usersvc.web.problems import InvalidRequest, NotAcceptable, RateLimited, Stopping, problem_response
-from usersvc.web.rate_limit import RateLimit
 from usersvc.web.schemas import NO_PARAMETER, RegistrationSchema, shown
+
+if TYPE_CHECKING:
+    from usersvc.web.rate_limit import RateLimit
 
 access_log = logging.getLogger("usersvc.access")
 
@@ -116,7 +118,7 @@ def create_app(
     max_body_bytes: int = MAX_BODY_BYTES,
     body_timeout: float = BODY_TIMEOUT,
     admin_token: str | None = None,
-    rate_limit: RateLimit | None = None,
+    rate_limit: "RateLimit | None" = None,
     cors_origins: Sequence[str] = (),
     trusted_proxies: Sequence[Network] = (),
     check_room: Callable[[], None] = lambda: None,
@@ -257,7 +259,7 @@ def _trace_id(traceparent: str | None) -> str | None:
     return match["trace"] if match else None
 
 
-def admission(rate_limit: RateLimit | None, check_room: Callable[[], None]) -> Middleware:
+def admission(rate_limit: "RateLimit | None", check_room: Callable[[], None]) -> Middleware:
     """Refuse a registration that comes too often, or finds no room, before its body is read: floods cost little so."""
 
     @web.middleware

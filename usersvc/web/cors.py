@@ -2,7 +2,6 @@
 
 from collections.abc import Awaitable, Callable, Sequence
 
-import aiohttp_cors
 from aiohttp import hdrs, web
 
 ALLOWED = ("Authorization", "Content-Type", "Idempotency-Key", "X-Request-ID", "traceparent")
@@ -29,6 +28,8 @@ def allow(app: web.Application, origins: Sequence[str]) -> None:
         app: with all its routes.
         origins: as browsers write them (RFC 6454, section 6.2).
     """
+    import aiohttp_cors  # noqa: PLC0415  # for those who allow any
+
     options = aiohttp_cors.ResourceOptions(  # type: ignore[no-untyped-call]  # the library's constructor has no types
         expose_headers=EXPOSED, allow_headers=ALLOWED, max_age=MAX_AGE
     )
