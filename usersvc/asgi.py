@@ -29,14 +29,19 @@ Where a client, or a handler, sees something else than with aiohttp's own server
     - `iter_chunks()` never reports the end of an HTTP chunk.
     - `100 Continue` is sent when the handler first reads the body, not before the handler runs.
     - The rest of a body that no handler has read is thrown away, for ten seconds at most, before the response ends, not
-      after (but at granian's). Under granian and HTTP/1.1, a streamed response of announced length to a large body that
-      nobody has read may still cost the connection.
+      after (but at granian's); a handler that has ended its response cannot read on. A large body that nobody has read
+      may still cost the connection: under granian and HTTP/1.1, when the response is streamed and of announced length;
+      under hypercorn, which asks each client to continue, when it waits to be asked for.
     - Under HTTP/2 and 3, a request that does not tell its length is taken to have a body if it is a POST, PUT or PATCH;
       any other is handled when its first data, or its end, has come. `request.version` is the true one, but equals
       HTTP/1.1 as well: aiohttp compares it to find out whether it may stream.
     - A response that is longer than its `Content-Length` is cut, and one that is shorter is broken off; aiohttp breaks
       the framing. A body that a HEAD, 204 or 304 response must not have is left out.
-    - When a response fails before anything of it was sent, a 500 is; aiohttp closes the connection.
+    - When a response fails before anything of it was sent, a 500 is, and a second response to one request breaks off
+      the first. When a handler raises what is no `Exception`, or closes `request.transport`, before that, the server
+      answers in its own words. In all of these aiohttp closes the connection, or breaks the framing.
+    - A status or the name of a header that HTTP does not know is the server's to refuse: some close the connection.
+      White space around the value of a header is left out. `CONNECT` to a host is answered 400, not 404.
     - `request.transport` knows `get_extra_info`, `is_closing`, `close` and `abort`, nothing else.
     - Tools that put methods of their own in the place of aiohttp's have to do so before the application starts.
     - There is no access log: the server has one. `handler_args` of the application configure aiohttp's server, and are
@@ -70,6 +75,7 @@ from urllib.parse import quote, unquote
 from aiohttp import ClientConnectionResetError, hdrs, web
 from aiohttp.abc import AbstractStreamWriter
 from aiohttp.compression_utils import ZLibCompressor
+from aiohttp.helpers import must_be_empty_body
 from aiohttp.http import HttpVersion, HttpVersion10, HttpVersion11, RawRequestMessage
 from aiohttp.http_exceptions import ContentEncodingError
 from aiohttp.http_parser import DeflateBuffer
@@ -109,7 +115,7 @@ _TLS: Final = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)  # never used: any context
 _CODINGS: Final = {coding: coding for coding in ("gzip", "deflate", "br", "zstd")}
 _HTTP_1: Final = frozenset({"1.0", "1.1"})
 _USUALLY_WITH_BODY: Final = frozenset({"POST", "PUT", "PATCH"})
-_STATUSES_WITHOUT_BODY: Final = frozenset({100, 101, 102, 103, 204, 304})  # RFC 9110, section 6.4.1
+_STATUSES_WITHOUT_BODY: Final = frozenset({*range(100, 200), 204, 304})  # RFC 9110, section 6.4.1
 _METHODS_WITHOUT_BODY: Final = frozenset({"HEAD", "CONNECT"})
 _FORBIDDEN: Final = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")  # RFC 9110, section 5.5
 _SERVERS_OWN: Final = frozenset(
@@ -185,7 +191,7 @@ _VALUES_OF: Final[dict[bytes, int]] = {}  # how many values of a header have bee
 def _checked(text: str) -> bytes:
     if _FORBIDDEN.search(text):
         raise ValueError("there is a control character in a response header")
-    return text.encode("utf-8", "surrogateescape")
+    return text.encode("utf-8", "ignore")  # surrogates are left out, as aiohttp does
 
 
 def _encoded(headers: "CIMultiDict[str]") -> _RawHeaders:
@@ -201,7 +207,8 @@ def _encoded(headers: "CIMultiDict[str]") -> _RawHeaders:
             continue
         name, value = item
         if raw := _RESPONSE_NAMES[name]:
-            encoded.append((raw, value.encode() if value.isprintable() else _checked(value)))  # faster
+            octets = value.encode() if value.isprintable() else _checked(value)  # faster
+            encoded.append((raw, octets.strip()))  # some servers break off at white space around a value
             # What differs each time, as an id does, is soon given up.
             learned = _VALUES_OF.get(raw, 0)
             if (
@@ -269,6 +276,8 @@ def _resumed(context: Context, coroutine: Coroutine[Any, Any, _T], future: Any) 
         except StopIteration as done:
             result: _T = done.value
             return result
+        finally:
+            argument = None  # an error would refer to this frame, and be left for the garbage collector
 
 
 async def _within(context: Context, awaitable: Awaitable[_T]) -> _T:
@@ -294,13 +303,13 @@ async def _awaited(awaitable: Awaitable[_T]) -> _T:
 class _Body(StreamReader):
     """A request body that whoever reads it pulls from ASGI. Private: `StreamReader._wait`, awaited for more data."""
 
-    __slots__ = ("_decoder", "_exchange", "_held", "_last", "coding")
+    __slots__ = ("_exchange", "_held", "_last", "coding", "decoder")
 
     def __init__(self, exchange: "_Exchange", coding: str | None) -> None:
         super().__init__(exchange, _BUFFER, loop=asyncio.get_running_loop())  # type: ignore[arg-type]  # a protocol to what it asks
         self._exchange = exchange
         self.coding = coding
-        self._decoder = DeflateBuffer(self, coding, max_decompress_size=_BUFFER) if coding else None
+        self.decoder = DeflateBuffer(self, coding, max_decompress_size=_BUFFER) if coding else None
         self._held = False  # the decoder holds more than it would give at once
         self._last = False  # the last message has been fed
 
@@ -308,8 +317,8 @@ class _Body(StreamReader):
         """Take what a message brings, decoded, in pieces of bounded size."""
         data: bytes = message.get("body", b"")
         self._last = not message.get("more_body", False)
-        if self._decoder is not None:
-            self._decode(self._decoder, data)
+        if self.decoder is not None:
+            self._decode(self.decoder, data)
             return
         self.feed_data(data)
         if self._last:
@@ -317,9 +326,9 @@ class _Body(StreamReader):
 
     def feed_held(self) -> bool:
         """Take more of what the decoder holds; false when it holds nothing."""
-        if self._decoder is None or not self._held:
+        if self.decoder is None or not self._held:
             return False
-        self._decode(self._decoder, b"")
+        self._decode(self.decoder, b"")
         return True
 
     def _decode(self, decoder: DeflateBuffer, data: bytes) -> None:
@@ -329,6 +338,7 @@ class _Body(StreamReader):
             if self._last and not self._held:
                 decoder.feed_eof()
         except ContentEncodingError as error:
+            self._held = False  # nothing more comes of it
             self.set_exception(web.RequestPayloadError(str(error)), error)
 
     async def _wait(self, func_name: str) -> None:
@@ -599,8 +609,7 @@ class _Transport(asyncio.Transport):
         return self._exchange.disconnected
 
     def close(self) -> None:
-        self._exchange.aborted = True
-        self._exchange.lose()
+        self._exchange.abort()
 
     abort = close
 
@@ -623,7 +632,7 @@ class _Exchange(AbstractStreamWriter):
     watched = False  # a task, not the reader, takes what the server has to tell
     disconnected = False
     cancelled = False  # the task has been, because of that
-    aborted = False  # it was the handler that closed the connection
+    aborted = False  # the handler has closed the connection, or given up writing
     finished = False  # all of the response has been handed to the server
     ending = False  # the last of the response is being handed over: what the server tells now is no disconnection
     ended = False  # all of the request has come
@@ -843,6 +852,7 @@ class _Exchange(AbstractStreamWriter):
 
     def take(self, message: Message) -> None:
         """Act on what the server tells."""
+        self.expected = False  # it has been told
         if message["type"] == "http.disconnect":
             self.lose()
         elif not self.ended:
@@ -874,32 +884,42 @@ class _Exchange(AbstractStreamWriter):
                     message = await self._receive()
                 except OSError:
                     message = _DISCONNECT
-                if ended and message["type"] == "http.request":
-                    return  # nothing more to learn from a server that goes on and on
                 self.take(message)
+                if ended or message["type"] == "http.disconnect":
+                    return  # some servers go on telling the same, and never wait
 
     def lose(self) -> None:
-        """Take the client for gone: its body fails, writing fails, and its handler is cancelled if so desired."""
+        """Take the client for gone: its body fails, writing fails, and its handler is cancelled if so desired.
+
+        When the response is ending anyway, only what has not come of the body fails.
+        """
+        if self.body is not None and not (self.ending and self.ended):
+            self.body.set_exception(ConnectionResetError("Connection lost"))
         if self.disconnected or self.ending:
             return
         self.disconnected = True
-        if self.body is not None:
-            self.body.set_exception(ConnectionResetError("Connection lost"))
         if self.task is not None:
             self.cancelled = True
             self.task.cancel()
         if self.on_lost is not None:
             self.on_lost()
 
+    def abort(self) -> None:
+        """See to it that the server closes the connection."""
+        self.aborted = True
+        self.ending = False
+        self.lose()
+
     def close(self) -> None:
         """End the exchange: nobody waits for the server, and nobody reads."""
         self.closed = True
-        self.fresh = False
+        self.fresh = self.watched = False
         if self._watcher is not None:
             self._watcher.cancel()
         if self.body is not None:
             self.body.set_exception(web.PayloadAccessError())
-            self.body = None  # nothing is left for the garbage collector
+            self.body.decoder = None
+        self.body = self._watcher = self._transport = None  # nothing is left for the garbage collector
 
     # As a writer
 
@@ -913,10 +933,10 @@ class _Exchange(AbstractStreamWriter):
         """Do nothing: ASGI's `send` returns when there is room for more."""
 
     async def write_headers(self, status_line: str, headers: "CIMultiDict[str]") -> None:
-        if self._head is not None or self.committed:
+        if self.committed:
             raise RuntimeError("another response to the request has been started")
         status = int(status_line.split(" ", 2)[1])
-        self._bodiless = status in _STATUSES_WITHOUT_BODY or self.scope["method"] == "HEAD"
+        self._bodiless = must_be_empty_body(self.scope["method"], status)
         self._lock = asyncio.Lock()
         encoded = _encoded(headers)
         if headers.get(hdrs.CONNECTION, "").lower() == "close":
@@ -987,13 +1007,15 @@ class _Exchange(AbstractStreamWriter):
         await _within(self.outer, self._emit(data, more=False))
 
     async def _emit(self, data: bytes, *, more: bool) -> None:
-        async with self._lock:  # tasks of one handler may write to one response
-            if self.disconnected:
-                raise ClientConnectionResetError("Cannot write to closing transport")
-            self.committed = True
-            self.ending = not more
-            self.output_size += len(data)
-            try:
+        try:
+            async with self._lock:  # tasks of one handler may write to one response
+                if self.disconnected:
+                    raise ClientConnectionResetError("Cannot write to closing transport")
+                if self.ending:
+                    raise RuntimeError("Cannot write after the end of the response")
+                self.committed = True
+                self.ending = not more
+                self.output_size += len(data)
                 whole = self._head is not None
                 if self._head is not None:
                     head, self._head = self._head, None
@@ -1002,11 +1024,15 @@ class _Exchange(AbstractStreamWriter):
                     await self.end_lingering(data, whole=whole)
                 else:
                     await self._send({"type": "http.response.body", "body": data, "more_body": more})
-            except OSError as error:
-                self.ending = False
-                self.lose()
-                raise ClientConnectionResetError("Cannot write to closing transport") from error
-            self.finished = self.ending
+                self.finished = self.ending
+        except OSError as error:
+            self.ending = False
+            self.lose()
+            raise ClientConnectionResetError("Cannot write to closing transport") from error
+        except BaseException:
+            if not self.finished:  # a time-out of the handler, perhaps: nobody knows how much of it has gone
+                self.abort()
+            raise
 
     def must_linger(self) -> bool:
         """Whether some of the body is still to come. Who expects to be told to go on will not send it."""
@@ -1030,8 +1056,7 @@ class _Exchange(AbstractStreamWriter):
             await self._send({"type": "http.response.body", "body": b""})
 
     async def _linger(self) -> None:
-        if self._watcher is not None:
-            self._watcher.cancel()  # it would keep what comes, and stop when the body is full
+        self.close()  # a watcher would keep what comes, and stop when the body is full
         try:
             async with asyncio.timeout(_LINGER):
                 while not self.ended:
@@ -1066,6 +1091,7 @@ class AiohttpASGI:
         self._handler_cancellation = handler_cancellation
         self._server: web.Server | None = None
         self._starting: asyncio.Task[None] | None = None
+        self._stopped = False
         self._variables: list[tuple[ContextVar[Any], Any]] = []
         self._debug = False
         self._hooks = False
@@ -1120,12 +1146,13 @@ class AiohttpASGI:
                 else:
                     response = await _resumed(inner, coroutine, future)
                 if type(response) is web.Response:
-                    if not (self._hooks or exchange.committed):
+                    if not (self._hooks or exchange.committed or exchange.disconnected):
                         whole = _whole(scope["method"], response)
                 elif isinstance(response, web.HTTPException):
                     warnings.warn("raise HTTP exceptions, do not return them", DeprecationWarning, stacklevel=1)
             except Exception as error:
-                await _within(inner, self._answer(request, exchange, error))
+                answer = self._answer if isinstance(error, web.HTTPException) else self._fail
+                await _within(inner, answer(request, exchange, error))
             else:
                 if whole is None:
                     await _within(inner, self._answer(request, exchange, response))
@@ -1143,7 +1170,7 @@ class AiohttpASGI:
             if not exchange.ending:
                 raise  # else the client is gone, and nobody is left to tell
         except asyncio.CancelledError:
-            if not exchange.cancelled:
+            if not exchange.cancelled or request.task.cancelling() > 1:  # somebody else has cancelled it, too
                 raise
         finally:
             exchange.ending = True
@@ -1152,19 +1179,14 @@ class AiohttpASGI:
                 if exchange.cancelled:
                     request.task.uncancel()
         if exchange.aborted:
-            raise ConnectionAbortedError("the handler has closed the connection")
+            raise ConnectionAbortedError("the handler has closed the connection, or given up writing to it")
 
     async def _answer(self, request: web.Request, exchange: _Exchange, response: object) -> None:
-        """Send what a handler has returned or raised.
+        """Send what a handler has returned, or the HTTP exception that it has raised.
 
         Raises:
             Exception: the response has failed after its head had gone.
         """
-        if isinstance(response, Exception) and not isinstance(response, web.HTTPException):
-            timed_out = isinstance(response, TimeoutError)
-            status = HTTPStatus.GATEWAY_TIMEOUT if timed_out else HTTPStatus.INTERNAL_SERVER_ERROR
-            await self._fail(request, exchange, response, status)
-            return
         if exchange.has_body:
             _close_files(request)
         try:
@@ -1178,13 +1200,7 @@ class AiohttpASGI:
         except Exception as error:
             await self._fail(request, exchange, error)
 
-    async def _fail(
-        self,
-        request: web.Request,
-        exchange: _Exchange,
-        error: Exception,
-        status: HTTPStatus = HTTPStatus.INTERNAL_SERVER_ERROR,
-    ) -> None:
+    async def _fail(self, request: web.Request, exchange: _Exchange, error: Exception) -> None:
         """Answer an error as aiohttp does, or break off the response that is under way.
 
         Raises:
@@ -1200,9 +1216,11 @@ class AiohttpASGI:
         _LOG.error("A request of %s has failed", request.remote, exc_info=error)
         if gone:
             return
+        status = HTTPStatus.GATEWAY_TIMEOUT
         text: str | None = None
         content_type = "text/plain"
-        if status == HTTPStatus.INTERNAL_SERVER_ERROR:
+        if not isinstance(error, TimeoutError):
+            status = HTTPStatus.INTERNAL_SERVER_ERROR
             title = f"{status} {status.phrase}"
             trace = "".join(traceback.format_exception(error)) if self._debug else None
             text = f"{title}\n\n{trace or status.description}"
@@ -1226,7 +1244,7 @@ class AiohttpASGI:
     async def _live(self, scope: Scope, receive: Receive, send: Send) -> None:
         await receive()  # lifespan.startup
         try:
-            if self._server is None:
+            if self._server is None or self._stopped:
                 await self._start(scope.get("state"))
         except (Exception, SystemExit) as error:
             await send({"type": "lifespan.startup.failed", "message": _one_line(error)})
@@ -1242,7 +1260,13 @@ class AiohttpASGI:
             await send({"type": "lifespan.shutdown.failed", "message": _one_line(failure)})
 
     async def _start(self, state: dict[str, Any] | None) -> None:
-        """Start the application as `web.run_app` does, down to the clean-up when that fails."""
+        """Start the application as `web.run_app` does, down to the clean-up when that fails.
+
+        Raises:
+            RuntimeError: it has been cleaned up before; signals and contexts are of one life.
+        """
+        if self._stopped:
+            raise RuntimeError("The application has been cleaned up, and cannot start again")
         if not self._app.frozen:
             self._app[ASGI_STATE] = {} if state is None else state
         before = copy_context()
@@ -1264,6 +1288,7 @@ class AiohttpASGI:
         self._routes = {} if self._debug else _fixed_routes(self._app)
 
     async def _stop(self) -> Exception | None:
+        self._stopped = True
         try:
             await self._runner.cleanup()
         except Exception as error:

@@ -214,6 +214,39 @@ async def time_out(request: web.Request) -> web.Response:
     raise AssertionError
 
 
+async def go_on(request: web.Request) -> web.StreamResponse:
+    """End the response, and go on."""
+    response = web.StreamResponse()
+    await response.prepare(request)
+    await response.write(b"to the ")
+    await asyncio.sleep(0.01)
+    await response.write_eof(b"end")
+    for _ in range(10):
+        await asyncio.sleep(0)
+    return response
+
+
+async def at_once(request: web.Request) -> web.StreamResponse:
+    """Write more at once than a connection holds."""
+    response = web.StreamResponse()
+    await response.prepare(request)
+    await asyncio.sleep(0.01)
+    await response.write(b"x" * 16 * LIMIT)
+    return response
+
+
+async def think_better(request: web.Request) -> web.Response:
+    """Prepare one response, and send another."""
+    await web.Response(text="nearly").prepare(request)
+    if request.query:
+        raise web.HTTPConflict
+    return web.Response(text="rather this")
+
+
+async def odd_headers(request: web.Request) -> web.Response:
+    return web.Response(headers={"X-Wide": " a  b\t", "X-Blank": " ", "X-Back": request.headers["X-There"]})
+
+
 async def redirect(request: web.Request) -> web.Response:
     raise web.HTTPFound("/facts", headers={"X-Why": "because"})
 
@@ -228,6 +261,10 @@ async def nothing(request: web.Request) -> None:
 
 async def wrong_type(request: web.Request) -> str:
     return "not a response"
+
+
+async def returned_error(request: web.Request) -> Exception:
+    return TimeoutError("not a response either")
 
 
 async def force_close(request: web.Request) -> web.Response:
@@ -419,7 +456,8 @@ def create(folder: pathlib.Path, *, plain: bool = False) -> web.Application:
         "redirect": redirect, "teapot": teapot, "nothing": nothing, "wrong_type": wrong_type,
         "force_close": force_close, "storage": storage, "websocket": websocket, "endless": endless,
         "waiting_reader": waiting_reader, "hold": hold, "body_then_visit": body_then_visit,
-        "wait_for_client": wait_for_client,
+        "wait_for_client": wait_for_client, "go_on": go_on, "at_once": at_once, "think_better": think_better,
+        "odd_headers": odd_headers, "returned_error": returned_error,
     }  # fmt: skip
     for name, handler in handlers.items():
         for method in METHODS if plain else ("*",):

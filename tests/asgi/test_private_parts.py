@@ -18,6 +18,7 @@ from aiohttp import hdrs, web
 from aiohttp.abc import AbstractStreamWriter
 from aiohttp.base_protocol import BaseProtocol
 from aiohttp.compression_utils import ZLibCompressor
+from aiohttp.helpers import must_be_empty_body
 from aiohttp.http import HttpVersion, RawRequestMessage
 from aiohttp.http_parser import DeflateBuffer
 from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
@@ -105,6 +106,12 @@ def test_a_writer_has_these_methods() -> None:
     assert AbstractStreamWriter.__abstractmethods__ == known, "the methods of a writer have changed: see _Exchange"
     assert hasattr(AbstractStreamWriter, "send_headers"), "see _Exchange.send_headers"
     assert parameters(ZLibCompressor.__init__)[0] == "encoding", "see _Exchange.enable_compression"
+
+
+def test_responses_without_a_body_are_known() -> None:
+    without = [must_be_empty_body(*response) for response in (("HEAD", 404), ("CONNECT", 200), ("GET", 199))]
+    assert all(without), "must_be_empty_body has changed: see _Exchange.write_headers"
+    assert not must_be_empty_body("CONNECT", 404), "must_be_empty_body has changed: see _Exchange.write_headers"
 
 
 @pytest.mark.parametrize(

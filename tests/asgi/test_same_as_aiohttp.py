@@ -8,6 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
+from aiohttp import web
 
 from tests.asgi.application import LIMIT, create
 from tests.asgi.serving import KINDS, REFERENCE, Kind, plainly
@@ -90,6 +91,10 @@ simple("a decompression bomb", "POST", "/echo", content=gzip.compress(b"\0" * 50
        headers={"Content-Encoding": "gzip"})  # fmt: skip
 simple("a large compressed body, read in pieces", "POST", "/count", content=gzip.compress(b"\0" * 20 * LIMIT),
        headers={"Content-Encoding": "gzip"})  # fmt: skip
+simple("a response in the place of another", "GET", "/think_better")
+simple("an HTTP exception in the place of a response", "GET", "/think_better?raise=1")
+simple("white space around headers, and octets that are not UTF-8", "GET", "/odd_headers",
+       headers=[(b"X-There", b"caf\xe9, caf\xc3\xa9")])  # fmt: skip
 simple("own headers and cookies", "GET", "/own_headers")
 simple("a body without a type", "GET", "/untyped")
 simple("a stream", "GET", "/stream")
@@ -183,7 +188,7 @@ async def contexts(client: httpx.AsyncClient) -> Any:
 
 @probe
 async def wrong_results(client: httpx.AsyncClient) -> Any:
-    return [seen(await client.get(path)) for path in ("/nothing", "/wrong_type")]
+    return [seen(await client.get(path)) for path in ("/nothing", "/wrong_type", "/returned_error")]
 
 
 @probe
@@ -196,6 +201,24 @@ async def an_error_after_the_headers(client: httpx.AsyncClient) -> Any:
         except (httpx.HTTPError, RuntimeError):
             outcomes.append(None)
     return outcomes
+
+
+@probe
+async def a_handler_that_goes_on_after_its_response(client: httpx.AsyncClient) -> Any:
+    return [seen(await client.get(path)) for path in ("/go_on", "/facts", "/go_on", "/facts")]
+
+
+@probe
+async def a_compressed_body_that_goes_bad_half_way(client: httpx.AsyncClient) -> Any:
+    """What comes of it is broken off; what comes after it is not touched."""
+    compressor = zlib.compressobj(wbits=31)
+    body = compressor.compress(b"\0" * LIMIT) + compressor.flush(zlib.Z_FULL_FLUSH) + b"\xff" * 1000
+    broken_off = False
+    try:
+        await client.post("/echo_stream", content=body, headers={"Content-Encoding": "gzip"})
+    except (httpx.HTTPError, web.RequestPayloadError):
+        broken_off = True
+    return broken_off, seen(await client.post("/echo", content=HELLO))
 
 
 @probe

@@ -1,9 +1,13 @@
 """The shim by itself, before a fake server: what servers seldom do, and what is hard to see from outside."""
 
 import asyncio
+import contextlib
+import gc
 import gzip
 import logging
 import pathlib
+import weakref
+import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextvars import ContextVar
 from typing import Any
@@ -169,6 +173,27 @@ async def test_without_a_lifespan_a_failing_start_fails_every_request() -> None:
     for _ in range(2):
         with pytest.raises(ValueError, match="a bad setting"):
             await FakeServer().serve(asgi)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_an_application_has_one_life(fails: bool) -> None:
+    order: list[str] = []
+    app = life_of(order)
+
+    async def fail(_: web.Application) -> None:
+        raise ValueError("a bad setting")
+
+    if fails:
+        app.on_startup.append(fail)
+    asgi = AiohttpASGI(app)
+    types: list[str] = []
+    for _ in range(2):
+        server = FakeServer(type="lifespan")
+        server.put_type("lifespan.startup")
+        server.put_type("lifespan.shutdown")
+        types += (await server.serve(asgi)).types
+    assert types[-1] == "lifespan.startup.failed"
+    assert order.count("app started") == order.count("context left") == 1
 
 
 async def test_the_state_of_the_lifespan_is_the_applications() -> None:
@@ -442,6 +467,58 @@ async def test_the_end_of_a_body_can_be_waited_for() -> None:
     assert (await FakeServer(body=b"hello").serve(app_of(handler))).body == b"hello"
 
 
+class Telling(FakeServer):
+    """Tells of a disconnection again and again, without waiting, when the response has ended."""
+
+    told = 0
+
+    async def receive(self) -> Any:
+        if not (self.complete and self.incoming.empty()):
+            return await super().receive()
+        self.told += 1
+        assert self.told < 100, "nobody stops asking"
+        return {"type": "http.disconnect"}
+
+
+@pytest.mark.parametrize(("reading", "expected"), [(False, web.PayloadAccessError), (True, ConnectionResetError)])
+async def test_a_body_cannot_be_read_after_the_end_of_its_response(reading: bool, expected: type[Exception]) -> None:
+    async def handler(request: web.Request) -> web.StreamResponse:
+        reader: Awaitable[bytes] = request.content.readexactly(200)
+        if reading:
+            reader = asyncio.ensure_future(reader)
+            await asyncio.sleep(0)
+        response = await streaming(request)
+        await response.write_eof()
+        server.put_type("http.disconnect")
+        with pytest.raises(expected):
+            await reader
+        outcomes.append("failed")
+        return response
+
+    outcomes: list[str] = []
+    server = Telling(method="POST", headers=[(b"content-length", b"200")])
+    server.incoming.get_nowait()
+    if not reading:
+        server.put(b"x" * 200)
+    await server.serve(app_of(handler))
+    assert (outcomes, server.complete) == (["failed"], True)
+
+
+async def test_a_handler_may_go_on_after_the_end_of_its_response() -> None:
+    async def handler(request: web.Request) -> web.StreamResponse:
+        assert request.transport is not None
+        response = await streaming(request)
+        await response.write_eof()
+        server.put_type("http.disconnect")
+        for _ in range(5):
+            await asyncio.sleep(0)
+        return response
+
+    server = Telling()
+    await server.serve(app_of(handler))
+    assert (server.told, server.complete) == (0, True)
+
+
 async def test_two_readers_are_one_too_many() -> None:
     async def handler(request: web.Request) -> web.Response:
         first = asyncio.create_task(request.content.read(1))
@@ -531,6 +608,23 @@ async def test_a_body_that_waits_to_be_asked_for_is_not_waited_for() -> None:
     assert (server.status, server.complete) == (403, True)
 
 
+async def test_a_body_that_was_asked_for_is_thrown_away_like_any_other() -> None:
+    async def handler(request: web.Request) -> web.Response:
+        await request.content.read(1)
+        raise web.HTTPForbidden
+
+    headers = [(b"expect", b"100-continue"), (b"content-length", b"6")]
+    server = FakeServer(method="POST", headers=headers)
+    server.incoming.get_nowait()
+    server.put(b"one", more=True)
+    task = asyncio.create_task(server.serve(app_of(handler)))
+    await server.progress.wait()
+    assert (server.status, server.complete) == (403, False)
+    server.put(b"two")
+    await task
+    assert server.complete
+
+
 async def test_a_client_that_goes_is_not_waited_for() -> None:
     server = FakeServer(method="POST", headers=[(b"content-length", b"5")])
     server.incoming.get_nowait()
@@ -564,6 +658,19 @@ async def test_a_watched_bomb_is_decoded_as_it_is_read() -> None:
 
     server = FakeServer(body=gzip.compress(b"\0" * 2**22), headers=[(b"content-encoding", b"gzip")])
     assert (await server.serve(app_of(handler))).body == b"%d" % 2**22
+
+
+async def test_a_watched_body_that_goes_bad_half_way_fails_its_reader() -> None:
+    async def handler(request: web.Request) -> web.Response:
+        assert request.transport is not None
+        with pytest.raises(web.RequestPayloadError):
+            await request.content.read()
+        return web.Response(text="caught")
+
+    compressor = zlib.compressobj(wbits=31)
+    body = compressor.compress(b"\0" * 2**20) + compressor.flush(zlib.Z_FULL_FLUSH) + b"\xff" * 1000
+    server = FakeServer(body=body, headers=[(b"content-encoding", b"gzip")])
+    assert (await server.serve(app_of(handler))).body == b"caught"
 
 
 async def test_a_body_that_cannot_be_decoded_fails_its_reader() -> None:
@@ -680,6 +787,57 @@ async def test_a_stream_that_is_too_short_is_broken_off() -> None:
     with pytest.raises(RuntimeError, match="lacks 5 bytes"):
         await server.serve(app_of(handler))
     assert not server.complete
+
+
+@pytest.mark.parametrize(("status", "body"), [(200, b""), (299, b""), (404, b"hello")])
+async def test_a_response_to_connect_has_a_body_when_it_is_an_error(status: int, body: bytes) -> None:
+    async def handler(request: web.Request) -> web.Response:
+        return web.Response(text="hello", status=status)
+
+    server = await FakeServer(method="CONNECT").serve(app_of(handler))
+    assert (server.status, server.body, server.complete) == (status, body, True)
+
+
+async def test_a_write_that_was_given_up_breaks_the_response_off() -> None:
+    class Slow(FakeServer):
+        slow = asyncio.Event()
+
+        async def send(self, message: Any) -> None:
+            if message.get("body") == b"lost":
+                await self.slow.wait()
+            await super().send(message)
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        response = await streaming(request)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.01):
+                await response.write(b"lost")
+        with pytest.raises(ClientConnectionResetError):
+            await response.write(b"two")
+        return response
+
+    server = Slow()
+    with pytest.raises(ConnectionAbortedError):
+        await server.serve(app_of(handler))
+    assert (server.body, server.complete) == (b"one", False)
+
+
+async def test_nothing_is_written_after_the_end_of_a_response() -> None:
+    class Slow(FakeServer):
+        async def send(self, message: Any) -> None:
+            await asyncio.sleep(0)
+            await super().send(message)
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        response = await streaming(request)
+        late = asyncio.create_task(response.write(b"late"))
+        await response.write_eof(b"two")
+        with pytest.raises(RuntimeError, match="after the end"):
+            await late
+        return response
+
+    server = await Slow().serve(app_of(handler))
+    assert (server.body, server.complete) == (b"onetwo", True)
 
 
 @pytest.mark.parametrize("status", [204, 304])
@@ -1175,6 +1333,56 @@ async def test_the_servers_own_cancellation_goes_through() -> None:
         await task
 
 
+async def test_the_servers_own_cancellation_goes_through_when_the_client_goes_too() -> None:
+    started = asyncio.Event()
+
+    async def handler(request: web.Request) -> web.Response:
+        started.set()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    server = FakeServer()
+    task = asyncio.create_task(server.serve(app_of(handler, handler_cancellation=True)))
+    await started.wait()
+    server.disconnect()
+    for _ in range(5):
+        if task.cancelling():
+            break
+        await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def test_nothing_of_a_request_is_left_for_the_garbage_collector() -> None:
+    left: list[weakref.ref[web.Request]] = []
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        left.append(weakref.ref(request))
+        await request.read()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(0):
+                await asyncio.Event().wait()
+        assert request.transport is not None
+        if "fail" in request.query:
+            raise web.HTTPConflict
+        response = await streaming(request)
+        await asyncio.sleep(0)
+        return response
+
+    app = app_of(handler)
+    gc.disable()
+    try:
+        for query in (b"", b"fail=1"):
+            body = gzip.compress(b"hello")
+            await FakeServer(body=body, headers=[(b"content-encoding", b"gzip")], query_string=query).serve(app)
+        for _ in range(3):
+            await asyncio.sleep(0)  # for the tasks that were cancelled
+        assert [reference() for reference in left] == [None, None]
+    finally:
+        gc.enable()
+
+
 async def test_a_server_that_goes_on_and_on_is_not_listened_to() -> None:
     class Endless(FakeServer):
         async def receive(self) -> Any:
@@ -1207,6 +1415,7 @@ async def test_the_transport() -> None:
     server = FakeServer(scheme="https")
     with pytest.raises(ConnectionAbortedError):
         await server.serve(app_of(handler))
+    assert server.sent == []
 
 
 async def test_awaitables_that_are_no_coroutines_will_do() -> None:

@@ -166,6 +166,16 @@ async def test_writing_fails_when_the_client_has_gone(kind: Kind, port_of: PortO
 
 
 @each_server
+async def test_a_client_that_goes_while_a_response_ends_does_no_harm_to_others(kind: Kind, port_of: PortOf) -> None:
+    port = port_of(kind)
+    for _ in range(3):
+        async with connected(port) as connection:
+            await connection.send(b"GET /at_once HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            await connection.reader.readexactly(1000)
+        assert (await ask(port, "GET /facts"))[0] == 200
+
+
+@each_server
 async def test_reading_fails_when_the_client_has_gone(kind: Kind, port_of: PortOf) -> None:
     port = port_of(kind)
     await ask(port, "POST /expect/upload")
