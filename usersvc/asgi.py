@@ -913,13 +913,17 @@ class _Exchange(AbstractStreamWriter):
     def close(self) -> None:
         """End the exchange: nobody waits for the server, and nobody reads."""
         self.closed = True
-        self.fresh = self.watched = False
-        if self._watcher is not None:
-            self._watcher.cancel()
+        self.fresh = False
+        # What these refer to refers to this: nothing is to be left for the garbage collector.
+        if self.watched:
+            self.watched = False
+            if self._watcher is not None:
+                self._watcher.cancel()
+            self._watcher = self._transport = None
         if self.body is not None:
             self.body.set_exception(web.PayloadAccessError())
             self.body.decoder = None
-        self.body = self._watcher = self._transport = None  # nothing is left for the garbage collector
+            self.body = None
 
     # As a writer
 
