@@ -26,7 +26,8 @@ Where a client, or a handler, sees something else than with aiohttp's own server
     - A target is routed less its `root_path`, which `request[ASGI_SCOPE]` has.
     - A body in a coding for which a library is missing (Brotli, zstd) is passed on as it came, like one in a coding
       that is not known at all; aiohttp refuses it before the handler runs.
-    - `iter_chunks()` never reports the end of an HTTP chunk.
+    - A body comes when it is read: `content.read_nowait()`, `is_eof()` and `total_bytes` know of nothing before.
+      `iter_chunks()` never reports the end of an HTTP chunk.
     - `100 Continue` is sent when the handler first reads the body, not before the handler runs.
     - The rest of a body that no handler has read is thrown away, for ten seconds at most, before the response ends, not
       after (but at granian's); a handler that has ended its response cannot read on. A large body that nobody has read
@@ -466,7 +467,7 @@ def while_client_waits(request: web.Request) -> Iterator[None]:
     exchange.watch()
     if exchange.disconnected:
         raise ClientConnectionResetError("The client has disconnected")
-    exchange.on_lost = give_up
+    exchange.on_lost += (give_up,)
     try:
         yield
     except asyncio.CancelledError as error:
@@ -479,7 +480,7 @@ def while_client_waits(request: web.Request) -> Iterator[None]:
             task.uncancel()
         raise
     finally:
-        exchange.on_lost = None
+        exchange.on_lost = tuple(other for other in exchange.on_lost if other is not give_up)
 
 
 def _request_class(app: web.Application, server: web.Server) -> type[_Request]:
@@ -628,7 +629,7 @@ class _Exchange(AbstractStreamWriter):
     length: int | None = None  # bytes of the response that are still to come, when their number has been announced
     body: _Body | None = None
     task: "asyncio.Task[None] | None" = None  # to be cancelled when the client goes
-    on_lost: Callable[[], None] | None = None  # called when the client goes
+    on_lost: tuple[Callable[[], None], ...] = ()  # called when the client goes
     watched = False  # a task, not the reader, takes what the server has to tell
     disconnected = False
     cancelled = False  # the task has been, because of that
@@ -884,6 +885,9 @@ class _Exchange(AbstractStreamWriter):
                     message = await self._receive()
                 except OSError:
                     message = _DISCONNECT
+                except Exception:
+                    self.lose()  # nobody will tell more; the error is the event loop's to report
+                    raise
                 self.take(message)
                 if ended or message["type"] == "http.disconnect":
                     return  # some servers go on telling the same, and never wait
@@ -901,8 +905,8 @@ class _Exchange(AbstractStreamWriter):
         if self.task is not None:
             self.cancelled = True
             self.task.cancel()
-        if self.on_lost is not None:
-            self.on_lost()
+        for give_up in self.on_lost:
+            give_up()
 
     def abort(self) -> None:
         """See to it that the server closes the connection."""

@@ -1134,8 +1134,10 @@ async def test_a_plain_response_to_nobody_is_no_error() -> None:
 
 async def test_a_receive_that_fails_is_a_disconnection() -> None:
     class Failing(FakeServer):
+        error: Exception = OSError("gone")
+
         async def receive(self) -> Any:
-            raise OSError("gone")
+            raise self.error
 
     outcomes: list[str] = []
 
@@ -1151,9 +1153,16 @@ async def test_a_receive_that_fails_is_a_disconnection() -> None:
         outcomes.append("watching")
         return web.Response()
 
+    async def both(request: web.Request) -> web.Response:
+        assert request.transport is not None
+        return await reading(request)
+
     await Failing(body=b"x").serve(app_of(reading))
     await Failing().serve(app_of(watching))
-    assert outcomes == ["reading", "watching"]
+    failing = Failing(method="POST", headers=[(b"content-length", b"5")])
+    failing.error = RuntimeError("a middleware has failed")
+    await failing.serve(app_of(both))
+    assert outcomes == ["reading", "watching", "reading"]
 
 
 async def test_an_error_of_a_handler_whose_client_has_gone_is_logged(caplog: pytest.LogCaptureFixture) -> None:
@@ -1238,6 +1247,45 @@ class TestWhileClientWaits:
         # With handler_cancellation the whole handler is cancelled, as ever.
         assert outcomes == ["gone, 0 cancellations, transport None"]
         assert caplog.text == ""
+
+    @pytest.mark.parametrize("others", ["around", "beside"])
+    async def test_several_may_wait(self, others: str) -> None:
+        outcomes: list[str] = []
+
+        async def wait(request: web.Request, what: Awaitable[object]) -> None:
+            try:
+                with while_client_waits(request):
+                    await what
+            except ConnectionResetError:
+                outcomes.append("gone")
+                raise
+
+        async def handler(request: web.Request) -> web.Response:
+            if others == "around":
+                await wait(request, short_then_forever(request))
+            else:
+                await asyncio.gather(wait(request, short()), wait(request, forever()), wait(request, forever()))
+            raise AssertionError
+
+        async def short() -> None:
+            await asyncio.sleep(0)
+
+        async def forever() -> None:
+            for _ in range(5):
+                await asyncio.sleep(0)
+            server.disconnect()
+            await asyncio.Event().wait()
+
+        async def short_then_forever(request: web.Request) -> None:
+            await wait(request, short())
+            await forever()
+
+        server = FakeServer()
+        await server.serve(app_of(handler))
+        task = asyncio.current_task()
+        assert task is not None
+        assert (task.cancelling(), server.sent) == (0, [])
+        assert outcomes == ["gone"] * (1 if others == "around" else 2)
 
     async def test_outside_of_it_a_handler_goes_on(self) -> None:
         done: list[str] = []
