@@ -1038,7 +1038,9 @@ class _Exchange(AbstractStreamWriter):
             self.lose()
             raise ClientConnectionResetError("Cannot write to closing transport") from error
         except BaseException:
-            if not self.finished:  # a time-out of the handler, perhaps: nobody knows how much of it has gone
+            if not (
+                self.finished or self.disconnected
+            ):  # a time-out of the handler, perhaps: nobody knows how much of it has gone
                 self.abort()
             raise
 

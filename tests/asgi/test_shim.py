@@ -1217,6 +1217,24 @@ async def test_a_handler_is_cancelled_if_so_desired() -> None:
     assert (await ordinary.serve(app_of(hello, handler_cancellation=True))).body == b"hello"
 
 
+async def test_a_handler_that_is_cancelled_while_it_writes_is_no_error() -> None:
+    class Full(FakeServer):
+        async def send(self, message: Any) -> None:
+            if message.get("body") == b"two":
+                server.disconnect()
+                await asyncio.Event().wait()
+            await super().send(message)
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        response = await streaming(request)
+        await response.write(b"two")
+        raise AssertionError
+
+    server = Full()
+    await server.serve(app_of(handler, handler_cancellation=True))
+    assert not server.complete
+
+
 class TestWhileClientWaits:
     async def test_a_wait_ends_when_the_client_goes_and_that_is_no_error(
         self, caplog: pytest.LogCaptureFixture
