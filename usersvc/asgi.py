@@ -911,7 +911,6 @@ class _Exchange(AbstractStreamWriter):
     def abort(self) -> None:
         """See to it that the server closes the connection."""
         self.aborted = True
-        self.ending = False
         self.lose()
 
     def close(self) -> None:
@@ -1037,10 +1036,9 @@ class _Exchange(AbstractStreamWriter):
             self.ending = False
             self.lose()
             raise ClientConnectionResetError("Cannot write to closing transport") from error
-        except BaseException:
-            if not (
-                self.finished or self.disconnected
-            ):  # a time-out of the handler, perhaps: nobody knows how much of it has gone
+        except BaseException:  # a time-out of the handler, perhaps: nobody knows how much has gone
+            if not (self.finished or self.disconnected):
+                self.ending = False
                 self.abort()
             raise
 
