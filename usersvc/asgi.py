@@ -38,9 +38,10 @@ Where a client, or a handler, sees something else than with aiohttp's own server
       HTTP/1.1 as well: aiohttp compares it to find out whether it may stream.
     - A response that is longer than its `Content-Length` is cut, and one that is shorter is broken off; aiohttp breaks
       the framing. A body that a HEAD, 204 or 304 response must not have is left out.
-    - When a response fails before anything of it was sent, a 500 is, and a second response to one request breaks off
-      the first. When a handler raises what is no `Exception`, or closes `request.transport`, before that, the server
-      answers in its own words. In all of these aiohttp closes the connection, or breaks the framing.
+    - When a response fails before anything of it was sent, or has been sent before, a 500 is. A second response to one
+      request breaks off the first. When a handler raises what is no `Exception`, or closes `request.transport`,
+      before that, the server answers in its own words. In all of these aiohttp closes the connection, breaks the
+      framing or sends nothing.
     - A status or the name of a header that HTTP does not know is the server's to refuse: some close the connection.
       White space around the value of a header is left out. `CONNECT` to a host is answered 400, not 404.
     - `request.transport` knows `get_extra_info`, `is_closing`, `close` and `abort`, nothing else.
