@@ -187,7 +187,8 @@ class _ResponseNames(dict[str, bytes]):
 _REQUEST_NAMES: Final = _RequestNames((str(n).lower().encode(), n) for n in vars(hdrs).values() if isinstance(n, istr))
 _RESPONSE_NAMES: Final = _ResponseNames()
 _RESPONSE_HEADERS: Final[dict[tuple[str, str], tuple[bytes, bytes]]] = {}  # those that come again and again
-_VALUES_OF: Final[dict[bytes, int]] = {}  # how many values of a header have been learned
+# How many values of a header have been learned. A cookie may be a secret, which nothing is to keep.
+_VALUES_OF: Final[dict[bytes, int]] = {b"set-cookie": _VALUES}
 
 
 def _checked(text: str) -> bytes:

@@ -17,6 +17,7 @@ from aiohttp import ClientConnectionResetError, web
 from aiohttp.test_utils import make_mocked_request
 from aiohttp.typedefs import Handler
 
+import usersvc.asgi
 from tests.asgi.fake_server import FakeServer
 from usersvc.asgi import ASGI_SCOPE, ASGI_STATE, AiohttpASGI, while_client_waits
 
@@ -353,6 +354,16 @@ async def test_response_headers_are_learned_within_bounds_and_never_mixed_up() -
             b"same",
             b"same",
         )
+
+
+async def test_no_cookie_is_kept() -> None:
+    async def handler(_: web.Request) -> web.Response:
+        response = web.Response()
+        response.set_cookie("session", "a secret of one client")
+        return response
+
+    assert b"a secret" in (await FakeServer().serve(app_of(handler))).headers[b"set-cookie"]
+    assert "a secret" not in str(vars(usersvc.asgi))
 
 
 @pytest.mark.parametrize(
