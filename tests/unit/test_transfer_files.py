@@ -66,7 +66,7 @@ def test_what_other_programs_write_is_read(content: bytes) -> None:
         (b"email,age\n", "lacks password_hash"),
         (b"email;age;password_hash\n", "lacks email, age, password_hash"),
         (b"Email,age,password_hash\n", "lacks email"),
-        (b'"email,age,password_hash\n', "lacks email"),
+        (b'"email,age,password_hash\n', "line 1 opens quotation marks"),
         (b"email,age,password_hash,age\n", "a column twice"),
         (b"email,age,password_hash,name,\x1b[2J\n", r"'name', '\x1b[2J'; see --ignore-unknown"),
     ],
@@ -90,7 +90,8 @@ def test_lines_that_cannot_be_understood_hold_up_nobody() -> None:
         + b"\xff@b.c,30,x\n"
         + b"a@b.c,30,x,y\n"
         + b"b@b.c,31,y\n"
-        + b'a@b.c,30,"never closed\nmore\n'
+        + b'"a\n",30,x,"y\n"\n'
+        + b'a"@b.c,30,x\n'
     )
     assert [(line.number, codes(line)) for line in found] == [
         (2, ["wrong-number-of-cells"]),
@@ -98,21 +99,85 @@ def test_lines_that_cannot_be_understood_hold_up_nobody() -> None:
         (4, ["invalid-utf-8"]),
         (5, ["wrong-number-of-cells"]),
         (6, []),
-        (7, ["malformed-csv"]),
+        (7, ["wrong-number-of-cells"]),
+        (10, []),
     ]
     assert [line.text for line in found[2:]] == [
         "\\xff@b.c,30,x",
         "a@b.c,30,x,y",
         "b@b.c,31,y",
-        'a@b.c,30,"never closed\nmore',
+        '"a\n",30,x,"y\n"',
+        'a"@b.c,30,x',
     ]
     assert found[4].values["email"] == "b@b.c"
+    assert [(line.last, line.values.get("email")) for line in found[5:]] == [(9, None), (10, 'a"@b.c')]
 
 
 def test_a_cell_with_line_breaks_keeps_the_count_of_lines() -> None:
     first, second = lines(HEAD + b'"a\n\nb",30,x\nc@b.c,30,x\n')
     assert (first.number, first.values["email"]) == (2, "a\n\nb")
     assert second.number == 5
+
+
+@pytest.mark.parametrize("swallowed", [b"", b"a@b.c,30,x\n" * LONGEST_LINE])
+def test_quotation_marks_that_are_never_closed_end_the_reading(swallowed: bytes) -> None:
+    read = read_lines(
+        Source(io.BytesIO(HEAD + b"a@b.c,30,x\n" + b'b@b.c,30,"x\n' + swallowed + b"c@b.c,30,x")),
+        Format.CSV,
+        ignore_unknown=False,
+    )
+    assert next(read).values["email"] == "a@b.c"
+    unclosed = next(read)
+    assert (codes(unclosed), unclosed.values) == (["unclosed-quotation"], {})
+    assert (unclosed.number, unclosed.last) == (3, 4 + swallowed.count(b"\n"))
+    assert len(unclosed.text) <= LONGEST_LINE
+    with pytest.raises(Failure, match="line 3 opens quotation marks that nothing closes"):
+        next(read)
+
+
+FORGED = "admin@b.c,99,x,y"
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        pytest.param("z\n" * 2 * LONGEST_LINE + FORGED, id="beyond what csv takes for a cell"),
+        pytest.param("z" * LONGEST_LINE + f"\n{FORGED}\n", id="in a line that is too long"),
+        pytest.param("z" * LONGEST_LINE + f'",\n{FORGED}\n"', id="with quotation marks beyond what is kept"),
+        pytest.param('"' * LONGEST_LINE + f"\n{FORGED}\n", id="with the end of a piece between two of them"),
+        pytest.param(f'",\n{FORGED}\n"' + "z" * LONGEST_LINE, id="before what is too long"),
+    ],
+)
+@pytest.mark.parametrize("shift", [0, 1])
+def test_what_stands_in_a_cell_never_becomes_a_user(cell: str, shift: int) -> None:
+    # As every program writes it that knows CSV.
+    file = io.StringIO()
+    csv.writer(file).writerows(
+        [
+            ["name", "email", "age", "password_hash"],
+            ["z" * shift + cell, "mallory@b.c", 30, "x"],
+            ["Al", "a@b.c", 30, "x"],
+        ]
+    )
+    too_long, after = lines(file.getvalue().encode(), ignore_unknown=True)
+    assert (codes(too_long), too_long.number, too_long.values) == (["too-long"], 2, {})
+    assert after.values["email"] == "a@b.c"
+    assert after.number == too_long.last + 1
+
+
+@given(
+    rows=st.lists(st.lists(st.text('a",\n\r', max_size=9), min_size=3, max_size=3), max_size=5), shift=st.integers(0, 9)
+)
+def test_records_end_where_csv_ends_them(rows: list[list[str]], shift: int) -> None:
+    file = io.StringIO()
+    csv.writer(file).writerows(rows)
+    # So that the pieces in which it is read end anywhere.
+    filler = "a" * (LONGEST_LINE - shift)
+    content = HEAD + f"{filler},,\n{file.getvalue()}".encode()
+    read = csv.reader(io.StringIO(file.getvalue(), newline=""), strict=True)
+    assert [
+        [line.values.get(name, "") for name in ("email", "age", "password_hash")] for line in lines(content)[1:]
+    ] == [[original(cell) for cell in row] for row in read]
 
 
 def test_a_line_that_is_too_long_is_refused_without_being_kept() -> None:

@@ -135,7 +135,17 @@ def _batches(lines: Iterator["Line"]) -> Iterator[Sequence["Line"]]:
 
     from usersvc.application.transfer import STORED_AT_ONCE
 
-    while batch := [*islice(lines, STORED_AT_ONCE)]:
+    while True:
+        batch: list[Line] = []
+        try:
+            batch.extend(islice(lines, STORED_AT_ONCE))
+        except Failure:
+            # Who was read before is taken over.
+            if batch:
+                yield batch
+            raise
+        if not batch:
+            return
         yield batch
 
 
@@ -180,14 +190,15 @@ class _Report:
         if len(self._shown) < SHOWN_REJECTIONS:
             # Never what stands there: it may be a hash.
             reasons = ", ".join(f"{each.field} {each.code}" for each in outcome.violations)
-            self._shown.append(f"line {line.number}: {reasons}")
+            where = f"line {line.number}" if line.number == line.last else f"lines {line.number} to {line.last}"
+            self._shown.append(f"{where}: {reasons}")
         if self.rejected is not None:
             import json
 
             reasons_in_full = [
                 {"field": each.field, "code": each.code, "message": each.message} for each in outcome.violations
             ]
-            document = {"line": line.number, "reasons": reasons_in_full, "text": line.text}
+            document = {"line": line.number, "last_line": line.last, "reasons": reasons_in_full, "text": line.text}
             self.rejected.write(f"{json.dumps(document, ensure_ascii=False)}\n")
 
     def tell(self) -> None:
