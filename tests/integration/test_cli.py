@@ -19,6 +19,7 @@ from tests.e2e.server import run_to_end
 from usersvc import cli
 from usersvc.adapters.sqlite import SqliteUsers
 from usersvc.application.ports import OutboxEntry
+from usersvc.commands import outbox
 from usersvc.domain.user import PasswordHash, User
 
 NOW = datetime(2026, 1, 31, 9, 30, tzinfo=UTC)
@@ -177,6 +178,20 @@ def test_a_retry_of_all_is_of_those_that_were_set_aside(usersvc: Commands) -> No
     assert alice.attempts == 0
     assert bob.due_at == NOW + timedelta(days=9999)
     assert usersvc("outbox", "retry", "--all") == (0, "0 to be sent again\n", "")
+
+
+def test_an_outbox_of_many_pages_is_gone_through_to_its_end(usersvc: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outbox, "READ_AT_ONCE", 2)
+    there = fill(usersvc.database, *(f"{name}@example.com" for name in "abcde"))
+    for _ in there[:4]:
+        fail_first(usersvc.database, for_good=True)
+    listed = [line.split("\t")[:2] for line in usersvc("outbox", "list").out.splitlines()]
+    assert listed == [
+        *([str(entry.id), "set aside"] for entry in there[:4]),
+        [str(there[4].id), "2026-01-31T09:30:00.000000Z"],
+    ]
+    assert json.loads(usersvc("outbox", "show", str(there[3].id)).out)["email"] == "d@example.com"
+    assert usersvc("outbox", "retry", "--all") == (0, "4 to be sent again\n", "")
 
 
 def test_a_retry_of_what_is_being_sent_is_told(usersvc: Commands) -> None:

@@ -18,8 +18,9 @@ import pytest
 from usersvc import cli
 from usersvc.adapters.bcrypt_hasher import BcryptPasswordHasher
 from usersvc.adapters.sqlite import SqliteUsers
+from usersvc.adapters.sqlite_archive import SqliteArchive
 from usersvc.application import transfer
-from usersvc.application.ports import IdempotencyKey, UserRecord
+from usersvc.application.ports import IdempotencyKey, StorageUnavailable, UserRecord
 from usersvc.commands import users_import
 from usersvc.domain.user import Password, PasswordHash, User
 
@@ -326,6 +327,28 @@ def test_a_file_that_cannot_be_used_is_told(usersvc: Commands, arguments: list[s
     assert usersvc.fails("users", "import", *arguments) == told
     assert Path("users.csv").read_text() == people(1)
     assert not usersvc.database.exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        (["users", "export", "users.csv"], "exported 2 to users.csv"),
+        (["db", "copy", "sqlite:///users.db", "sqlite:///other.db"], "source and target are the same"),
+    ],
+)
+def test_who_cannot_be_counted_in_time_can_still_be_moved(
+    usersvc: Commands, monkeypatch: pytest.MonkeyPatch, command: list[str], told: str
+) -> None:
+    async def count(_: SqliteArchive) -> int:
+        raise StorageUnavailable("PostgreSQL: QueryCanceledError (57014)")
+
+    usersvc.register("alice@example.com", "bob@example.com")
+    monkeypatch.setattr(SqliteArchive, "count", count)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    code, out, err = usersvc(*command)
+    assert (code, told in out) == (0, True)
+    # A bar of no known length, and how far it is.
+    assert re.search(r"ing {2}\[[-#]+\] {2}2\b", err)
 
 
 def test_a_copy_that_is_not_finished_is_not_changed(usersvc: Commands) -> None:

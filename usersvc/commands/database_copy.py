@@ -1,6 +1,5 @@
 """``usersvc db copy``: moves everything from one database to another, of whichever kind."""
 
-import sys
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
@@ -8,6 +7,8 @@ from typing import TYPE_CHECKING, TypeVar
 import click
 
 from usersvc.commands.outcome import Failure, Stopped
+from usersvc.commands.output import progress_bar
+from usersvc.commands.stores import total
 
 if TYPE_CHECKING:
     from usersvc.application.copying import Comparison, Tally
@@ -110,7 +111,7 @@ def _run(one: "Settings", other: "Settings", work: Work, *, create: bool) -> Non
 async def _copied(source: "CompleteArchive", target: "CompleteArchive", heed: Callable[[], None]) -> None:
     from usersvc.application.copying import NotACopy, copy
 
-    done, users = 0, await source.count()
+    done, users = 0, await total(source)
 
     def count(more: int) -> None:
         nonlocal done
@@ -122,9 +123,10 @@ async def _copied(source: "CompleteArchive", target: "CompleteArchive", heed: Ca
     except NotACopy as error:
         raise Failure(str(error)) from None
     except Stopped as error:
+        of_all = "" if users is None else f" of {users}"
         raise Stopped(
             error.signal_number,
-            f"stopped; {done} of {users} users are there; the same command again goes on from there",
+            f"stopped; {done}{of_all} users are there; the same command again goes on from there",
         ) from None
     _tell(tallies)
     await _compared(source, target, heed)
@@ -134,7 +136,7 @@ async def _copied(source: "CompleteArchive", target: "CompleteArchive", heed: Ca
 async def _compared(source: "CompleteArchive", target: "CompleteArchive", heed: Callable[[], None]) -> None:
     from usersvc.application.copying import compare
 
-    users = await source.count() + await target.count()
+    users = await total(source, target)
     try:
         with _progress("verifying", users, lambda _: None, heed) as advance:
             comparison = await compare(source, target, advance=advance)
@@ -169,10 +171,10 @@ def _differences(comparison: "Comparison") -> str:
 
 @contextmanager
 def _progress(
-    label: str, users: int, count: Callable[[int], None], heed: Callable[[], None]
+    label: str, users: int | None, count: Callable[[int], None], heed: Callable[[], None]
 ) -> Iterator[Callable[[int], None]]:
     """A bar on a terminal; gives what is to be told of how many were done, and ends the work when that is asked for."""
-    with click.progressbar(length=users, label=label, file=sys.stderr, hidden=not sys.stderr.isatty()) as bar:
+    with progress_bar(label, users) as bar:
 
         def advance(more: int) -> None:
             bar.update(more)

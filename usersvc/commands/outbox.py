@@ -6,10 +6,14 @@ import click
 
 from usersvc.commands.outcome import Failure
 from usersvc.commands.output import print_json, say
-from usersvc.commands.stores import on_store
+from usersvc.commands.stores import HIGHEST_PLACE, on_store
 
 if TYPE_CHECKING:
-    from usersvc.application.ports import OutboxEntry, Store
+    from collections.abc import AsyncIterator
+
+    from usersvc.application.ports import CompleteStore, OutboxEntry
+
+READ_AT_ONCE = 1000
 
 
 @click.group(name="outbox", short_help="Look after mails that are still to be sent.")
@@ -30,15 +34,16 @@ def list_entries(*, as_json: bool) -> None:
     """
     from usersvc.application.ports import timestamp
 
-    async def work(store: "Store") -> None:
-        entries = await store.outbox.entries()
-        for entry in entries:
+    async def work(store: "CompleteStore") -> None:
+        is_empty = True
+        async for entry in _entries(store):
+            is_empty = False
             if as_json:
                 print_json(_document(entry), indent=None)
                 continue
             due = "set aside" if entry.due_at is None else timestamp(entry.due_at)
             print(entry.id, due, f"attempts={entry.attempts}", entry.event.user_id, entry.reason or "", sep="\t")
-        if not entries:
+        if is_empty:
             say("nothing waits to be sent")
 
     on_store(work)
@@ -49,7 +54,7 @@ def list_entries(*, as_json: bool) -> None:
 def show(entry_id: int) -> None:
     """Show the entry ID as JSON, with the address that the mail goes to."""
 
-    async def work(store: "Store") -> None:
+    async def work(store: "CompleteStore") -> None:
         print_json(_document(await _entry(store, entry_id)))
 
     on_store(work)
@@ -73,25 +78,37 @@ def retry(entry_id: int | None, *, all_: bool) -> None:
     if all_ == (entry_id is not None):
         raise click.UsageError("Give either an ID or --all.")
 
-    async def work(store: "Store") -> None:
+    async def work(store: "CompleteStore") -> None:
+        retried = 0
         if entry_id is None:
-            wanted = [entry.id for entry in await store.outbox.entries() if entry.due_at is None]
+            async for entry in _entries(store):
+                retried += entry.due_at is None and await store.outbox.retry(entry.id, now=utc_now())
         else:
-            wanted = [(await _entry(store, entry_id)).id]
-        retried = [await store.outbox.retry(wanted_id, now=utc_now()) for wanted_id in wanted]
-        if entry_id is not None and not any(retried):
-            raise Failure(f"entry {entry_id} is being sent just now")
+            entry = await _entry(store, entry_id)
+            retried += await store.outbox.retry(entry.id, now=utc_now())
+            if not retried:
+                raise Failure(f"entry {entry_id} is being sent just now")
         # The service notices by itself; it looks every now and then.
-        print(f"{sum(retried)} to be sent again")
+        print(f"{retried} to be sent again")
 
     on_store(work, alone=True)
 
 
-async def _entry(store: "Store", entry_id: int) -> "OutboxEntry":
-    found = [entry for entry in await store.outbox.entries() if entry.id == entry_id]
-    if not found:
-        raise Failure(f"the outbox has no entry {entry_id}")
-    return found[0]
+async def _entries(store: "CompleteStore") -> "AsyncIterator[OutboxEntry]":
+    """Everything in the outbox, of which little is in memory at a time: there may be millions."""
+    after = None
+    while entries := await store.archive.entries(after=after, limit=READ_AT_ONCE):
+        for entry in entries:
+            yield entry
+        after = entries[-1].id
+
+
+async def _entry(store: "CompleteStore", entry_id: int) -> "OutboxEntry":
+    if 0 < entry_id <= HIGHEST_PLACE:
+        for entry in await store.archive.entries(after=entry_id - 1, limit=1):
+            if entry.id == entry_id:
+                return entry
+    raise Failure(f"the outbox has no entry {entry_id}")
 
 
 def _document(entry: "OutboxEntry") -> dict[str, Any]:

@@ -2,12 +2,30 @@
 
 import json
 import sys
-from typing import Any
+from itertools import count
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from click._termui_impl import ProgressBar
 
 
 def say(words: str) -> None:
     """Tell a person something that is no part of the data."""
     print(words, file=sys.stderr)
+
+
+def progress_bar(label: str, length: int | None, *, hidden: bool = False) -> "ProgressBar[int]":
+    """A bar on a terminal, to be entered and then updated; without a known length it tells how far it is."""
+    return click.progressbar(
+        count() if length is None else None,
+        length,
+        label,
+        show_pos=length is None,
+        file=sys.stderr,
+        hidden=hidden or not sys.stderr.isatty(),
+    )
 
 
 def print_json(document: Any, *, indent: int | None = 2) -> None:

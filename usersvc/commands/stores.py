@@ -10,10 +10,13 @@ from usersvc.commands.outcome import Failure
 if TYPE_CHECKING:
     from asyncio import Runner
 
-    from usersvc.application.ports import CompleteStore
+    from usersvc.application.ports import Archive, CompleteStore
     from usersvc.config import Settings, SqliteDatabase
 
 T = TypeVar("T")
+
+HIGHEST_PLACE = 2**63 - 1
+"""What stores count to."""
 
 
 @asynccontextmanager
@@ -52,6 +55,16 @@ def storage_failures() -> Iterator[None]:
         yield
     except StorageUnavailable as error:
         raise Failure(str(error)) from None
+
+
+async def total(*archives: "Archive") -> int | None:
+    """How many users there are; None when it takes too long to count them, which is no reason to do nothing."""
+    from usersvc.application.ports import StorageUnavailable
+
+    try:
+        return sum([await archive.count() for archive in archives])
+    except StorageUnavailable:
+        return None
 
 
 def on_store(work: Callable[["CompleteStore"], Awaitable[T]], *, alone: bool = False) -> T:

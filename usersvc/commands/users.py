@@ -7,12 +7,10 @@ import click
 from usersvc.commands import users_export, users_import
 from usersvc.commands.outcome import Failure
 from usersvc.commands.output import print_json, say
-from usersvc.commands.stores import on_store
+from usersvc.commands.stores import HIGHEST_PLACE, on_store
 
 if TYPE_CHECKING:
     from usersvc.application.ports import Page, Store, UserView
-
-HIGHEST_POSITION = 2**63 - 1
 
 
 @click.group(name="users", short_help="Show, remove and move users.")
@@ -22,7 +20,7 @@ def commands() -> None:
 
 @commands.command(name="list", short_help="Who is registered, a line each.")
 @click.option("--limit", type=click.IntRange(1), default=50, show_default=True, help="At most so many.")
-@click.option("--after", type=click.IntRange(0, HIGHEST_POSITION), help="Begin where a list before ended.")
+@click.option("--after", type=click.IntRange(0, HIGHEST_PLACE), help="Begin where a list before ended.")
 @click.option("--newest", is_flag=True, help="The newest first.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 def list_users(*, limit: int, after: int | None, newest: bool, as_json: bool) -> None:

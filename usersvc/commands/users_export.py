@@ -1,15 +1,15 @@
 """``usersvc users export``: writes everybody down, for another system or another usersvc."""
 
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 import click
 
 from usersvc.commands.formats import FORMATS, Format, format_of
-from usersvc.commands.output import say
+from usersvc.commands.output import progress_bar, say
 
 if TYPE_CHECKING:
     from usersvc.commands.writing import Writer
@@ -67,27 +67,19 @@ def _run(settings: "Settings", stream: BinaryIO, writer: "Writer", *, to_file: b
     import asyncio
 
     from usersvc.application.transfer import everybody
-    from usersvc.commands.stores import opened
+    from usersvc.commands.stores import opened, total
 
     async def write() -> int:
         exported = 0
         async with opened(settings) as store:
             stream.write(writer.head())
-            with _progress(await store.archive.count() if to_file else 0) as advance:
+            users = await total(store.archive) if to_file else None
+            with progress_bar("exporting", users, hidden=not to_file) as bar:
                 async for records in everybody(store.archive):
                     stream.write(writer.body(records))
                     exported += len(records)
-                    advance(len(records))
+                    bar.update(len(records))
                     heed()
         return exported
 
     return asyncio.run(write())
-
-
-@contextmanager
-def _progress(users: int) -> Iterator[Callable[[int], None]]:
-    """A bar on a terminal; gives what is to be told of how many were done."""
-    with click.progressbar(
-        length=users, label="exporting", file=sys.stderr, hidden=not users or not sys.stderr.isatty()
-    ) as bar:
-        yield bar.update

@@ -12,7 +12,7 @@ import click
 
 from usersvc.commands.formats import FORMATS, Format, format_of
 from usersvc.commands.outcome import DONE, SOME_REJECTED, Failure, Stopped
-from usersvc.commands.output import say
+from usersvc.commands.output import progress_bar, say
 
 if TYPE_CHECKING:
     import asyncio
@@ -225,9 +225,7 @@ class _Report:
 def _progress(stream: BinaryIO) -> Iterator[Callable[[int], None]]:
     """A bar on a terminal, when it is known how much there is; gives what is to be told of how much was done."""
     size = _size(stream)
-    with click.progressbar(
-        length=size, label="importing", file=sys.stderr, hidden=not size or not sys.stderr.isatty()
-    ) as bar:
+    with progress_bar("importing", size, hidden=not size) as bar:
         yield bar.update
 
 
