@@ -18,7 +18,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.e2e.api import person, register
-from tests.e2e.server import DEADLINE, Service, free_port, running
+from tests.e2e.server import DEADLINE, Service, free_port, run_to_end, running
 
 OBSERVABILITY = Path(__file__).resolve().parents[2] / "deploy" / "observability"
 
@@ -183,6 +183,25 @@ def test_workers_that_die_are_replaced_and_what_they_counted_stays(tmp_path: Pat
         for probe in ("/livez", "/readyz"):
             with service.client() as client:
                 assert client.get(probe).status_code == 200
+
+
+def test_a_folder_that_is_named_has_only_figures_of_this_run(tmp_path: Path) -> None:
+    tmp_path.joinpath("figures").mkdir()
+    settings = {"PROMETHEUS_MULTIPROC_DIR": "figures"}
+    for _ in range(2):
+        with running(tmp_path, settings) as service, service.client() as client:
+            client.get("/users")
+            assert figure(figures(client), "usersvc_http_requests_total", route="/users", status="200") == 1
+        assert [*tmp_path.joinpath("figures").iterdir()]
+
+
+@pytest.mark.parametrize("folder", ["", "nowhere"])
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_folder_for_figures_that_is_not_there_stops_the_start(tmp_path: Path, folder: str, workers: str) -> None:
+    settings = {"PROMETHEUS_MULTIPROC_DIR": folder, "USERSVC_WORKERS": workers, "USERSVC_PORT": str(free_port())}
+    ended = run_to_end(tmp_path, settings)
+    told = "usersvc: PROMETHEUS_MULTIPROC_DIR accepts a folder that is there and can be written to.\n"
+    assert (ended.returncode, ended.stderr) == (2, told)
 
 
 # --- what people look at --------------------------------------------------------------------------------------------

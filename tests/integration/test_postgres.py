@@ -19,7 +19,14 @@ from tests.tcp_proxy import Proxy, proxy
 from usersvc.adapters import postgres_pool, postgres_schema
 from usersvc.adapters.memory import InMemoryUsers
 from usersvc.adapters.postgres import PostgresUsers
-from usersvc.application.ports import IdempotencyKey, IdempotencyKeyUsed, Order, StorageUnavailable, view_of
+from usersvc.application.ports import (
+    IdempotencyKey,
+    IdempotencyKeyUsed,
+    Order,
+    OutboxState,
+    StorageUnavailable,
+    view_of,
+)
 from usersvc.domain.errors import EmailAlreadyRegistered
 from usersvc.domain.user import PasswordHash, User
 
@@ -221,6 +228,28 @@ async def test_what_is_acknowledged_is_on_the_disk(users: PostgresUsers) -> None
         " current_setting('idle_in_transaction_session_timeout')"
     )
     assert [tuple(row) for row in settings] == [("on", "read committed", "2s", "1500ms", "5s")]
+
+
+async def test_too_many_to_be_counted_keep_nobody_from_knowing_who_has_waited_longest(
+    users: PostgresUsers, postgres_url: str
+) -> None:
+    for name in ("alice", "bob"):
+        await users.add(person(f"{name}@example.com"))
+    [alice] = await users.outbox.lease(now=NOW, until=NOW, limit=1)
+    await users.outbox.set_aside(alice, reason="nobody lives there")
+    # To look at who is set aside takes longer than any statement may.
+    execute(
+        postgres_url,
+        """
+        ALTER TABLE outbox RENAME TO entries;
+        CREATE VIEW outbox AS SELECT * FROM entries WHERE due_at IS NOT NULL OR pg_sleep(60) IS NOT NULL;
+        """,
+    )
+    try:
+        assert await users.outbox.state() == OutboxState(pending=None, set_aside=None, oldest=NOW)
+    finally:
+        execute(postgres_url, "DROP VIEW outbox; ALTER TABLE entries RENAME TO outbox")
+    assert await users.outbox.state() == OutboxState(pending=1, set_aside=1, oldest=NOW)
 
 
 # --- what is tried again --------------------------------------------------------------------------------------------

@@ -1,12 +1,16 @@
 """What stands in front of a store hands everything on, and counts it."""
 
+import os
+from datetime import timedelta
+from pathlib import Path
+
 import pytest
 
 from tests.contract.test_users import quiet
-from usersvc.adapters.memory import InMemoryUsers
+from usersvc.adapters.memory import InMemoryOutbox, InMemoryUsers
 from usersvc.adapters.observed import ObservedUsers
-from usersvc.adapters.prometheus import PrometheusMetrics
-from usersvc.application.ports import StorageUnavailable, Users
+from usersvc.adapters.prometheus import PrometheusMetrics, begin_anew
+from usersvc.application.ports import OutboxState, StorageUnavailable, Users, utc_now
 
 
 async def test_many_added_at_once_and_a_removal_are_handed_on_and_counted() -> None:
@@ -33,3 +37,46 @@ async def test_what_the_store_cannot_answer_is_counted() -> None:
         await ObservedUsers(users, metrics).remove(quiet("alice@example.com").id)
     figures = (await metrics.exposition(users.outbox)).decode()
     assert 'usersvc_storage_failures_total{operation="remove"} 1.0' in figures
+
+
+async def test_what_nobody_can_tell_of_the_outbox_is_no_old_figure() -> None:
+    class Answering(InMemoryOutbox):
+        answer: OutboxState | None
+
+        async def state(self) -> OutboxState:
+            if self.answer is None:
+                raise StorageUnavailable
+            return self.answer
+
+    async def figures() -> dict[str, float]:
+        lines = (await metrics.exposition(outbox)).decode().splitlines()
+        told = dict(line.split() for line in lines if line.startswith("usersvc_outbox_") and "{" not in line)
+        return {name: float(figure) for name, figure in told.items()}
+
+    outbox, metrics = Answering(), PrometheusMetrics()
+    day = timedelta(days=1)
+    outbox.answer = OutboxState(pending=3, set_aside=2, oldest=utc_now() - day)
+    known = await figures()
+    assert (known["usersvc_outbox_pending"], known["usersvc_outbox_set_aside"]) == (3, 2)
+
+    outbox.answer = OutboxState(pending=None, set_aside=None, oldest=utc_now() - 2 * day)
+    uncounted = await figures()
+    assert str(uncounted["usersvc_outbox_pending"]) == str(uncounted["usersvc_outbox_set_aside"]) == "nan"
+    assert uncounted["usersvc_outbox_oldest_age_seconds"] >= 2 * day.total_seconds()
+
+    outbox.answer = None
+    assert {str(figure) for figure in (await figures()).values()} == {"nan"}
+
+
+def test_a_run_begins_with_no_figures_of_the_dead(tmp_path: Path) -> None:
+    alive = os.getppid()
+    pid = os.posix_spawnp("true", ["true"], os.environ)
+    os.waitpid(pid, 0)
+    theirs = {f"counter_{alive}.db", f"gauge_livesum_{alive}.db", "usersvc.db", "counter_.db", "notes_1.db"}
+    of_the_dead = {f"{kind}_{pid}.db" for kind in ("counter", "gauge_livesum", "gauge_mostrecent", "histogram")}
+    # In a container, each run has the same numbers.
+    own = {f"histogram_{os.getpid()}.db"}
+    for name in theirs | of_the_dead | own:
+        (tmp_path / name).touch()
+    begin_anew(tmp_path)
+    assert {file.name for file in tmp_path.iterdir()} == theirs

@@ -357,13 +357,18 @@ class PostgresOutbox:
 
     async def state(self) -> OutboxState:
         """See ``Outbox.state``."""
-        # The first entry that is pending is the oldest, as far as clocks went right.
-        [[pending, in_all, oldest]] = await self._pool.run(
-            """
-            SELECT (SELECT count(*) FROM outbox WHERE due_at IS NOT NULL), (SELECT count(*) FROM outbox),
-                (SELECT occurred_at FROM outbox WHERE due_at IS NOT NULL ORDER BY id LIMIT 1)
-            """
-        )
+        # The first entry that is pending is the oldest, as far as clocks went right. It is found at once, and asked for
+        # by itself: when so many wait that they are not counted within STATEMENT_TIMEOUT, it is what matters.
+        first = await self._pool.run("SELECT occurred_at FROM outbox WHERE due_at IS NOT NULL ORDER BY id LIMIT 1")
+        oldest = first[0]["occurred_at"] if first else None
+        try:
+            [[pending, in_all]] = await self._pool.run(
+                "SELECT (SELECT count(*) FROM outbox WHERE due_at IS NOT NULL), (SELECT count(*) FROM outbox)"
+            )
+        except StorageUnavailable as error:
+            if not isinstance(error.__cause__, asyncpg.QueryCanceledError):
+                raise
+            return OutboxState(pending=None, set_aside=None, oldest=oldest)
         return OutboxState(pending=pending, set_aside=in_all - pending, oldest=oldest)
 
     async def _answer(self, change: str, entry: OutboxEntry, *values: object) -> None:

@@ -2,15 +2,19 @@
 
 import os
 import platform
+import re
+import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
+from math import nan
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.gc_collector import GCCollector
-from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 
@@ -30,6 +34,8 @@ OUTCOMES = {"outbox_delivered": "delivered", "outbox_postpone": "retried", "outb
 
 METHODS = frozenset({"GET", "HEAD", "POST", "OPTIONS", "PUT", "PATCH", "DELETE"})
 """Those told by name; clients may make up others."""
+
+_FILE = re.compile(r"(counter|gauge_[a-z]+|histogram)_(?P<pid>[0-9]{1,9})\.db", re.ASCII)
 
 
 class PrometheusMetrics:
@@ -66,6 +72,8 @@ class PrometheusMetrics:
             multiprocess_mode="livesum",
             registry=registry,
         )
+        # A process that was killed may have had the same number.
+        self.hashing_pending.set(0)
         self.hashing_refused = Counter(
             "usersvc_hashing_refused", "Registrations refused for want of room.", registry=registry
         )
@@ -152,17 +160,17 @@ class PrometheusMetrics:
         histogram.observe(seconds)
 
     async def exposition(self, outbox: Outbox) -> bytes:
-        """All figures in Prometheus' text format 0.0.4, those of the outbox as they are now."""
-        try:
+        """All figures in Prometheus' text format 0.0.4; those of the outbox as they are now, NaN if nobody can tell."""
+        waited = pending = set_aside = nan
+        # Without the storage's answer, the other figures are needed most.
+        with suppress(StorageUnavailable):
             state = await outbox.state()
-        except StorageUnavailable:
-            # The other figures are needed most when the storage does not answer; these stay as they were.
-            pass
-        else:
-            self.outbox_pending.set(state.pending)
-            self.outbox_set_aside.set(state.set_aside)
-            waited = 0.0 if state.oldest is None else (utc_now() - state.oldest).total_seconds()
-            self.outbox_oldest_seconds.set(max(0.0, waited))
+            waited = 0.0 if state.oldest is None else max(0.0, (utc_now() - state.oldest).total_seconds())
+            pending = nan if state.pending is None else state.pending
+            set_aside = nan if state.set_aside is None else state.set_aside
+        self.outbox_oldest_seconds.set(waited)
+        self.outbox_pending.set(pending)
+        self.outbox_set_aside.set(set_aside)
         if self._shared is None:
             return generate_latest(self._registry)
         _forget_the_dead(Path(self._shared))
@@ -212,14 +220,45 @@ class PrometheusMetrics:
             raise
 
 
+def begin_anew(directory: Path) -> None:
+    """Forget what processes that have ended have counted there: before the first of a run counts, all that did before.
+
+    Else the first of this run that has the number of one of an earlier run would go on from its figures.
+
+    Raises:
+        OSError: it is no folder, or nothing can be made there.
+    """
+    with TemporaryFile(dir=directory):
+        pass
+    for file, pid in _files(directory):
+        if pid == os.getpid() or not _lives(pid):
+            file.unlink(missing_ok=True)
+
+
 def _forget_the_dead(directory: Path) -> None:
     """Take what processes that have ended said of themselves out of the sums; what they counted stays."""
-    for file in directory.glob("gauge_live*_*.db"):
-        pid = int(file.stem.rpartition("_")[2])
-        try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
-            mark_process_dead(pid, str(directory))  # type: ignore[no-untyped-call]  # the library's
-        except PermissionError:
-            # It lives, and is somebody else's.
-            continue
+    for file, pid in _files(directory):
+        if file.name.startswith("gauge_live") and not _lives(pid):
+            # Another process may have been quicker.
+            file.unlink(missing_ok=True)
+
+
+def _files(directory: Path) -> Iterator[tuple[Path, int]]:
+    """The library's files, and whose they are."""
+    for file in directory.iterdir():
+        if found := _FILE.fullmatch(file.name):
+            yield file, int(found["pid"])
+
+
+def _lives(pid: int) -> bool:
+    if sys.platform == "win32":
+        # There the signal 0 is Ctrl-C, and nobody is to be stopped.
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        # It is somebody else's.
+        return True
+    return True

@@ -230,11 +230,11 @@ class OutboxEntry:
 
 @dataclass(frozen=True, slots=True)
 class OutboxState:
-    """What is in an outbox, in figures."""
+    """What is in an outbox, in figures; None for a count that takes too long."""
 
-    pending: int
+    pending: int | None
     """Entries that are to be tried, also later or just now."""
-    set_aside: int
+    set_aside: int | None
     oldest: datetime | None
     """When what the longest pending entry tells of has happened, in UTC; None when none is pending."""
 

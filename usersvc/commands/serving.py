@@ -9,13 +9,14 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import NoReturn
 
 import uvicorn
 from uvicorn.config import STARTUP_FAILURE
 
 import usersvc
-from usersvc.adapters.prometheus import DIRECTORY
+from usersvc.adapters.prometheus import DIRECTORY, begin_anew
 from usersvc.application.ports import StorageUnavailable
 from usersvc.bootstrap import check_storage, settings_or_exit
 from usersvc.config import Settings
@@ -75,8 +76,17 @@ def serve() -> None:
 
 @contextmanager
 def _shared_figures(workers: int) -> Iterator[None]:
-    """A folder in which several workers count together; one alone counts in its memory."""
-    if workers == 1 or DIRECTORY in os.environ:
+    """A folder in which several workers count together; one alone counts in its memory, if it is not told otherwise."""
+    told = os.environ.get(DIRECTORY)
+    if told is not None:
+        try:
+            if not told:
+                # It would be this folder.
+                raise FileNotFoundError
+            begin_anew(Path(told))
+        except OSError:
+            _end(f"{DIRECTORY} accepts a folder that is there and can be written to.", code=2)
+    if workers == 1 or told is not None:
         yield
         return
     with tempfile.TemporaryDirectory(prefix="usersvc-metrics-") as folder:
