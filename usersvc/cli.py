@@ -6,6 +6,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import Final, NoReturn
 
 import click
@@ -78,6 +79,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         SystemExit: with code 1 when the command fails, 2 for wrong arguments or a bad setting, 3 when an import
             rejected some lines, 128 and a signal's number when that stopped it, with uvicorn's own for a failed start.
     """
+    if sys.stderr is None:
+        # Else what is said would go to standard output, among the data.
+        sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115  # until the process ends
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # What a terminal or pipe cannot take is no reason to fail.
@@ -93,16 +97,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _end("stopped", 128 + signal.SIGINT if isinstance(error.__cause__, KeyboardInterrupt) else FAILED)
     except Stopped as error:
         _end(str(error), 128 + error.signal_number)
-    except BrokenPipeError:
-        # Whoever reads has seen enough, as `head` does. What is still in the buffer must not raise again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(FAILED) from None
     except Failure as error:
         _end(str(error), FAILED)
+    except OSError as error:
+        if error.filename is not None or sys.stdout is None:
+            raise
+        # It is of none that was opened by its name. What is still in the buffer must not raise again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):
+            # Whoever reads has seen enough, as `head` does.
+            raise SystemExit(FAILED) from None
+        _end(f"standard output or input failed: {error.strerror}", FAILED)
     if code:
         raise SystemExit(code)
 
 
 def _end(reason: str, code: int) -> NoReturn:
-    print(f"usersvc: {reason}", file=sys.stderr)
+    from usersvc.logs import plain  # takes longer to import than most commands need
+
+    # It may name a file, and file names may hold anything.
+    print(f"usersvc: {plain(reason)}", file=sys.stderr)
     raise SystemExit(code)

@@ -3,6 +3,7 @@
 import logging
 import logging.config
 import os
+import re
 import sys
 import traceback
 from typing import Any
@@ -18,6 +19,8 @@ MAIL_LOGGER = "usersvc.adapters.logging_notifier"
 
 NAMED_CAUSES, NAMED_PLACES = 5, 8
 """How much of an error's history a line tells."""
+
+_QUOTED_END = re.compile(r'(^|")([^"\\]|\\.)*"\Z', re.DOTALL)
 
 
 def plain(text: str) -> str:
@@ -36,7 +39,12 @@ def masked(text: str) -> str:
 
 
 def _masked_end(text: str) -> str:
-    """What stands before an @: the local part goes back to the last space, quotation mark or bracket."""
+    """What stands before an @: the local part goes back to the last space, quotation mark or bracket.
+
+    One in quotation marks may hold those, and another @, too (RFC 5321, section 4.1.2).
+    """
+    if text.endswith('"') and (quoted := _QUOTED_END.search(text)):
+        return f"{text[: quoted.start() + 1]}***"
     begin = max(text.rfind(mark) for mark in " \t\n\"'<([=,;") + 1
     return f"{text[: begin + 1]}***" if begin < len(text) else text
 

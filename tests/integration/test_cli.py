@@ -435,3 +435,41 @@ def test_a_reader_who_has_seen_enough_is_no_failure_to_tell_of(usersvc: Commands
     finally:
         os.close(writing)
     assert (outcome.returncode, outcome.stderr) == (1, "")
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("arguments", [["outbox", "list"], ["users", "export"], ["config", "check"], ["--version"]])
+def test_a_full_disk_behind_standard_output_is_told_in_one_line(
+    usersvc: Commands, monkeypatch: pytest.MonkeyPatch, unbuffered: str, arguments: list[str]
+) -> None:
+    fill(usersvc.database, "alice@example.com")
+    monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
+    with Path("/dev/full").open("w") as full:
+        ended = subprocess.run(
+            [sys.executable, "-m", "usersvc", *arguments], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    told = "usersvc: standard output or input failed: No space left on device\n"
+    assert (ended.returncode, ended.stderr) == (1, told)
+
+
+@pytest.mark.parametrize(
+    ("line", "ended"),
+    [
+        ("users export >&-", Outcome(1, "", "usersvc: standard output is closed\n")),
+        ("users import --format csv - <&-", Outcome(1, "", "usersvc: standard input is closed\n")),
+        ("users show bob@example.com 2>&-", Outcome(1, "", "")),
+        ("users list --limit 1 2>&- | wc -l", Outcome(0, "1\n", "")),
+    ],
+)
+def test_streams_that_are_closed_are_no_surprise(usersvc: Commands, line: str, ended: Outcome) -> None:
+    fill(usersvc.database, "alice@example.com", "carol@example.com")
+    found = subprocess.run(
+        ["sh", "-c", f"{sys.executable} -m usersvc {line}"], capture_output=True, text=True, check=False
+    )
+    assert Outcome(found.returncode, found.stdout.strip(" "), found.stderr) == ended
+
+
+def test_a_name_of_a_file_cannot_begin_a_line(usersvc: Commands) -> None:
+    assert usersvc.fails("users", "import", "no\n\x1b[2Jwhere.csv") == (
+        r"cannot read no\n\x1b[2Jwhere.csv: No such file or directory"
+    )

@@ -167,6 +167,18 @@ def test_addresses_are_masked(log_format: str, said: str, shown: str, capsys: py
     assert capsys.readouterr().err.count(shown) == 2
 
 
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ('for "alice smith"@example.com', 'for "***@example.com'),
+        (r'for "al \" ice, [b"@example.com', 'for "***@example.com'),
+        ('"a" and "alice@home"@example.com', '"a" and "a***@h***@example.com'),
+    ],
+)
+def test_so_are_those_in_quotation_marks(said: str, shown: str) -> None:
+    assert masked(said) == shown
+
+
 @given(st.text(), st.text())
 def test_masking_keeps_the_rest_and_of_an_address_one_character(before: str, after: str) -> None:
     shown = masked(f"{before} alice.b@example.com {after}")

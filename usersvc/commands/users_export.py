@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import click
 
 from usersvc.commands.formats import FORMATS, Format, format_of
+from usersvc.commands.outcome import Failure
 from usersvc.commands.output import progress_bar, say
 
 if TYPE_CHECKING:
@@ -46,6 +47,8 @@ def command(file: Path, *, chosen: str | None, with_password_hashes: bool) -> No
     from usersvc.commands.writing import Writer
 
     to_file = file != STDOUT
+    if not to_file and sys.stdout is None:
+        raise Failure("standard output is closed")
     form = format_of(file, chosen if to_file else chosen or Format.NDJSON)
     settings = settings_or_exit()
     if with_password_hashes:

@@ -243,6 +243,8 @@ def _size(stream: BinaryIO) -> int:
 @contextmanager
 def _readable(file: Path) -> Iterator[BinaryIO]:
     if str(file) == "-":
+        if sys.stdin is None:
+            raise Failure("standard input is closed")
         yield sys.stdin.buffer
         return
     try:
