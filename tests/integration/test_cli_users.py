@@ -21,7 +21,7 @@ from usersvc.adapters.sqlite import SqliteUsers
 from usersvc.adapters.sqlite_archive import SqliteArchive
 from usersvc.application import transfer
 from usersvc.application.ports import IdempotencyKey, StorageUnavailable, UserRecord
-from usersvc.commands import users_import
+from usersvc.commands import users, users_import
 from usersvc.domain.user import Password, PasswordHash, User
 
 T = TypeVar("T")
@@ -257,6 +257,22 @@ def test_rejected_lines_are_told_by_number_and_reason_and_written_down_whole(
     ]
     assert [reason["code"] for reason in written[0]["reasons"]] == ["invalid-email", "out-of-range", "unknown-hash"]
     assert stat.S_IMODE(Path("rejected").stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize("newest", [False, True])
+def test_a_long_list_is_read_in_parts(usersvc: Commands, monkeypatch: pytest.MonkeyPatch, newest: bool) -> None:
+    monkeypatch.setattr(users, "READ_AT_ONCE", 2)
+    people = usersvc.register(*(f"{name}@example.com" for name in "abcde"))
+    expected = [str(person.id) for person in people][:: -1 if newest else 1]
+    order = ["--newest"] if newest else []
+    for limit in range(1, 7):
+        code, out, err = usersvc("users", "list", "--limit", str(limit), *order)
+        assert (code, [line.partition("\t")[0] for line in out.splitlines()]) == (0, expected[:limit])
+        if limit < 5:
+            rest = usersvc("users", "list", "--after", err.split()[-1], *order).out
+            assert [line.partition("\t")[0] for line in rest.splitlines()] == expected[limit:]
+        else:
+            assert err == ""
 
 
 def test_quotation_marks_that_are_never_closed_are_told_and_who_came_before_is_there(usersvc: Commands) -> None:

@@ -10,7 +10,9 @@ from usersvc.commands.output import print_json, say
 from usersvc.commands.stores import HIGHEST_PLACE, on_store
 
 if TYPE_CHECKING:
-    from usersvc.application.ports import Page, Store, UserView
+    from usersvc.application.ports import Store, UserView
+
+READ_AT_ONCE = 1000
 
 
 @click.group(name="users", short_help="Show, remove and move users.")
@@ -35,19 +37,25 @@ def list_users(*, limit: int, after: int | None, newest: bool, as_json: bool) ->
 
     order = Order.DESC if newest else Order.ASC
 
-    async def work(store: "Store") -> "Page":
-        return await store.page(limit=limit, order=order, after=after, mailbox=None)
+    async def work(store: "Store") -> None:
+        left, behind = limit, after
+        while True:
+            page = await store.page(limit=min(left, READ_AT_ONCE), order=order, after=behind, mailbox=None)
+            for user in page.users:
+                left -= 1
+                if as_json:
+                    print_json(user, indent=None)
+                else:
+                    print(user["id"], user["registered_at"], user["age"], user["email"], sep="\t")
+            behind = page.next_after
+            if behind is None or not left:
+                break
+        if behind is not None:
+            say(f"there are more: --after {behind}")
+        elif left == limit:
+            say("nobody is registered" if after is None else "nobody comes behind")
 
-    page = on_store(work)
-    for user in page.users:
-        if as_json:
-            print_json(user, indent=None)
-        else:
-            print(user["id"], user["registered_at"], user["age"], user["email"], sep="\t")
-    if page.next_after is not None:
-        say(f"there are more: --after {page.next_after}")
-    elif not page.lines:
-        say("nobody is registered" if after is None else "nobody comes behind")
+    on_store(work)
 
 
 @commands.command(short_help="One user, by id or by email address.")
