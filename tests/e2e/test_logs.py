@@ -105,6 +105,8 @@ def hostile_requests() -> list[bytes]:
             b"GET /users?email=%b HTTP/1.1\r\nHost: test\r\n\r\n" % in_target,
             b"GET /livez HTTP/1.1\r\nHost: test\r\nX-Request-ID: %b\r\n\r\n" % in_field,
             b"GET /livez HTTP/1.1\r\nHost: test\r\ntraceparent: %b\r\n\r\n" % in_field,
+            b"GET /livez HTTP/1.1\r\nHost: test\r\nbaggage: %b,=;forged\r\ntraceparent: %b\r\ntracestate: %b\r\n\r\n"
+            % (in_field, b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", in_field),
             b"GET /livez HTTP/1.1\r\nHost: test\r\nX-Forwarded-For: %b\r\n\r\n" % in_field,
             b"GET /livez HTTP/1.1\r\nHost: %b\r\nUser-Agent: %b\r\n\r\n" % (in_field, in_field),
         ]

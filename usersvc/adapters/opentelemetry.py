@@ -39,6 +39,13 @@ log = logging.getLogger(__name__)
 METHODS = frozenset({"CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "TRACE"})
 """Those told by name; clients may make up others."""
 
+ABOUT_HEADERS = (
+    "opentelemetry.baggage.propagation",
+    "opentelemetry.trace.propagation.tracecontext",
+    "opentelemetry.trace.span",
+)
+"""Loggers that warn of what clients have sent, in full, and of each part of it in a line of its own."""
+
 ANSWERS = (EmailAlreadyRegistered, IdempotencyKeyUsed)
 """What is raised without anything having failed."""
 
@@ -68,6 +75,8 @@ class OpenTelemetryTracing:
         ours = Resource.create({SERVICE_NAME: "usersvc", SERVICE_VERSION: usersvc.__version__})
         self._provider = TracerProvider(resource=ours.merge(OTELResourceDetector().detect()), shutdown_on_exit=False)
         logging.getLogger("opentelemetry.util.re").addFilter(_without_values)
+        for about_headers in ABOUT_HEADERS:
+            logging.getLogger(about_headers).addFilter(_nothing)
         self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
         logging.getLogger(OTLPSpanExporter.__module__).addFilter(_Seldom())
         self._tracer = self._provider.get_tracer("usersvc", usersvc.__version__)
@@ -178,6 +187,11 @@ class _Seldom(logging.Filter):
             return False
         self._passed[record.msg] = record.created
         return True
+
+
+def _nothing(_: logging.LogRecord) -> bool:
+    """Let no line pass."""
+    return False
 
 
 def _without_values(record: logging.LogRecord) -> bool:
