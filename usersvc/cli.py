@@ -49,7 +49,8 @@ class Program(click.Group):
     USERSVC_* variables of the environment, or a file .env in this folder, set it up: see `usersvc config check`.
 
     Data goes to standard output, everything else to standard error. Exit codes: 0 done; 1 failed; 2 the command line
-    or a setting is wrong; 3 imported but for some lines; 130 and 143 stopped by a signal.
+    or a setting is wrong; 3 imported but for some lines, or the service could not start; 130 and 143 stopped by a
+    signal.
     """,
 )
 @click.version_option(usersvc.__version__, prog_name="usersvc", message="%(prog)s %(version)s")
