@@ -67,6 +67,8 @@ def test_what_other_programs_write_is_read(content: bytes) -> None:
         (b"email;age;password_hash\n", "lacks email, age, password_hash"),
         (b"Email,age,password_hash\n", "lacks email"),
         (b'"email,age,password_hash\n', "line 1 opens quotation marks"),
+        ("email,age,password_hash\n".encode("utf-16"), "Must be UTF-8"),
+        (b"email,age,password_hash," + b"x" * LONGEST_LINE + b"\n", "Must have at most"),
         (b"email,age,password_hash,age\n", "a column twice"),
         (b"email,age,password_hash,name,\x1b[2J\n", r"'name', '\x1b[2J'; see --ignore-unknown"),
     ],

@@ -186,8 +186,11 @@ def _unclosed(line: Line) -> Failure:
 def _columns(source: Source, ignore_unknown: bool) -> Sequence[str]:
     quotation = _Cells()
     columns = _cells(source.take(quotation.go_on) or "\n") or []
+    line = source.line({})
     if quotation.is_open:
-        raise _unclosed(source.line({}))
+        raise _unclosed(line)
+    for flaw in line.violations:
+        raise Failure(f"the first line cannot be read: {flaw.message}")
     missing = [name for name in REQUIRED if name not in columns]
     if missing:
         raise Failure(f"the first line has to name the columns; it lacks {', '.join(missing)}")
