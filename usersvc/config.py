@@ -242,14 +242,16 @@ def stored() -> dict[str, str]:
     """What the file ``.env`` in this folder holds.
 
     Raises:
-        BadSetting: it has a line that sets nothing, or is no text.
+        BadSetting: it cannot be read, has a line that sets nothing, or is no text.
     """
     try:
         # With "-sig", a mark at the beginning, as some editors leave one, is no part of the first name.
         text = Path(".env").read_text("utf-8-sig")
     except FileNotFoundError:
         return {}
-    except (OSError, UnicodeDecodeError):
+    except OSError as error:
+        raise BadSetting(f".env cannot be read: {error.strerror}.") from None
+    except UnicodeDecodeError:
         raise BadSetting(".env accepts lines NAME=value in UTF-8.") from None
     from dotenv.parser import parse_stream  # noqa: PLC0415  # for those who have the file
 

@@ -1,6 +1,7 @@
 """The commands that show, remove and move users, and those that look at settings, as a person or a script uses them."""
 
 import asyncio
+import errno
 import io
 import json
 import os
@@ -365,6 +366,24 @@ def test_who_cannot_be_counted_in_time_can_still_be_moved(
     assert (code, told in out) == (0, True)
     # A bar of no known length, and how far it is.
     assert re.search(r"ing {2}\[[-#]+\] {2}2\b", err)
+
+
+def test_a_file_that_may_not_be_read_is_told_like_one_that_is_not_there(
+    usersvc: Commands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    readable = Path.open
+
+    def refuse(path: Path, *how: Any, **otherwise: Any) -> Any:
+        if path.name == "users.csv":
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return readable(path, *how, **otherwise)
+
+    usersvc.write("users.csv", people(1))
+    # For root, everything is readable.
+    monkeypatch.setattr(os, "access", lambda *_, **__: False)
+    monkeypatch.setattr(Path, "open", refuse)
+    assert usersvc.fails("users", "import", "users.csv") == "cannot read users.csv: Permission denied"
+    assert usersvc.fails("users", "export", "users.csv") == "users.csv exists already"
 
 
 def test_a_copy_that_is_not_finished_is_not_changed(usersvc: Commands) -> None:

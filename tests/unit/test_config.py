@@ -363,6 +363,13 @@ def test_a_line_of_the_env_file_that_sets_nothing_is_refused(
         Settings.from_environment()
 
 
+def test_an_env_file_that_cannot_be_read_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / ".env").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(BadSetting, match=r"^\.env cannot be read: Is a directory\.$"):
+        Settings.from_environment()
+
+
 def test_a_name_that_is_no_setting_is_noticed() -> None:
     assert read(password_min_lenght="15", rate_limit_shop="x", port="1", register_rate="").without_effect == (
         "USERSVC_PASSWORD_MIN_LENGHT",

@@ -20,7 +20,7 @@ STDOUT = Path("-")
 
 
 @click.command(name="export", short_help="Write everybody to a CSV or NDJSON file.")
-@click.argument("file", type=click.Path(path_type=Path), default=STDOUT)
+@click.argument("file", type=click.Path(readable=False, path_type=Path), default=STDOUT)
 @click.option(
     "--format", "chosen", type=click.Choice(FORMATS), help="By default what the file's name ends with, or ndjson."
 )

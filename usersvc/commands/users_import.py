@@ -26,7 +26,7 @@ SHOWN_REJECTIONS = 10
 
 
 @click.command(name="import", short_help="Take users over from a CSV or NDJSON file.")
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=click.Path(readable=False, path_type=Path))
 @click.option("--format", "chosen", type=click.Choice(FORMATS), help="By default what the file's name ends with.")
 @click.option("--dry-run", is_flag=True, help="Check everything, also against who is there; store nothing.")
 @click.option(
