@@ -365,9 +365,7 @@ class PostgresOutbox:
             [[pending, in_all]] = await self._pool.run(
                 "SELECT (SELECT count(*) FROM outbox WHERE due_at IS NOT NULL), (SELECT count(*) FROM outbox)"
             )
-        except StorageUnavailable as error:
-            if not isinstance(error.__cause__, asyncpg.QueryCanceledError):
-                raise
+        except StorageUnavailable:
             return OutboxState(pending=None, set_aside=None, oldest=oldest)
         return OutboxState(pending=pending, set_aside=in_all - pending, oldest=oldest)
 
