@@ -3,7 +3,6 @@
 import logging
 import logging.config
 import os
-import re
 import sys
 import traceback
 from typing import Any
@@ -19,8 +18,6 @@ MAIL_LOGGER = "usersvc.adapters.logging_notifier"
 
 NAMED_CAUSES, NAMED_PLACES = 5, 8
 """How much of an error's history a line tells."""
-
-_QUOTED_END = re.compile(r'(^|")([^"\\]|\\.)*"\Z', re.DOTALL)
 
 
 def plain(text: str) -> str:
@@ -43,8 +40,11 @@ def _masked_end(text: str) -> str:
 
     One in quotation marks may hold those, and another @, too (RFC 5321, section 4.1.2).
     """
-    if text.endswith('"') and (quoted := _QUOTED_END.search(text)):
-        return f"{text[: quoted.start() + 1]}***"
+    if text.endswith('"'):
+        begin = text.rfind('"', 0, -1)
+        while begin > 0 and text[begin - 1] == "\\":
+            begin = text.rfind('"', 0, begin)
+        return f"{text[: max(begin, 0) + 1]}***"
     begin = max(text.rfind(mark) for mark in " \t\n\"'<([=,;") + 1
     return f"{text[: begin + 1]}***" if begin < len(text) else text
 
