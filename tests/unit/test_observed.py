@@ -1,5 +1,6 @@
 """What stands in front of a store hands everything on, and counts it."""
 
+import asyncio
 import os
 from datetime import timedelta
 from pathlib import Path
@@ -66,6 +67,32 @@ async def test_what_nobody_can_tell_of_the_outbox_is_no_old_figure() -> None:
 
     outbox.answer = None
     assert {str(figure) for figure in (await figures()).values()} == {"nan"}
+
+
+async def test_however_many_ask_the_outbox_counts_once_at_a_time() -> None:
+    class Slow(InMemoryOutbox):
+        asked = 0
+
+        async def state(self) -> OutboxState:
+            self.asked += 1
+            await counted.wait()
+            if self.asked == 2:
+                raise StorageUnavailable
+            return OutboxState(pending=self.asked, set_aside=0, oldest=None)
+
+    outbox, metrics, counted = Slow(), PrometheusMetrics(), asyncio.Event()
+    scrapes = [asyncio.create_task(metrics.exposition(outbox)) for _ in range(3)]
+    await asyncio.sleep(0)
+    # Who gives up takes nothing from the others.
+    scrapes.pop().cancel()
+    counted.set()
+    for _ in range(2):
+        for figures in await asyncio.gather(*scrapes):
+            told = b"1.0" if outbox.asked == 1 else b"NaN"
+            assert b"\nusersvc_outbox_pending " + told + b"\n" in figures
+        scrapes = [asyncio.create_task(metrics.exposition(outbox)) for _ in range(3)]
+    await asyncio.gather(*scrapes)
+    assert outbox.asked == 3
 
 
 def test_a_run_begins_with_no_figures_of_the_dead(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Figures for Prometheus: of requests, and of what happens behind the ports (see ``observed.Instrument``)."""
 
+import asyncio
 import os
 import platform
 import re
@@ -19,7 +20,7 @@ from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 
 import usersvc
-from usersvc.application.ports import HashingOverloaded, Outbox, StorageUnavailable, utc_now
+from usersvc.application.ports import HashingOverloaded, Outbox, OutboxState, StorageUnavailable, utc_now
 
 DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
 """The variable that names where several processes share their figures; the library reads it when it is imported."""
@@ -136,6 +137,7 @@ class PrometheusMetrics:
             self.outbox_answers.labels(outcome)
         # Looking up labels takes longer than counting.
         self._storage_seconds_of = cache(self.storage_seconds.labels)
+        self._asked: asyncio.Task[OutboxState] | None = None
         self._of_request: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
 
     def observe_request(self, method: str, route: str, status: int, seconds: float) -> None:
@@ -164,7 +166,7 @@ class PrometheusMetrics:
         waited = pending = set_aside = nan
         # Without the storage's answer, the other figures are needed most.
         with suppress(StorageUnavailable):
-            state = await outbox.state()
+            state = await self._state_of(outbox)
             waited = 0.0 if state.oldest is None else max(0.0, (utc_now() - state.oldest).total_seconds())
             pending = nan if state.pending is None else state.pending
             set_aside = nan if state.set_aside is None else state.set_aside
@@ -177,6 +179,12 @@ class PrometheusMetrics:
         everybodys = CollectorRegistry()
         MultiProcessCollector(everybodys, self._shared)  # type: ignore[no-untyped-call]  # the library's
         return generate_latest(everybodys)
+
+    async def _state_of(self, outbox: Outbox) -> OutboxState:
+        """What the outbox tells, asked once for all who want to know meanwhile: it may have to count for long."""
+        if self._asked is None or self._asked.done():
+            self._asked = asyncio.create_task(outbox.state())
+        return await asyncio.shield(self._asked)
 
     @contextmanager
     def storage_call(self, operation: str) -> Iterator[None]:
