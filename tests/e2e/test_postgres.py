@@ -1,6 +1,7 @@
 """The real service on PostgreSQL: with several processes, and while its server restarts, hangs or is replaced."""
 
 import re
+import socket
 import sys
 import threading
 import time
@@ -182,6 +183,49 @@ def test_with_every_connection_taken_it_answers_in_bounded_time(server: Server, 
         people.stop()
         assert people.unavailable > before
         assert_nothing_lost(server.url, people, service)
+
+
+def test_readers_of_everybody_who_do_not_read_hold_no_transaction_and_no_connection(
+    server: Server, tmp_path: Path
+) -> None:
+    everybody = b"GET /users HTTP/1.1\r\nHost: test\r\nAccept: application/x-ndjson\r\nConnection: close\r\n\r\n"
+    # More than all buffers on the way hold.
+    crowd = 100_000
+    transactions = "SELECT count(*) FROM pg_stat_activity WHERE state LIKE 'idle in transaction%'"
+    with serving(tmp_path, server.url, USERSVC_DATABASE_POOL_SIZE="1") as service, ExitStack() as stack:
+        execute(
+            server.url,
+            f"""
+            INSERT INTO users SELECT nextval('users_position'), gen_random_uuid(), 'u' || n || '@example.com',
+                'u' || n || '@example.com', 30, 'none', now() FROM generate_series(1, {crowd}) AS n
+            """,
+        )
+        readers = []
+        for _ in range(5):
+            reader = stack.enter_context(socket.socket())
+            reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            reader.settimeout(DEADLINE)
+            reader.connect(service.address)
+            reader.sendall(everybody)
+            assert reader.recv(100).startswith(b"HTTP/1.1 200 ")
+            readers.append(reader)
+        deadline = time.monotonic() + DEADLINE
+        while query(server.url, transactions) != [0]:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        with service.client() as client:
+            register(client)
+            answer = client.get("/users", headers={"Accept": "application/x-ndjson"})
+            assert answer.text.count("\n") == crowd + 1
+        # Whoever goes on reading gets all the rest, whoever goes is no error.
+        rest = b"".join(iter(lambda: readers[0].recv(2**20), b""))
+        assert rest.endswith(b"0\r\n\r\n")
+        assert rest.count(b'"id"') == crowd + 1
+        for reader in readers:
+            reader.close()
+        with service.client() as client:
+            assert client.get("/users?limit=1").status_code == 200
+        assert not service.errors
 
 
 def test_several_processes_share_the_database_and_the_outbox(server: Server, tmp_path: Path) -> None:

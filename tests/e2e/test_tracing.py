@@ -131,11 +131,11 @@ def test_a_list_that_is_streamed_is_one_span_with_every_read_in_it(tmp_path: Pat
     ):
         register(client)
         client.get("/users", headers={"Accept": "application/x-ndjson"})
-        spans = collector.wait_for_names("storage page", "GET /users")
+        spans = collector.wait_for_names("storage batches", "GET /users")
 
-    request, page = spans["GET /users"], spans["storage page"]
-    assert (page.trace_id, page.parent_id) == (request.trace_id, request.span_id)
-    assert page.ended <= request.ended
+    request, batch = spans["GET /users"], spans["storage batches"]
+    assert (batch.trace_id, batch.parent_id) == (request.trace_id, request.span_id)
+    assert batch.ended <= request.ended
 
 
 def test_a_client_that_goes_away_leaves_a_span_without_an_answer(tmp_path: Path) -> None:

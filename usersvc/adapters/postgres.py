@@ -1,6 +1,6 @@
 """Users and their outbox in PostgreSQL: for more than one host."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from types import TracebackType
@@ -10,8 +10,10 @@ from uuid import UUID
 import asyncpg
 
 from usersvc.adapters.postgres_archive import ENTRY, PostgresArchive, entry_of, uuid_of
+from usersvc.adapters.postgres_export import LINE, PostgresExport
 from usersvc.adapters.postgres_pool import PostgresPool, listening
 from usersvc.adapters.postgres_schema import ADDING, upgrade
+from usersvc.application.pages import in_pages
 from usersvc.application.ports import (
     CAUSE,
     KEY_LIFETIME,
@@ -40,12 +42,6 @@ FORGOTTEN_AT_ONCE = 100
 """How many ended keys one registration deletes; more than it adds, and few enough to cost nothing."""
 
 _VIEW = "id, email, age, registered_at"
-# PostgreSQL writes the JSON of a whole page, which is sent as it is. Its own functions for objects put in spaces.
-_LINE = """
-'{"id":"' || id || '","email":' || to_json(email) || ',"age":' || age || ',"registered_at":"'
-    || to_char(registered_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z') || '"}'
-"""
-
 
 # One statement, and so one transaction and one way to the server and back, with no moment in which a client that hangs
 # could hold the lock. It is that lock, held until the transaction is over and taken before the position is drawn, that
@@ -116,7 +112,7 @@ _ADD_WITH_KEY = f"WITH {_TURN}, {_KEY}, allowed AS (SELECT FROM named), {_ADD}"
 class PostgresUsers:
     """A ``Users`` in a PostgreSQL database; an asynchronous context manager that opens and closes it.
 
-    ``outbox`` and ``archive`` are the same database. Every method is one statement.
+    ``outbox`` and ``archive`` are the same database. Every method but ``batches`` is one statement.
     """
 
     def __init__(self, url: str, *, pool_size: int = POOL_SIZE) -> None:
@@ -127,6 +123,7 @@ class PostgresUsers:
             pool_size: how many connections there are at most, beside one for whoever listens.
         """
         self._pool = PostgresPool(url, pool_size)
+        self._export = PostgresExport(self._pool, self.page)
         self.outbox = PostgresOutbox(self._pool)
         self.archive = PostgresArchive(self._pool)
 
@@ -241,12 +238,7 @@ class PostgresUsers:
         return _view(rows[0]) if rows else None
 
     async def page(self, *, limit: int, order: Order, after: int | None, mailbox: str | None) -> Page:
-        """See ``Users.page``.
-
-        A list of everybody is many of them (see ``UserRegistrationService.batches``) rather than a cursor of the
-        server: that would keep a connection, and a transaction that vacuum has to heed, for as long as the slowest
-        client takes to read.
-        """
+        """See ``Users.page``."""
         values: list[int | str] = [limit + 1]
         conditions = []
         if after is not None:
@@ -261,7 +253,7 @@ class PostgresUsers:
         [(lines, how_many, furthest)] = await self._pool.run(
             f"""
             SELECT
-                convert_to(string_agg({_LINE}, chr(10) ORDER BY position {order}), 'UTF8'), count(*), {last}(position)
+                convert_to(string_agg({LINE}, chr(10) ORDER BY position {order}), 'UTF8'), count(*), {last}(position)
             FROM (SELECT {_VIEW}, position FROM users {where} ORDER BY position {order} LIMIT $1) AS shown
             """,  # noqa: S608  # constants
             *values,
@@ -270,6 +262,14 @@ class PostgresUsers:
             return Page(lines=lines or b"", next_after=None)
         # Behind the place just before the one too many, which nobody has or will have.
         return Page(lines=lines.rpartition(b"\n")[0], next_after=furthest - 1 if order is Order.ASC else furthest + 1)
+
+    def batches(
+        self, *, order: Order, after: int | None, mailbox: str | None, limit: int | None
+    ) -> AsyncGenerator[bytes, None]:
+        """See ``Users.batches``."""
+        if mailbox is None and limit is None:
+            return self._export.batches(order=order, after=after)
+        return in_pages(self.page, order=order, after=after, mailbox=mailbox, limit=limit)
 
     async def check(self) -> None:
         """See ``Users.check``: a page is read, and something is written to the log, which takes a primary with room."""

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -198,6 +198,26 @@ class Users(Protocol):
 
         Raises:
             StorageUnavailable: the store cannot answer.
+        """
+        ...
+
+    def batches(
+        self, *, order: Order, after: int | None, mailbox: str | None, limit: int | None
+    ) -> AsyncGenerator[bytes, None]:
+        """Everybody in ``order`` of position, many at a time: lines as in ``Page.lines``, each with a newline.
+
+        As with pages, nobody comes twice or is skipped, whoever comes or goes meanwhile; who comes while the oldest are
+        shown first may be among the last. A reader may take all the time in the world from one batch to the next, and
+        goes by closing it (``aclose``), which frees at once whatever is held; neither keeps anybody else waiting.
+
+        Args:
+            order: by position.
+            after: begin behind this position (None: at the beginning).
+            mailbox: only the user of this mailbox.
+            limit: at most so many users in all (None: all there are).
+
+        Raises:
+            StorageUnavailable: the store cannot answer; also in the middle.
         """
         ...
 

@@ -1,7 +1,7 @@
 """The use cases around registration."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import datetime
@@ -25,9 +25,6 @@ from usersvc.domain.user import EmailAddress, Password, Registration, User
 Waiting = Callable[[], AbstractContextManager[None]]
 """What is entered while a password is hashed, and nothing has been stored yet: whoever is waited for by nobody any more
 can be given up there, and what it raises is raised."""
-
-BATCH = 1000
-"""Users who are read at once for a list of everybody: a millisecond of the store's time, and some 150 kB."""
 
 
 class IdempotencyKeyReused(DomainError):
@@ -184,18 +181,15 @@ class UserRegistrationService:
             limit=limit, order=order, after=after, mailbox=None if email is None else email.mailbox
         )
 
-    async def batches(
+    def batches(
         self,
         *,
         order: Order = Order.ASC,
         after: int | None = None,
         email: EmailAddress | None = None,
         limit: int | None = None,
-    ) -> AsyncIterator[bytes]:
-        """Everybody, as lines of JSON (see ``Page.lines``), many at a time.
-
-        Each batch is read by itself and only when it is asked for: nothing is kept open or in memory for a slow reader,
-        and others get their turn between two.
+    ) -> AsyncGenerator[bytes, None]:
+        """Everybody, as lines of JSON, many at a time: see ``Users.batches``.
 
         Args:
             order: the oldest or the newest first.
@@ -206,16 +200,8 @@ class UserRegistrationService:
         Raises:
             StorageUnavailable: the store cannot answer.
         """
-        begin, left = after, limit
-        while left is None or left > 0:
-            size = BATCH if left is None else min(BATCH, left)
-            page = await self.page(limit=size, order=order, after=begin, email=email)
-            if page.lines:
-                yield page.lines + b"\n"
-            if page.next_after is None:
-                return
-            begin = page.next_after
-            left = None if left is None else left - size
+        mailbox = None if email is None else email.mailbox
+        return self._users.batches(order=order, after=after, mailbox=mailbox, limit=limit)
 
     async def check(self) -> None:
         """Return if registrations can be stored and read.

@@ -1,8 +1,8 @@
 """One short function an endpoint: the shape of the endpoint and nothing else. Failures are told by problems.py."""
 
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractContextManager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import AbstractContextManager, aclosing
 from functools import partial
 from typing import Any
 from urllib.parse import quote_plus
@@ -251,7 +251,7 @@ async def openapi(request: web.Request) -> web.Response:
     return web.Response(body=request.app[DOCUMENT], content_type="application/json")
 
 
-async def streamed(request: web.Request, batches: AsyncIterator[bytes]) -> web.Response:
+async def streamed(request: web.Request, batches: AsyncGenerator[bytes, None]) -> web.Response:
     """An NDJSON answer of unknown length; what fails before the first batch can still be told as a problem."""
     first = await anext(batches, b"")
 
@@ -260,11 +260,13 @@ async def streamed(request: web.Request, batches: AsyncIterator[bytes]) -> web.R
         # Taken, as it knows the request.
         ended = request.pop(ENDED)
         try:
-            yield first
-            sent = len(first)
-            async for batch in batches:
-                yield batch
-                sent += len(batch)
+            # A client that goes takes along whatever is held for it.
+            async with aclosing(batches):
+                yield first
+                sent = len(first)
+                async for batch in batches:
+                    yield batch
+                    sent += len(batch)
             whole = True
         finally:
             ended(sent, whole)
