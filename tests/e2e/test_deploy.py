@@ -94,6 +94,10 @@ def test_the_site_for_nginx_works_and_tells_clients_apart(start: StartService, t
         assert listed.headers["Strict-Transport-Security"] == "max-age=31536000"
         assert ours("GET", "/metrics").status_code == 404
         service.wait_for_output(f"request_id={listed.headers['X-Request-ID']}")
+        # The service keeps what a client calls its request, and what is no name of one it does not.
+        for said, kept in (("the-one", True), ("with spaces", False)):
+            answer = ours("GET", "/livez", headers={"X-Request-ID": said})
+            assert (answer.headers["X-Request-ID"] == said) is kept
 
 
 @pytest.mark.skipif(NGINX is None, reason="needs nginx")

@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from tests.e2e.api import pages_from, person, register
-from tests.e2e.proxy import Proxy, needs_nginx, proxy
+from tests.e2e.proxy import TRUST, Proxy, needs_nginx, proxy
 from tests.e2e.server import DEADLINE, Service, free_port, running
 from tests.redis_server import needs_redis, redis_server
 
@@ -98,6 +98,54 @@ def test_a_large_body_is_refused_as_a_problem(deployed: Deployment, size: int) -
     assert set(document) == {"type", "title", "status", "detail", "instance", "code"}
     assert (document["code"], document["instance"]) == ("body-too-large", f"/requests/large-{size}")
     assert answer.headers["X-Request-ID"] == f"large-{size}"
+
+
+HOST = b"Host: localhost\r\nConnection: close\r\n"
+
+
+@pytest.mark.parametrize(
+    ("sent", "status", "code"),
+    [
+        (b"\x00\x01rubbish\r\n\r\n", 400, "malformed-http"),
+        (b"GET / HTTP/1.1\r\n\r\n", 400, "malformed-http"),
+        (b"GET / HTTP/3.0\r\n" + HOST + b"\r\n", 400, "malformed-http"),
+        (b"GET /../.. HTTP/1.1\r\n" + HOST + b"\r\n", 400, "malformed-http"),
+        (b"CONNECT localhost:443 HTTP/1.1\r\n" + HOST + b"\r\n", 400, "malformed-http"),
+        (b"POST /register HTTP/1.1\r\n" + HOST + b"Content-Length: x\r\n\r\n", 400, "malformed-http"),
+        (b"POST /register HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: gzip\r\n\r\n", 400, "malformed-http"),
+        (b"GET /metrics HTTP/1.1\r\n" + HOST + b"\r\n", 404, "not-found"),
+        (b"GET /problem HTTP/1.1\r\n" + HOST + b"\r\n", 404, "not-found"),
+        (b"TRACE /register HTTP/1.1\r\n" + HOST + b"\r\n", 405, "method-not-allowed"),
+        (b"GET /" + b"a" * 10_000 + b" HTTP/1.1\r\n" + HOST + b"\r\n", 414, "target-too-long"),
+        (b"GET / HTTP/1.1\r\n" + HOST + b"A: " + b"a" * 10_000 + b"\r\n\r\n", 431, "head-too-large"),
+    ],
+)
+def test_what_the_proxy_refuses_by_itself_is_a_problem(
+    deployed: Deployment, sent: bytes, status: int, code: str
+) -> None:
+    address = ("127.0.0.1", int(deployed.proxy.url.rpartition(":")[2]))
+    with (
+        socket.create_connection(address, DEADLINE) as plain,
+        TRUST.wrap_socket(plain, server_hostname="localhost") as tls,
+    ):
+        tls.sendall(sent)
+        answer = b"".join(iter(lambda: tls.recv(65536), b""))
+    head, _, body = answer.decode().partition("\r\n\r\n")
+    assert head.split()[1] == str(status)
+    fields = dict(line.lower().split(": ", 1) for line in head.split("\r\n")[1:])
+    document = json.loads(body)
+    assert (document["status"], document["code"]) == (status, code)
+    assert document["instance"] == f"/requests/{fields['x-request-id']}"
+    assert fields["content-type"] == "application/problem+json"
+    assert fields["strict-transport-security"] == "max-age=31536000"
+    assert fields["x-content-type-options"] == "nosniff"
+    assert fields["cache-control"] == "no-store"
+    assert fields.get("allow") == ("post" if status == 405 else None)
+
+
+def test_who_speaks_no_tls_is_told_so_in_a_problem(deployed: Deployment) -> None:
+    answer = httpx.get(deployed.proxy.url.replace("https://", "http://"), trust_env=False, timeout=DEADLINE)
+    assert (answer.status_code, answer.json()["code"]) == (400, "malformed-http")
 
 
 def test_figures_are_not_for_the_world(deployed: Deployment) -> None:

@@ -125,7 +125,7 @@ def test_paths_are_the_ones_that_the_service_has() -> None:
     reached = {path for path in PATHS for each in rule["http"]["paths"] if admits(each, path)}
     assert PATHS - reached == {"/metrics", "/livez", "/readyz"}
     assert all(any(admits(each, path) for path in PATHS) for each in rule["http"]["paths"])
-    located = set(re.findall(r"location = (\S+)", NGINX)) - {"/livez"}
+    located = set(re.findall(r"location = (\S+)", NGINX)) - {"/livez", "/problem"}
     assert located == {"/users", "/metrics"}
     assert located < PATHS
 
@@ -177,7 +177,8 @@ def test_kustomize_makes_one_of_everything() -> None:
 
 def test_the_proxys_problems_are_those_of_the_service() -> None:
     problems = [
-        (int(status), orjson.loads(document)) for status, document in re.findall(r"return (\d+) '(\{.*\})';", NGINX)
+        (int(status), orjson.loads(document))
+        for status, document in re.findall(r"^ +(\d+) '(\{.*\})';", NGINX, re.MULTILINE)
     ]
     assert len(problems) == 7
     for status, document in problems:
@@ -186,3 +187,7 @@ def test_the_proxys_problems_are_those_of_the_service() -> None:
         assert status == kind.status
         assert document["type"] == f"/problems/{kind.code}"
         assert set(document) == {"type", "title", "status", "detail", "instance", "code"}
+    # Each status has one, and nothing is answered under another.
+    pages = re.findall(r"error_page ([\d ]+?)(?: =(\d+))? /problem;", NGINX)
+    answered = {int(status) for statuses, instead in pages for status in (instead or statuses).split()}
+    assert answered == {status for status, _ in problems}
