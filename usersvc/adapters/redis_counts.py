@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 TIMEOUT = 0.25
 """How long an answer may take, in seconds, connecting and waiting for a connection included."""
 PAUSE = 5.0
-"""How long Redis is left alone after it has not answered, in seconds."""
+"""How long Redis is left alone after it has not answered twice in a row, in seconds."""
 CONNECTIONS = 16
 """At most, in each process."""
 
@@ -29,8 +29,8 @@ CONNECTIONS = 16
 class RedisCounts:
     """Counts that outlive this process and that others see; an asynchronous context.
 
-    When Redis fails or is slow, one line says so, and ``hit`` has no answer, at once, until Redis is back. One request
-    every ``PAUSE`` seconds finds that out.
+    When Redis fails or is slow, ``hit`` has no answer. When that happens twice in a row, one line says so, and ``hit``
+    has none, at once, until Redis is back; one request every ``PAUSE`` seconds finds that out.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class RedisCounts:
             secret: keys the digests that stand for what is counted. Without it, whoever reads Redis could find out an
                 address by trying all that there are.
             timeout: how long an answer may take, in seconds.
-            pause: how long Redis is left alone after it has not answered, in seconds.
+            pause: how long Redis is left alone after it has not answered twice in a row, in seconds.
         """
         # Its own retries would take longer than anybody here waits.
         pool: BlockingConnectionPool = BlockingConnectionPool.from_url(
@@ -56,6 +56,8 @@ class RedisCounts:
         self._timeout = timeout
         self._pause = pause
         self._away = False
+        self._failed_at: float | None = None
+        """When it has failed last, if it has not answered since."""
         self._try_again_at = 0.0
         self._stack = AsyncExitStack()
 
@@ -67,7 +69,7 @@ class RedisCounts:
                 async with asyncio.timeout(self._timeout):
                     await self._redis.ping()
             except (RedisError, OSError) as error:
-                self._has_failed(error)
+                self._is_away(error)
             self._stack = stack.pop_all()
         return self
 
@@ -100,14 +102,18 @@ class RedisCounts:
                 admitted = await self._limiter.hit(rate, digest)
                 ends, left = await self._limiter.get_window_stats(rate, digest)
         except (RedisError, OSError) as error:
-            self._has_failed(error)
+            # Those who were waiting at the same moment have seen the same failure: it is one.
+            if self._away or (self._failed_at is not None and now > self._failed_at):
+                self._is_away(error)
+            self._failed_at = time.monotonic()
             return None
+        self._failed_at = None
         if self._away:
             self._away = False
             log.info("Redis answers again: registrations are counted together")
         return admitted, left, ends - time.time()
 
-    def _has_failed(self, error: Exception) -> None:
+    def _is_away(self, error: Exception) -> None:
         self._try_again_at = time.monotonic() + self._pause
         if not self._away:
             self._away = True
