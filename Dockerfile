@@ -12,7 +12,7 @@ RUN python -m venv --without-pip /opt/usersvc
 ENV VIRTUAL_ENV=/opt/usersvc
 # Before the code, which changes more often.
 COPY pyproject.toml poetry.lock ./
-RUN .tools/bin/python tools/poetry.py sync --only main --extras "postgres redis" --no-root --no-cache --no-interaction
+RUN .tools/bin/python tools/poetry.py sync --only main --extras "otel postgres redis" --no-root --no-cache --no-interaction
 
 COPY README.md LICENSE ./
 COPY usersvc usersvc

@@ -1,7 +1,10 @@
 """The real service on PostgreSQL: with several processes, and while its server restarts, hangs or is replaced."""
 
+import os
 import re
+import shutil
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -24,6 +27,7 @@ BOUND = 15.0
 """Seconds within which everything is answered, whatever happens: the service promises five, machines may be slow."""
 PEOPLE = 6
 ROOT = Path(__file__).parents[2]
+CERTIFICATE = ROOT / "tests" / "integration" / "localhost.pem"
 SHORT_LEASE = (
     sys.executable, "-m", "uvicorn", "--factory", "tests.e2e.short_lease:create_asgi_app",
     "--app-dir", str(ROOT), "--port", "0",
@@ -260,6 +264,37 @@ def test_a_server_that_is_missing_stops_the_start_in_one_line_without_its_addres
         assert "Traceback" not in said
         for secret in ("alice", "hunter2", str(port), "people"):
             assert secret not in said
+
+
+def test_with_verify_full_only_a_server_that_somebody_vouches_for_is_talked_to(server: Server, tmp_path: Path) -> None:
+    pem = server.folder / "server.pem"
+    shutil.copy(CERTIFICATE, pem)
+    pem.chmod(0o600)
+    owner = (server.folder / "data").stat()
+    os.chown(pem, owner.st_uid, owner.st_gid)
+    nobody = tmp_path / "nobody.pem"
+    nobody.touch()
+    server.set("ssl_cert_file", str(pem))
+    server.set("ssl_key_file", str(pem))
+    server.set("ssl", "on")
+
+    def checked(host: str, authorities: Path) -> subprocess.CompletedProcess[str]:
+        url = f"{server.url}?sslmode=verify-full&sslrootcert={authorities}".replace("127.0.0.1", host)
+        return run_to_end(tmp_path, {"USERSVC_DATABASE_URL": url}, (*SERVE[:-1], "outbox", "list"))
+
+    try:
+        assert checked("localhost", CERTIFICATE).returncode == 0
+        # It is not who was asked for; nobody vouches for it; there is nobody who could.
+        for refused, why in (
+            (checked("127.0.0.1", CERTIFICATE), "SSLCertVerificationError"),
+            (checked("localhost", nobody), "SSLError"),
+            (checked("localhost", tmp_path / "missing"), "FileNotFoundError"),
+        ):
+            assert refused.returncode != 0
+            assert f"PostgreSQL: {why}" in refused.stdout + refused.stderr
+            assert str(server.port) not in refused.stdout + refused.stderr
+    finally:
+        server.set("ssl", "off")
 
 
 def test_the_outbox_is_looked_after_from_another_process(server: Server, tmp_path: Path) -> None:

@@ -5,12 +5,13 @@ import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl, urlsplit
 
 import orjson
 import pytest
 import yaml
 
-from usersvc.config import SECRETS, Settings
+from usersvc.config import SECRETS, PostgresDatabase, Settings
 from usersvc.web.app import ROUTES
 from usersvc.web.problems import PROBLEMS
 
@@ -146,13 +147,20 @@ def test_the_pod_has_no_rights_that_it_does_not_need() -> None:
     assert POD["automountServiceAccountToken"] is False
     assert set(CONTAINER["resources"]) == {"requests", "limits"}
     secrets = {Path(each["value"]).name for each in CONTAINER["env"] if each["name"].endswith("_FILE")}
-    assert secrets == set(MANIFESTS["Secret"]["stringData"])
+    kept: dict[str, str] = MANIFESTS["Secret"]["stringData"]
+    database = Settings.from_environment({"USERSVC_DATABASE_URL": kept["database-url"]}).database
+    assert isinstance(database, PostgresDatabase)
+    options = dict(parse_qsl(urlsplit(database.url).query))
+    assert options.pop("sslmode") == "verify-full"
+    assert secrets | {Path(options.pop("sslrootcert")).name} == set(kept)
+    assert not options
     [mount] = [each for each in CONTAINER["volumeMounts"] if each["name"] == "secrets"]
     assert all(
         each["value"].startswith(f"{mount['mountPath']}/")
         for each in CONTAINER["env"]
         if each["name"].endswith("_FILE")
     )
+    assert f"sslrootcert={mount['mountPath']}/" in database.url
     assert all("CHANGE-ME" in value for value in MANIFESTS["Secret"]["stringData"].values())
     assert "secret.example.yaml" not in MANIFESTS["Kustomization"]["resources"]
 
