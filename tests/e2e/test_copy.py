@@ -232,6 +232,22 @@ def test_a_service_goes_on_with_the_copy(start: StartService, tmp_path: Path, po
     assert "in use" in copied(tmp_path, "sqlite:///usersvc.db", postgres_url, code=1)
 
 
+def test_a_target_on_which_a_service_runs_is_left_alone_though_it_is_empty(tmp_path: Path, postgres_url: str) -> None:
+    fill(tmp_path / "usersvc.db", 5)
+    with running(tmp_path, {"USERSVC_DATABASE_URL": postgres_url}) as service, service.client() as client:
+        assert client.get("/readyz").status_code == 200
+        deadline = time.monotonic() + DEADLINE
+        listens = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'usersvc listening'"
+        while query(postgres_url, f"{listens} AND datname = current_database()") != [1]:
+            assert time.monotonic() < deadline
+        assert "a service runs on it" in copied(tmp_path, "sqlite:///usersvc.db", postgres_url, code=1)
+        somebody = register(client)
+        assert client.get("/users").json()["data"] == [somebody]
+        service.stop()
+    # What has been registered there is still not overwritten.
+    assert "in use" in copied(tmp_path, "sqlite:///usersvc.db", postgres_url, code=1)
+
+
 # --- stopped, and run again -----------------------------------------------------------------------------------------
 
 

@@ -210,7 +210,8 @@ class PostgresUsers:
 
     async def remove(self, user_id: UUID) -> bool:
         """See ``Users.remove``."""
-        # Its keys go with it: see key_of_a_user.
+        # Its keys go with it: see key_of_a_user. The outbox is gone through whole: it is small, unless mails cannot be
+        # delivered, and an index would be one more to be kept by each registration and each mail.
         gone = await self._pool.run_once(
             """
             WITH told AS (DELETE FROM outbox WHERE user_id = $1)

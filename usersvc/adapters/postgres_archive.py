@@ -6,7 +6,7 @@ from uuid import UUID
 
 import asyncpg
 
-from usersvc.adapters.postgres_pool import PostgresPool
+from usersvc.adapters.postgres_pool import LISTENING, PostgresPool
 from usersvc.application.ports import (
     UNFINISHED,
     Cause,
@@ -90,7 +90,7 @@ class PostgresArchive:
         return int(count)
 
     async def begin_copy(self) -> bool:
-        """See ``CompleteArchive.begin_copy``."""
+        """See ``CompleteArchive.begin_copy``; nor does it when a service runs on it, whatever it holds."""
         if not await self._is_marked():
             await self._pool.run(
                 """
@@ -100,12 +100,17 @@ class PostgresArchive:
                 """
             )
         marked = await self._pool.run(
-            """
+            f"""
             INSERT INTO usersvc_copy (singleton, finished)
-            SELECT true, false WHERE EXISTS (SELECT FROM usersvc_copy)
-                OR NOT EXISTS (SELECT FROM users) AND NOT EXISTS (SELECT FROM outbox)
+            SELECT true, false WHERE
+                (EXISTS (SELECT FROM usersvc_copy)
+                    OR NOT EXISTS (SELECT FROM users) AND NOT EXISTS (SELECT FROM outbox))
+                AND NOT EXISTS (
+                    SELECT FROM pg_stat_activity
+                    WHERE datname = current_database() AND application_name = '{LISTENING}'
+                )
             ON CONFLICT (singleton) DO UPDATE SET finished = false RETURNING singleton
-            """
+            """  # noqa: S608  # a constant
         )
         return bool(marked)
 

@@ -5,7 +5,7 @@ import time
 from collections.abc import AsyncGenerator
 from contextlib import ExitStack, aclosing, suppress
 
-from usersvc.adapters.postgres_pool import ANSWER_TIMEOUT, FAILURES, PostgresPool
+from usersvc.adapters.postgres_pool import ANSWER_TIMEOUT, EXPORTING, FAILURES, PostgresPool
 from usersvc.application.pages import BATCH, ReadPage
 from usersvc.application.ports import Order
 
@@ -64,7 +64,7 @@ class PostgresExport:
             await self._room.acquire()
             held.callback(self._room.release)
             try:
-                connection = await self._pool.connect()
+                connection = await self._pool.connect(EXPORTING)
             except FAILURES:
                 return
             held.callback(connection.terminate)

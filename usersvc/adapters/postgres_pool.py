@@ -34,7 +34,6 @@ Else each registration would have every process of every host look into the outb
 """
 
 SETTINGS = {
-    "application_name": "usersvc",
     # Acknowledged means durable, and where synchronous_standby_names says so, on another server too.
     "synchronous_commit": "on",
     "default_transaction_isolation": "read committed",
@@ -48,6 +47,9 @@ SETTINGS = {
     "jit": "off",
 }
 """Of each session. Behind PgBouncer it takes ``ignore_startup_parameters`` and the same settings of the role."""
+
+LISTENING, EXPORTING = "usersvc listening", "usersvc exporting"
+"""As which ``pg_stat_activity`` shows sessions beside the pool's; each service has one of the first."""
 
 UNDONE = frozenset({
     "25006",  # read_only_sql_transaction: it was the primary, and is a standby now
@@ -152,8 +154,11 @@ class PostgresPool:
                 # What has kept it from being done tells more than that time is up.
                 raise last from None
 
-    async def connect(self) -> Connection:
+    async def connect(self, name: str = "usersvc") -> Connection:
         """A new connection, which does not count as one of the pool and is its caller's to close.
+
+        Args:
+            name: as which the server's statistics show it.
 
         Raises:
             asyncpg.PostgresError: no server lets us in.
@@ -168,7 +173,9 @@ class PostgresPool:
                 # of them, would wait there until the time for all is up.
                 async with asyncio.timeout(CONNECT_TIMEOUT):
                     return await asyncpg.connect(
-                        address, server_settings=SETTINGS, target_session_attrs=SessionAttribute.read_write
+                        address,
+                        server_settings=SETTINGS | {"application_name": name},
+                        target_session_attrs=SessionAttribute.read_write,
                     )
             except FAILURES as error:
                 tried = error
@@ -225,7 +232,7 @@ async def _listen(pool: PostgresPool, channel: str, heard: Callable[[], None]) -
     pause, is_told = FIRST_PAUSE, False
     while True:
         try:
-            async with _session(pool) as connection:
+            async with _session(pool, LISTENING) as connection:
                 news = asyncio.Event()
                 connection.add_termination_listener(lambda _, news=news: news.set())
                 async with asyncio.timeout(ANSWER_TIMEOUT):
@@ -256,8 +263,8 @@ async def _hear(connection: Connection, news: asyncio.Event, heard: Callable[[],
 
 
 @asynccontextmanager
-async def _session(pool: PostgresPool) -> AsyncIterator[Connection]:
-    connection = await pool.connect()
+async def _session(pool: PostgresPool, name: str) -> AsyncIterator[Connection]:
+    connection = await pool.connect(name)
     try:
         yield connection
     finally:

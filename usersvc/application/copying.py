@@ -132,7 +132,10 @@ async def copy(source: CompleteArchive, target: CompleteArchive, *, advance: Adv
     """
     given_out = await source.places()
     if not await target.begin_copy():
-        raise NotACopy("the target is in use: it holds something, and is not a copy that no service has used yet")
+        raise NotACopy(
+            "the target is in use: a service runs on it, or it holds something, and is not a copy that no service has "
+            "used yet"
+        )
 
     def expect_once_there(missing: Sequence[UserRecord], differing: Sequence[UserRecord]) -> None:
         if differing or any(user.position > given_out.position for user in missing):

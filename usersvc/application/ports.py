@@ -392,7 +392,7 @@ class CompleteArchive(Archive, Protocol):
         """Become a copy that is not finished, on which no service starts.
 
         Returns:
-            False, with nothing done, when the store holds something and is no copy.
+            False, with nothing done, when the store holds something and is no copy, or is seen to be in use.
         """
         ...
 
