@@ -1,5 +1,8 @@
 """The real service on PostgreSQL: with several processes, and while its server restarts, hangs or is replaced."""
 
+# ruff: noqa: ASYNC110  # nothing tells when another session waits
+
+import asyncio
 import os
 import re
 import shutil
@@ -12,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from secrets import token_hex
 
@@ -22,6 +26,10 @@ from tests.e2e.api import person, register
 from tests.e2e.server import DEADLINE, SERVE, Service, free_port, run_to_end, running
 from tests.postgres import by_way_of, execute, holding, query
 from tests.postgres_server import Server, own_server, standby_of
+from usersvc.adapters import postgres_pool
+from usersvc.adapters.postgres import PostgresUsers
+from usersvc.application.ports import IdempotencyKey, StorageUnavailable
+from usersvc.domain.user import PasswordHash, User
 
 BOUND = 15.0
 """Seconds within which everything is answered, whatever happens: the service promises five, machines may be slow."""
@@ -172,6 +180,37 @@ def test_when_another_server_takes_over_under_load_nobody_is_lost(
         wait_until_ready(service)
         people.stop()
         assert_nothing_lost(standby.url, people, service)
+
+
+@pytest.mark.parametrize("key", [None, IdempotencyKey.named("0b9f6f1c")])
+async def test_nobody_is_acknowledged_before_the_other_server_has_them_though_a_connection_was_lost(
+    key: IdempotencyKey | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgres_pool, "PATIENCE", 1.0)
+    monkeypatch.setattr(postgres_pool, "ANSWER_TIMEOUT", 0.7)
+    waiting = "FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
+    alice = User.register(email="alice@example.com", password="correct horse battery", age=30)
+    user = alice.complete(PasswordHash("$hash"), at=datetime.now(UTC))
+    with own_server() as primary, standby_of(primary) as standby:
+        async with PostgresUsers(primary.url) as users:
+            standby.freeze()
+            adding = asyncio.create_task(users.add(user, key=key))
+            async with asyncio.timeout(DEADLINE):
+                while not query(primary.url, f"SELECT pid {waiting}"):
+                    await asyncio.sleep(0.01)
+            # What it has stored can be seen from now on, on this server alone.
+            assert query(primary.url, f"SELECT pg_terminate_backend(pid) {waiting}") == [True]
+            with pytest.raises(StorageUnavailable):
+                await adding
+            assert await users.find(user.id) is not None
+            if key is not None:
+                with pytest.raises(StorageUnavailable):
+                    await users.registered_with(key, at=user.registered_at)
+            standby.thaw()
+            await users.add(user) if key is None else await users.registered_with(key, at=user.registered_at)
+        primary.stop()
+        standby.promote()
+        assert query(standby.url, "SELECT email FROM users") == ["alice@example.com"]
 
 
 def test_with_every_connection_taken_it_answers_in_bounded_time(server: Server, tmp_path: Path) -> None:
