@@ -34,6 +34,12 @@ async def until_transactions(url: str, count: int) -> None:
             await asyncio.sleep(0.01)
 
 
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine may be slow; tests of time-outs have shorter ones."""
+    monkeypatch.setattr(postgres_export, "LONGEST", DEADLINE)
+
+
 @pytest.fixture
 async def users(postgres_url: str) -> AsyncIterator[PostgresUsers]:
     async with PostgresUsers(postgres_url, pool_size=1) as users:
@@ -88,12 +94,12 @@ async def test_a_cursor_ends_with_its_reader(users: PostgresUsers, postgres_url:
 async def test_a_reader_who_does_not_read_on_holds_no_connection(
     users: PostgresUsers, postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(postgres_export, "ATTENTION", 0.05)
+    monkeypatch.setattr(postgres_export, "LONGEST", 0.05)
     slow = [everybody(users) for _ in range(2 * CURSORS)]
     found = [names(await anext(batches)) + names(await anext(batches)) for batches in slow]
     await until_transactions(postgres_url, 0)
     # Nor a place: others have a cursor meanwhile.
-    monkeypatch.undo()
+    monkeypatch.setattr(postgres_export, "LONGEST", DEADLINE)
     other = everybody(users)
     await anext(other)
     await anext(other)
@@ -106,7 +112,7 @@ async def test_a_reader_who_does_not_read_on_holds_no_connection(
 async def test_a_slow_reader_is_given_no_cursor(
     users: PostgresUsers, postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(postgres_export, "ATTENTION", 0.0)
+    monkeypatch.setattr(postgres_export, "LONGEST", 0.0)
     async with aclosing(everybody(users)) as batches:
         async for _ in batches:
             assert query(postgres_url, f"SELECT count(*) {OTHERS}") == [1]
@@ -267,3 +273,25 @@ async def test_everybody_is_read_in_order_of_an_index_whatever_the_statistics_sa
             assert plan.count("users_pkey") == 2, plan
             assert "Sort" not in plan
             assert "Seq Scan" not in plan
+
+
+async def test_whoever_changes_the_table_waits_for_no_reader(
+    users: PostgresUsers, postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgres_export, "LONGEST", 0.3)
+    slow = [everybody(users) for _ in range(CURSORS)]
+    for batches in slow:
+        await anext(batches)
+        await anext(batches)
+    migration = await asyncpg.connect(postgres_url)
+    async with asyncio.timeout(DEADLINE), migration.transaction():
+        waiting = asyncio.ensure_future(migration.execute("LOCK TABLE users"))
+        while not waiting.done() and query(postgres_url, "SELECT count(*) FROM pg_locks WHERE NOT granted") == [0]:
+            await asyncio.sleep(0.01)
+        # Behind the one who waits.
+        found = asyncio.ensure_future(users.find(crowd()[0].id))
+        await waiting
+    await migration.close()
+    assert await found is not None
+    for batches in slow:
+        await batches.aclose()

@@ -1,7 +1,6 @@
 """Everybody, read from a cursor of PostgreSQL's that waits for nobody."""
 
 import asyncio
-import time
 from collections.abc import AsyncGenerator
 from contextlib import ExitStack, aclosing, suppress
 
@@ -11,10 +10,12 @@ from usersvc.application.ports import Order
 
 CURSORS = 2
 """How many a process has open at once, each on a connection beside the pool's: who comes later reads pages."""
-ATTENTION = 1.0
-"""How long a cursor is kept for a reader who does not ask for the next batch, in seconds."""
-LONGEST = 30.0
-"""How long one is kept at all, in seconds: vacuum has to heed the oldest snapshot that anybody has."""
+LONGEST = 1.0
+"""How long one is kept, in seconds, whether its reader reads or not.
+
+Vacuum has to heed its snapshot. Whoever changes the table, as a migration does, has to wait for its end, and all others
+wait behind that one: for less than ``LOCK_TIMEOUT``.
+"""
 
 # PostgreSQL writes the JSON of many users at once, which is sent as it is. Its own functions for objects put in spaces.
 LINE = """
@@ -28,8 +29,8 @@ class PostgresExport:
 
     A reader who asks for one batch soon after the other has them from a cursor of the server: one snapshot, in which
     nothing is looked up again. It is on a connection that is not one of the pool, so that no number of readers keeps
-    anybody else waiting; and it is given up when the reader does not read, or has read for long. Then, as when it was
-    lost or there is none to be had, a page goes on behind the last position, and after that another cursor may.
+    anybody else waiting, and it is given up soon, read to the end or not. Then, as when it was lost or there is none to
+    be had, a page goes on behind the last position, and after that another cursor.
     """
 
     def __init__(self, pool: PostgresPool, read_page: ReadPage) -> None:
@@ -39,17 +40,18 @@ class PostgresExport:
 
     async def batches(self, *, order: Order, after: int | None) -> AsyncGenerator[bytes, None]:
         """See ``Users.batches``."""
+        clock = asyncio.get_running_loop().time
         begin, is_worth_trying = after, True
         while True:
             # At first too: most lists end here, and what is wrong is told before anything is.
             page = await self._read_page(limit=BATCH, order=order, after=begin, mailbox=None)
-            shown_at = time.monotonic()
+            shown_at = clock()
             if page.lines:
                 yield page.lines + b"\n"
             if page.next_after is None:
                 return
             begin = page.next_after
-            if is_worth_trying and time.monotonic() - shown_at < ATTENTION:
+            if is_worth_trying and clock() - shown_at < LONGEST:
                 is_worth_trying = False
                 async with aclosing(self._from_cursor(order, begin)) as batches:
                     async for lines, last in batches:
@@ -58,6 +60,7 @@ class PostgresExport:
 
     async def _from_cursor(self, order: Order, after: int) -> AsyncGenerator[tuple[bytes, int], None]:
         """Batches, each with its last position, until there are no more or the cursor has ended for another reason."""
+        loop = asyncio.get_running_loop()
         if self._room.locked():
             return
         with ExitStack() as held:
@@ -68,16 +71,16 @@ class PostgresExport:
             except FAILURES:
                 return
             held.callback(connection.terminate)
-            ends_at = time.monotonic() + LONGEST
+            ends_at = loop.time() + LONGEST
             try:
                 async with asyncio.timeout(ANSWER_TIMEOUT):
                     await connection.execute(_declaration(order, after))
-                while time.monotonic() < ends_at and not connection.is_closed():
+                while loop.time() < ends_at and not connection.is_closed():
                     async with asyncio.timeout(ANSWER_TIMEOUT):
                         batch = await connection.fetchrow("FETCH FROM everybody")
                     if batch is None:
                         break
-                    giving_up = asyncio.get_running_loop().call_later(ATTENTION, held.close)
+                    giving_up = loop.call_at(ends_at, held.close)
                     try:
                         yield batch["lines"], batch["last"]
                     finally:
