@@ -337,7 +337,8 @@ def _postgres(url: str) -> PostgresDatabase:
         raise ValueError
     if not url.startswith(f"{parts.scheme}://") or options.get("sslmode", "prefer") not in SSL_MODES:
         raise ValueError
-    if options.pop("target_session_attrs", "read-write") != "read-write":
+    # Several hosts are tried one after the other, each for itself; the driver would wait for the first that hangs.
+    if "," in options.get("host", "") or options.pop("target_session_attrs", "read-write") != "read-write":
         raise ValueError
     return PostgresDatabase(url)
 

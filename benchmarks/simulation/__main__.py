@@ -16,8 +16,8 @@ BUSY = 0.7
 """The share of its core that an instance is to hash with: the autoscaler's target in deploy/kubernetes."""
 STORED = 0.5
 """The share of its time that a database may be busy with adding users, so that the rest has some, too."""
-POOL = 5
-"""Connections to the database from each instance."""
+POOL, BESIDE = 5, 3
+"""Connections to the database from each instance: those of its pool, and one to listen and two for exports."""
 KEY_BYTES = 250
 """Of an idempotency key with its three indexes, reckoned."""
 DAY, GB = 24 * 3600, 1e9
@@ -71,7 +71,7 @@ def _needs(costs: Costs, size: Mapping[str, float], rate: float) -> dict[str, st
         "SQLite's one writer, busy": f"{sqlite:,.1%}",
         "one PostgreSQL's turn to add, busy": f"{rate * costs.commit:,.1%}",
         f"databases, each busy at most {STORED:.0%}": f"{shards:,}",
-        f"connections, a pool of {POOL} each": f"{POOL * instances:,}",
+        f"connections, a pool of {POOL} and {BESIDE} each": f"{(POOL + BESIDE) * instances:,}",
         "mails a second": f"{rate:,.1f}",
         "dead rows of the outbox a day, millions": f"{2 * rate * DAY / 1e6:,.1f}",
         "users, GB a day in PostgreSQL": f"{rate * DAY * size['postgresql'] / GB:,.2f}",

@@ -147,6 +147,7 @@ def test_the_database_may_be_a_postgresql_server_whose_address_is_a_secret(url: 
         ("database_url", "postgresql://user:hunter2@host/database?sslmode"),
         ("database_url", "postgresql://user:hunter2@host/database?sslmode=perhaps"),
         ("database_url", "postgresql://user:hunter2@host/database?target_session_attrs=standby"),
+        ("database_url", "postgresql:///database?user=user&password=hunter2&host=one,two"),
         ("database_pool_size", "0"),
         ("admin_token", "hunter2 "),
         ("admin_token", "hunter2\n"),
