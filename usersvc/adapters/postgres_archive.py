@@ -99,6 +99,7 @@ class PostgresArchive:
                 )
                 """
             )
+        # CockroachDB shows no sessions there, nor listens any: a service that runs is not seen.
         marked = await self._pool.run(
             f"""
             INSERT INTO usersvc_copy (singleton, finished)
