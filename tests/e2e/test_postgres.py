@@ -260,6 +260,8 @@ def test_readers_of_everybody_who_do_not_read_hold_no_transaction_and_no_connect
             register(client)
             answer = client.get("/users", headers={"Accept": "application/x-ndjson"})
             assert answer.text.count("\n") == crowd + 1
+        server.stop("immediate")
+        server.start()
         # Whoever goes on reading gets all the rest, whoever goes is no error.
         rest = b"".join(iter(lambda: readers[0].recv(2**20), b""))
         assert rest.endswith(b"0\r\n\r\n")
