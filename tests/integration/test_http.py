@@ -5,7 +5,7 @@ import gc
 import json
 import logging
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, MutableMapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, MutableMapping
 from contextlib import asynccontextmanager
 from typing import Any
 from uuid import UUID
@@ -413,10 +413,16 @@ class BrokenUsers(InMemoryUsers):
 
 class TestBrokenOff:
     async def test_an_export_whose_reader_goes_is_told_and_let_go_at_once(self) -> None:
-        told = []
-        service = quick_service()
-        await service.register(**ALICE)
-        app = AiohttpASGI(create_app(service, observe=lambda *request: told.append(request[:3])))
+        happened: list[object] = []
+
+        class Watched(InMemoryUsers):
+            async def batches(self, **_: object) -> AsyncGenerator[bytes, None]:
+                try:
+                    yield b"{}\n"
+                finally:
+                    happened.append("freed")
+
+        app = AiohttpASGI(create_app(quick_service(Watched()), observe=lambda *told: happened.append(told[:3])))
         server = FakeServer(path="/users", headers=[(b"accept", b"application/x-ndjson")])
 
         async def send(message: Message) -> None:
@@ -431,7 +437,7 @@ class TestBrokenOff:
             # A generator that nobody holds is closed by a task.
             for _ in range(10):
                 await asyncio.sleep(0)
-            assert told == [("GET", "/users", 200)]
+            assert happened == ["freed", ("GET", "/users", 200)]
         finally:
             gc.enable()
 
