@@ -458,6 +458,21 @@ async def test_no_more_connections_are_made_than_were_allowed(postgres_url: str)
         assert query(postgres_url, f"{mine} AND application_name = 'usersvc'") == [3]
 
 
+async def test_connections_that_nobody_needs_any_more_are_left_to_others(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'usersvc'"
+    async with PostgresUsers(postgres_url, pool_size=5) as users:
+        await asyncio.gather(*(users.check() for _ in range(20)))
+        assert query(postgres_url, mine) == [5]
+        monkeypatch.setattr(postgres_pool, "LONGEST_UNUSED", 0.05)
+        async with asyncio.timeout(DEADLINE):
+            while query(postgres_url, mine) != [1]:
+                # One is enough for it.
+                await users.check()
+        await asyncio.gather(*(users.check() for _ in range(20)))
+
+
 async def test_a_lock_that_is_held_for_long_is_told_until_it_is_gone(
     postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from urllib.parse import urlsplit
@@ -24,6 +25,8 @@ ANSWER_TIMEOUT = 2.5
 CONNECT_TIMEOUT = 2.0
 """For one address, in seconds. With ``ANSWER_TIMEOUT`` less than ``PATIENCE``: who was waiting when a server went may
 still be answered by the one that took its place."""
+LONGEST_UNUSED = 60.0
+"""How long a connection that nobody needs is kept, in seconds: other processes may find none free on the server."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.02, 0.5
 """Between two attempts, in seconds; each pause is twice the one before."""
 BREATH, LONGEST_SILENCE = 0.1, 15.0
@@ -73,7 +76,7 @@ FAILURES = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.Inte
 
 
 class PostgresPool:
-    """At most so many connections, each made when it is needed and kept for the next who needs one.
+    """At most so many connections, each made when it is needed and kept for a while for the next who needs one.
 
     Statements run in transactions of their own and alter nothing about their session, so that a connection is given
     back as it is. A statement that fails because of its connection is run again on another one, as long as there is
@@ -90,7 +93,8 @@ class PostgresPool:
         self._addresses = _one_for_each_host(url)
         self._size = size
         self._room = asyncio.Semaphore(size)
-        self._idle: list[Connection] = []
+        # Each with when it was given back.
+        self._idle: list[tuple[Connection, float]] = []
         self._is_open = False
 
     def open(self) -> None:
@@ -106,7 +110,7 @@ class PostgresPool:
                 for _ in range(self._size):
                     await self._room.acquire()
         connections, self._idle = self._idle, []
-        for connection in connections:
+        for connection, _ in connections:
             with suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
                 await connection.close(timeout=ANSWER_TIMEOUT)
 
@@ -203,18 +207,25 @@ class PostgresPool:
                 if not self._is_open:
                     connection.terminate()
                 if not connection.is_closed():
-                    self._idle.append(connection)
+                    self._give_back(connection)
+
+    def _give_back(self, connection: Connection) -> None:
+        now = time.monotonic()
+        self._idle.append((connection, now))
+        # The last one is taken first, so that those that are not needed any more stay where they are.
+        while self._idle[0][1] < now - LONGEST_UNUSED:
+            self._idle.pop(0)[0].terminate()
 
     def _take_idle(self) -> Connection | None:
         while self._idle:
-            connection = self._idle.pop()
+            connection, _ = self._idle.pop()
             if not connection.is_closed():
                 return connection
         return None
 
     def _forget_idle(self) -> None:
         while self._idle:
-            self._idle.pop().terminate()
+            self._idle.pop()[0].terminate()
 
 
 @asynccontextmanager
