@@ -1,6 +1,7 @@
 """What every ``Users`` adapter has to do, run against each of them."""
 
 import asyncio
+import random
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from uuid import uuid4
@@ -156,6 +157,45 @@ async def test_one_mailbox_can_be_asked_for(users: Users) -> None:
     assert names(await page(users, mailbox="carol@example.com")) == []
     assert names(await page(users, mailbox="alice@example.com", after=1)) == []
     assert (await page(users, mailbox="alice@example.com", limit=1)).next_after is None
+
+
+async def test_of_many_who_read_at_once_each_gets_what_he_asked_for(users: Users) -> None:
+    everybody = [f"ü{number}" for number in range(30)]
+    await add_people(users, *everybody)
+    seen = {order: (await page(users, limit=29, order=order)).next_after for order in Order}
+
+    async def read(limit: int, order: Order, name: str | None, behind: bool) -> None:
+        after = seen[order] if behind else None
+        mailbox = None if name is None else f"{name}@example.com"
+        found = await page(users, limit=limit, order=order, after=after, mailbox=mailbox)
+        expected = everybody if order is Order.ASC else everybody[::-1]
+        expected = [one for one in (expected[29:] if behind else expected) if name in (None, one)]
+        assert names(found) == expected[:limit]
+        assert (found.next_after is None) == (len(expected) <= limit)
+
+    questions = [
+        read(limit, order, name, behind)
+        for limit in (1, 7, 29, 30, 31)
+        for order in Order
+        for name in (None, "ü0", "ü29", "nobody")
+        for behind in (False, True)
+    ]
+    random.Random(0).shuffle(questions)
+    await asyncio.gather(*questions)
+
+
+async def test_who_reads_after_somebody_was_added_sees_him_however_many_read(users: Users) -> None:
+    async def read_on() -> None:
+        while not finished.is_set():
+            await page(users)
+
+    finished = asyncio.Event()
+    readers = [asyncio.create_task(read_on()) for _ in range(5)]
+    for number in range(20):
+        await add_people(users, f"ü{number}")
+        assert names(await page(users, limit=1, order=Order.DESC)) == [f"ü{number}"]
+    finished.set()
+    await asyncio.gather(*readers)
 
 
 async def test_the_store_answers(users: Users) -> None:

@@ -209,6 +209,33 @@ async def test_a_large_damaged_file_opens_and_tells_when_it_is_met(
     assert sqlite_file.damage(path)
 
 
+async def test_damage_is_met_only_by_those_who_ask_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "users.db"
+    async with SqliteUsers(path) as users:
+        await users.add_all([person(f"user{number}") for number in range(1000)])
+    data = bytearray(path.read_bytes())
+    with closing(sqlite3.connect(path)) as file:
+        [[root]] = file.execute("SELECT rootpage FROM sqlite_schema WHERE name = 'users'")
+    # Behind the head of an inner page are the places of its cells, each of which begins with a page further down.
+    place = int.from_bytes(data[4096 * (root - 1) + 22 : 4096 * (root - 1) + 24])
+    leaf = int.from_bytes(data[4096 * (root - 1) + place : 4096 * (root - 1) + place + 4])
+    data[4096 * (leaf - 1) : 4096 * leaf] = b"\xa5" * 4096
+    path.write_bytes(data)
+
+    monkeypatch.setattr(sqlite_file, "LOOKED_THROUGH", 0)
+    async with SqliteUsers(path) as users:
+        everybody = await asyncio.gather(
+            *(users.page(limit=1, order=Order.ASC, after=after, mailbox=None) for after in range(1000)),
+            return_exceptions=True,
+        )
+    read = [number for number, page in enumerate(everybody) if not isinstance(page, BaseException)]
+    assert read[:5] == [0, 1, 2, 3, 4]
+    assert read[-5:] == [995, 996, 997, 998, 999]
+    # A page of the file holds some thirty users.
+    assert 0 < 1000 - len(read) < 60
+    assert {type(page) for page in everybody if isinstance(page, BaseException)} == {StorageUnavailable}
+
+
 async def test_a_file_that_is_well_has_no_damage(tmp_path: Path) -> None:
     path = tmp_path / "users.db"
     make(path, SCHEMA_1)

@@ -15,6 +15,7 @@ import aiosqlite
 
 from usersvc.adapters.sqlite_archive import ENTRY, SqliteArchive, entry_of
 from usersvc.adapters.sqlite_file import DatabaseFile
+from usersvc.adapters.sqlite_joined import JoinedReads
 from usersvc.application.pages import in_pages
 from usersvc.application.ports import (
     CAUSE,
@@ -42,9 +43,9 @@ _DUE = "(due_at <= ? OR due_at > ?)"
 _VIEW = "id, email, age, registered_at"
 # SQLite writes the JSON, of a whole page in one step: the thread that reads needs Python's lock once, not for each row.
 # A subquery with a limit is read in its own order.
-_LINES = """CAST(group_concat(
+_LINES = """group_concat(
     json_object('id', id, 'email', email, 'age', age, 'registered_at', registered_at), char(10)
-) AS BLOB)"""
+)"""
 
 
 class SqliteUsers:
@@ -55,6 +56,7 @@ class SqliteUsers:
 
     def __init__(self, path: Path) -> None:
         self._file = DatabaseFile(path)
+        self._pages = JoinedReads(self._file.read)
         self.outbox = SqliteOutbox(self._file)
         self.archive = SqliteArchive(self._file)
 
@@ -161,19 +163,21 @@ class SqliteUsers:
             conditions["mailbox = ?"] = mailbox
         where = f"WHERE {' AND '.join(conditions)}" if conditions else ""
         last = "max" if order is Order.ASC else "min"
-        # One more than asked for tells whether there is a next page.
-        [(lines, how_many, furthest)] = await self._file.read(
+        # One more than asked for tells whether there is a next page. All of it is one value: see JoinedReads.
+        found: bytes = await self._pages.value(
             f"""
-            SELECT {_LINES}, count(*), {last}(position) FROM (
+            SELECT CAST(count(*) || ' ' || ifnull({last}(position), 0) || ' ' || ifnull({_LINES}, '') AS BLOB) FROM (
                 SELECT {_VIEW}, position FROM users {where} ORDER BY position {order} LIMIT ?
             )
             """,  # noqa: S608  # constants
             [*conditions.values(), limit + 1],
         )
-        if how_many <= limit:
-            return Page(lines=lines or b"", next_after=None)
+        how_many, furthest, lines = found.split(b" ", 2)
+        if int(how_many) <= limit:
+            return Page(lines=lines, next_after=None)
         # Behind the place just before the one too many, which nobody has or will have.
-        return Page(lines=lines.rpartition(b"\n")[0], next_after=furthest - 1 if order is Order.ASC else furthest + 1)
+        next_after = int(furthest) - 1 if order is Order.ASC else int(furthest) + 1
+        return Page(lines=lines.rpartition(b"\n")[0], next_after=next_after)
 
     def batches(
         self, *, order: Order, after: int | None, mailbox: str | None, limit: int | None

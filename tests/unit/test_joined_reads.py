@@ -1,0 +1,174 @@
+"""Reads that are made together, on a store that answers when a test lets it."""
+
+import asyncio
+import sqlite3
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from tests.fake_time import in_fake_time
+from usersvc.adapters.sqlite_file import PATIENCE
+from usersvc.adapters.sqlite_joined import MOST, JoinedReads
+from usersvc.application.ports import StorageUnavailable
+
+DOUBLE = "SELECT 2 * ?"
+NEGATIVE = "SELECT -?"
+
+
+class Store:
+    """Answers what really SQLite answers, but one statement at a time, and only when it may."""
+
+    def __init__(self) -> None:
+        self.asked: list[list[int | str]] = []
+        self.may_answer = asyncio.Event()
+        self.may_answer.set()
+        self.failure: Exception | None = None
+        self.under_way = 0
+
+    async def read(self, statement: str, values: Sequence[int | str]) -> list[Any]:
+        self.under_way += 1
+        assert self.under_way == 1
+        try:
+            self.asked.append(list(values))
+            await self.may_answer.wait()
+            if self.failure is not None and "bad" in values:
+                raise StorageUnavailable("cannot read: it is damaged") from self.failure
+            connection = sqlite3.connect(":memory:")
+            try:
+                return connection.execute(statement, values).fetchall()
+            finally:
+                connection.close()
+        finally:
+            self.under_way -= 1
+
+
+async def begun(*reads: "asyncio.Task[Any]") -> None:
+    """Until each of them has asked."""
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert not any(read.done() for read in reads)
+
+
+def ask(reads: JoinedReads, query: str, *values: int | str) -> "asyncio.Task[Any]":
+    return asyncio.create_task(reads.value(query, values))
+
+
+async def test_who_is_alone_is_read_for_at_once_and_each_time_anew() -> None:
+    store = Store()
+    reads = JoinedReads(store.read)
+    assert [await reads.value(DOUBLE, [1]), await reads.value(DOUBLE, [1])] == [2, 2]
+    assert store.asked == [[1], [1]]
+
+
+async def test_those_who_come_while_a_read_is_under_way_are_read_for_together_and_get_each_their_own() -> None:
+    store = Store()
+    reads = JoinedReads(store.read)
+    store.may_answer.clear()
+    first = ask(reads, DOUBLE, 0)
+    await begun(first)
+    others = [ask(reads, DOUBLE, number) for number in range(1, MOST + 3)]
+    await begun(first, *others)
+    store.may_answer.set()
+    assert await asyncio.gather(first, *others) == [2 * number for number in range(MOST + 3)]
+    assert store.asked == [[0], list(range(1, MOST + 1)), [MOST + 1, MOST + 2]]
+
+
+async def test_different_queries_are_read_apart_in_the_order_of_the_first_of_each() -> None:
+    store = Store()
+    reads = JoinedReads(store.read)
+    found = await asyncio.gather(*(ask(reads, DOUBLE if number % 2 else NEGATIVE, number) for number in range(6)))
+    assert found == [0, 2, -2, 6, -4, 10]
+    assert store.asked == [[0, 2, 4], [1, 3, 5]]
+
+
+async def test_nothing_is_read_for_who_has_gone_and_the_others_get_their_own() -> None:
+    store = Store()
+    reads = JoinedReads(store.read)
+    store.may_answer.clear()
+    gone, stays, waits_and_goes, waits = (ask(reads, DOUBLE, number) for number in range(4))
+    await begun(gone, stays)
+    assert store.asked == [[0, 1, 2, 3]]
+    gone.cancel()
+    late, too_late = ask(reads, DOUBLE, 4), ask(reads, DOUBLE, 5)
+    await begun(stays)
+    waits_and_goes.cancel()
+    late.cancel()
+    store.may_answer.set()
+    found: list[object] = await asyncio.gather(stays, waits, too_late)
+    assert found == [2, 6, 10]
+    assert store.asked == [[0, 1, 2, 3], [5]]
+    assert gone.cancelled()
+    assert late.cancelled()
+
+
+async def test_who_comes_when_all_have_gone_is_read_for() -> None:
+    store = Store()
+    reads = JoinedReads(store.read)
+    store.may_answer.clear()
+    first = ask(reads, DOUBLE, 1)
+    await begun(first)
+    second = ask(reads, DOUBLE, 2)
+    await begun(second)
+    first.cancel()
+    second.cancel()
+    store.may_answer.set()
+    await asyncio.wait([first, second])
+    assert await reads.value(DOUBLE, [3]) == 6
+    assert store.asked == [[1], [3]]
+
+
+async def test_a_damaged_page_is_met_by_who_asks_for_it_alone() -> None:
+    store = Store()
+    store.failure = sqlite3.DatabaseError("malformed")
+    reads = JoinedReads(store.read)
+    asked = [ask(reads, DOUBLE, value) for value in (1, "bad", 3)]
+    one, bad, three = await asyncio.gather(*asked, return_exceptions=True)
+    assert [one, three] == [2, 6]
+    assert isinstance(bad, StorageUnavailable)
+    assert isinstance(bad.__cause__, sqlite3.DatabaseError)
+
+
+async def test_a_store_that_is_not_there_is_told_to_each_in_an_error_of_its_own() -> None:
+    async def gone(*_: object) -> list[Any]:
+        raise StorageUnavailable("cannot read: the database file is gone")
+
+    reads = JoinedReads(gone)
+    errors = await asyncio.gather(*(ask(reads, DOUBLE, number) for number in range(3)), return_exceptions=True)
+    assert [str(error) for error in errors] == ["cannot read: the database file is gone"] * 3
+    assert len(set(map(id, errors))) == 3
+
+
+@in_fake_time
+async def test_nobody_waits_longer_than_for_a_read_of_his_own() -> None:
+    loop = asyncio.get_running_loop()
+    store = Store()
+    store.may_answer.clear()
+    reads = JoinedReads(store.read)
+
+    async def wait(seconds: float) -> float:
+        await asyncio.sleep(seconds)
+        began = loop.time()
+        with pytest.raises(StorageUnavailable, match="no answer in time"):
+            await reads.value(DOUBLE, [1])
+        return loop.time() - began
+
+    waited = await asyncio.gather(*(wait(seconds) for seconds in (0, 1, 1, 3, PATIENCE + 1)))
+    assert max(waited) <= PATIENCE + 0.001
+    store.may_answer.set()
+    assert await reads.value(DOUBLE, [4]) == 8
+
+
+async def test_nobody_is_left_waiting_when_everything_is_cancelled() -> None:
+    store = Store()
+    store.may_answer.clear()
+    reads = JoinedReads(store.read)
+    first = ask(reads, DOUBLE, 1)
+    await begun(first)
+    second = ask(reads, DOUBLE, 2)
+    await begun(second)
+    [task] = asyncio.all_tasks() - {asyncio.current_task(), first, second}
+    task.cancel()
+    await asyncio.wait([first, second], timeout=5)
+    assert first.cancelled()
+    assert second.cancelled()
