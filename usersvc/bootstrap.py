@@ -43,6 +43,8 @@ log = logging.getLogger(__name__)
 WEAK_COST = 10
 """Under this bcrypt is too fast (OWASP Password Storage Cheat Sheet, "bcrypt")."""
 
+_M_ARENA_MAX = -8  # mallopt(3), malloc.h
+
 GOOD_TOKEN_LENGTH = 22
 """Characters; as many of base64 hold 128 bits (OWASP ASVS 5.0, 7.2.3)."""
 
@@ -230,9 +232,12 @@ def _settle() -> None:
     """Give back the memory that starting alone has needed, some 3 MB, and let what stays be looked through no more."""
     gc.collect()
     gc.freeze()
-    # Only glibc's allocator keeps it, and has this.
+    # Only glibc's allocator keeps it, and has these.
     with suppress(AttributeError, OSError, TypeError):
-        ctypes.CDLL(None).malloc_trim(0)
+        libc = ctypes.CDLL(None)
+        libc.malloc_trim(0)
+        # Or each thread that is started from here on would have a heap of its own, most of it unused.
+        libc.mallopt(_M_ARENA_MAX, 1)
 
 
 def settings_or_exit() -> Settings:
