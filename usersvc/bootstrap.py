@@ -223,21 +223,28 @@ def create_asgi_app() -> AiohttpASGI:
     settings = settings_or_exit()
     configure_logging(settings.log_level, settings.log_format)
     with _exit_for_bad_settings():
-        application = AiohttpASGI(create_service_app(settings))
-    _settle()
-    return application
-
-
-def _settle() -> None:
-    """Give back the memory that starting alone has needed, some 3 MB, and let what stays be looked through no more."""
-    gc.collect()
-    gc.freeze()
-    # Only glibc's allocator keeps it, and has these.
-    with suppress(AttributeError, OSError, TypeError):
-        libc = ctypes.CDLL(None)
-        libc.malloc_trim(0)
+        app = create_service_app(settings)
+    with _glibc() as libc:
         # Or each thread that is started from here on would have a heap of its own, most of it unused.
         libc.mallopt(_M_ARENA_MAX, 1)
+    # Behind what opens the resources.
+    app.on_startup.append(_settle)
+    return AiohttpASGI(app)
+
+
+async def _settle(_: web.Application) -> None:
+    """Give back the memory that starting alone has needed, some MB, and let what stays be looked through no more."""
+    gc.collect()
+    gc.freeze()
+    with _glibc() as libc:
+        libc.malloc_trim(0)
+
+
+@contextmanager
+def _glibc() -> Iterator[ctypes.CDLL]:
+    """The C library, whose allocator keeps what it had once; within, what another library lacks is passed over."""
+    with suppress(AttributeError, OSError, TypeError):
+        yield ctypes.CDLL(None)
 
 
 def settings_or_exit() -> Settings:
