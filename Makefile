@@ -66,7 +66,7 @@ fix: .venv/everything.stamp ## format, and repair what the linter can
 	$(BIN)/ruff format .
 
 .PHONY: bench
-bench: .tools/bench/made.stamp ## measure the service beside its peers: some ten minutes; needs wrk
+bench: .tools/bench/made.stamp .tools/users/made.stamp ## measure the service beside its peers: some ten minutes; needs wrk
 	.tools/bench/bin/python -m benchmarks
 
 .PHONY: bench-asgi
@@ -155,7 +155,12 @@ FORCE:
 		"aiohttp==$$(sed -n 's/.*"aiohttp (>=\([0-9.]*\),.*/\1/p' pyproject.toml)"
 	@touch $@
 
-# As the environment of those who run the service: several libraries import what they find of developers' tools.
+# As the environment of those who run the service: several libraries import what they find of others.
+.tools/users/made.stamp: .tools/python .tools/poetry/made.stamp pyproject.toml poetry.lock
+	@read -r python <.tools/python && "$$python" -m venv --clear --without-pip .tools/users
+	VIRTUAL_ENV=$(CURDIR)/.tools/users $(POETRY) install --only main --no-interaction
+	@touch $@
+
 .tools/bench/made.stamp: .tools/python .tools/poetry/made.stamp pyproject.toml poetry.lock
 	@read -r python <.tools/python && "$$python" -m venv --clear --without-pip .tools/bench
 	VIRTUAL_ENV=$(CURDIR)/.tools/bench $(POETRY) install --only main,bench --no-interaction

@@ -33,6 +33,9 @@ OWN_SERVER = "usersvc on aiohttp's server"
 TOKEN = "a-token-for-the-benchmark"
 HEADERS = {"Authorization": f"Bearer {TOKEN}"}
 
+_USERS_PYTHON = ROOT / ".tools/users/bin/python"
+"""Of an environment as users have it: with what the peers need, the service would load more than it does there."""
+
 _UVICORN = ("uvicorn", "--loop", "uvloop", "--http", "httptools", "--no-access-log", "--log-level", "warning", "--port")
 _COMMANDS = {
     OURS: ("usersvc", "serve"),
@@ -77,13 +80,19 @@ def running(name: str, database: Path, *, cost: int = 12) -> Iterator[Server]:
     Raises:
         SystemExit: it does not start.
     """
+    if not _USERS_PYTHON.exists():
+        sys.exit("the service's own environment is missing: use make bench")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     url = f"http://127.0.0.1:{port}"
     began = time.perf_counter()
     process = subprocess.Popen(
-        [sys.executable, "-m", *(word.format(port=port) for word in _COMMANDS[name])],
+        [
+            _USERS_PYTHON if name == OURS else sys.executable,
+            "-m",
+            *(word.format(port=port) for word in _COMMANDS[name]),
+        ],
         cwd=ROOT,
         env=_environment(port, database, cost),
         stdout=subprocess.DEVNULL,
