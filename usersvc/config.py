@@ -159,11 +159,10 @@ class Settings:
         def number(name: str, least: int, most: int, default: int) -> int:
             return read(name, f"a whole number from {least} to {most}", _between(least, most), default)
 
-        workers = number("WORKERS", 1, 256, defaults.workers)
         settings = cls(
             host=read("HOST", "an address or a name of this machine", str, defaults.host),
             port=number("PORT", 0, LAST_PORT, defaults.port),
-            workers=workers,
+            workers=number("WORKERS", 1, 256, defaults.workers),
             database=read(
                 "DATABASE_URL",
                 DATABASE_URL_FORMS,
@@ -172,8 +171,8 @@ class Settings:
             ),
             database_pool_size=number("DATABASE_POOL_SIZE", 1, 1000, defaults.database_pool_size),
             bcrypt_cost=number("BCRYPT_COST", MIN_COST, MAX_COST, defaults.bcrypt_cost),
-            # The cores are shared by the processes.
-            hash_workers=number("HASH_WORKERS", 1, 256, max(1, cores() // workers)),
+            # In each process, since a single one may have all who wait: connections are not shared out evenly.
+            hash_workers=number("HASH_WORKERS", 1, 256, min(256, cores())),
             hash_queue=number("HASH_QUEUE", 0, 10000, defaults.hash_queue),
             password_min_length=number("PASSWORD_MIN_LENGTH", Password.MIN_LENGTH, 64, defaults.password_min_length),
             password_pepper=read(

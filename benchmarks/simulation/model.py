@@ -62,8 +62,7 @@ class Host:
         new = self.simulation
         self.core = Resource(new, self.cores)
         self.loops = [Resource(new, 1) for _ in range(self.processes)]
-        threads = max(1, self.cores // self.processes)
-        self.hashers = [Resource(new, threads) for _ in range(self.processes)]
+        self.hashers = [Resource(new, self.cores) for _ in range(self.processes)]
         self.writers = [Resource(new, 1) for _ in range(self.processes)]
         self.file = Resource(new, 1)
         self.places = [Resource(new, AT_ONCE) for _ in range(self.processes)]

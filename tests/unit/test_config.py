@@ -386,8 +386,10 @@ def test_tracing_needs_an_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     assert read(tracing="off") == read()
 
 
-def test_processes_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_process_hashes_on_all_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("usersvc.config.cores", lambda: 8)
-    assert read(workers="3").hash_workers == 2
-    assert read(workers="16").hash_workers == 1
+    assert read().hash_workers == 8
+    assert read(workers="3").hash_workers == 8
     assert read(workers="3", hash_workers="5").hash_workers == 5
+    monkeypatch.setattr("usersvc.config.cores", lambda: 512)
+    assert read().hash_workers == 256
