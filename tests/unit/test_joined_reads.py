@@ -10,7 +10,7 @@ import pytest
 from tests.fake_time import in_fake_time
 from usersvc.adapters.sqlite_file import PATIENCE
 from usersvc.adapters.sqlite_joined import MOST, JoinedReads
-from usersvc.application.ports import StorageUnavailable
+from usersvc.application.ports import CAUSE, Cause, StorageUnavailable
 
 DOUBLE = "SELECT 2 * ?"
 NEGATIVE = "SELECT -?"
@@ -33,7 +33,9 @@ class Store:
             self.asked.append(list(values))
             await self.may_answer.wait()
             if self.failure is not None and "bad" in values:
-                raise StorageUnavailable("cannot read: it is damaged") from self.failure
+                if isinstance(self.failure, sqlite3.Error):
+                    raise StorageUnavailable("cannot read: it is damaged") from self.failure
+                raise self.failure
             connection = sqlite3.connect(":memory:")
             try:
                 return connection.execute(statement, values).fetchall()
@@ -129,6 +131,47 @@ async def test_a_damaged_page_is_met_by_who_asks_for_it_alone() -> None:
     assert isinstance(bad.__cause__, sqlite3.DatabaseError)
 
 
+async def test_what_nobody_has_foreseen_is_told_to_who_brought_it_about_alone() -> None:
+    store = Store()
+    store.failure = ValueError("a value that cannot be stored")
+    reads = JoinedReads(store.read)
+    asked = [ask(reads, DOUBLE, value) for value in (1, "bad", 3)]
+    asked.append(ask(reads, NEGATIVE, 4))
+    one, bad, three, four = await asyncio.gather(*asked, return_exceptions=True)
+    assert [one, three, four] == [2, 6, -4]
+    assert bad is store.failure
+    assert await reads.value(DOUBLE, [5]) == 10
+
+
+async def test_who_goes_while_the_store_fails_does_not_keep_the_failure_from_the_others() -> None:
+    may_fail = asyncio.Event()
+
+    async def gone(*_: object) -> list[Any]:
+        await may_fail.wait()
+        raise StorageUnavailable("cannot read: the database file is gone")
+
+    reads = JoinedReads(gone)
+    asked = [ask(reads, DOUBLE, number) for number in range(5)]
+    await begun(*asked)
+    asked[2].cancel()
+    may_fail.set()
+    await asyncio.wait(asked)
+    assert asked.pop(2).cancelled()
+    assert [str(read.exception()) for read in asked] == ["cannot read: the database file is gone"] * 4
+
+
+async def test_a_read_is_made_in_no_request_s_context() -> None:
+    seen: list[Cause | None] = []
+
+    async def read(*_: object) -> list[Any]:
+        seen.append(CAUSE.get())
+        return [(1,)]
+
+    CAUSE.set(Cause("the-first-request", None))
+    assert await JoinedReads(read).value(DOUBLE, [1]) == 1
+    assert seen == [None]
+
+
 async def test_a_store_that_is_not_there_is_told_to_each_in_an_error_of_its_own() -> None:
     async def gone(*_: object) -> list[Any]:
         raise StorageUnavailable("cannot read: the database file is gone")
@@ -146,17 +189,60 @@ async def test_nobody_waits_longer_than_for_a_read_of_his_own() -> None:
     store.may_answer.clear()
     reads = JoinedReads(store.read)
 
-    async def wait(seconds: float) -> float:
+    async def wait(query: str, seconds: float) -> float:
         await asyncio.sleep(seconds)
         began = loop.time()
         with pytest.raises(StorageUnavailable, match="no answer in time"):
-            await reads.value(DOUBLE, [1])
+            await reads.value(query, [1])
         return loop.time() - began
 
-    waited = await asyncio.gather(*(wait(seconds) for seconds in (0, 1, 1, 3, PATIENCE + 1)))
+    waited = await asyncio.gather(
+        *(wait(query, seconds) for query in (DOUBLE, NEGATIVE) for seconds in (0, 1, 1, 3, PATIENCE + 1))
+    )
     assert max(waited) <= PATIENCE + 0.001
     store.may_answer.set()
     assert await reads.value(DOUBLE, [4]) == 8
+
+
+@in_fake_time
+async def test_who_came_later_may_be_answered_after_the_time_of_the_first_is_over() -> None:
+    store = Store()
+    store.may_answer.clear()
+    reads = JoinedReads(store.read)
+    stalled = ask(reads, NEGATIVE, 0)
+    await asyncio.sleep(1)
+    first = ask(reads, DOUBLE, 1)
+    await asyncio.sleep(1)
+    later = ask(reads, DOUBLE, 2)
+    await asyncio.sleep(1)
+    other = ask(reads, NEGATIVE, 3)
+    # The time of the first alone, then that of the second, which is read for with the third.
+    for late in (stalled, first):
+        with pytest.raises(StorageUnavailable, match="no answer in time"):
+            await late
+    store.may_answer.set()
+    assert [await later, await other] == [4, -3]
+    assert store.asked == [[0], [1, 2], [2], [3]]
+
+
+@in_fake_time
+async def test_nobody_waits_longer_because_others_are_read_for_again() -> None:
+    loop = asyncio.get_running_loop()
+
+    async def slow_and_damaged(*_: object) -> list[Any]:
+        await asyncio.sleep(PATIENCE / 2)
+        raise StorageUnavailable("cannot read: it is damaged") from sqlite3.DatabaseError("malformed")
+
+    reads = JoinedReads(slow_and_damaged)
+
+    async def wait(query: str) -> float:
+        began = loop.time()
+        with pytest.raises(StorageUnavailable):
+            await reads.value(query, [1])
+        return loop.time() - began
+
+    waited = await asyncio.gather(*(wait(query) for query in (DOUBLE, DOUBLE, DOUBLE, NEGATIVE, NEGATIVE)))
+    assert max(waited) <= PATIENCE + 0.001
 
 
 async def test_nobody_is_left_waiting_when_everything_is_cancelled() -> None:

@@ -4,7 +4,7 @@ import asyncio
 import sqlite3
 from collections.abc import Awaitable, Callable, Sequence
 from contextvars import Context
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -13,7 +13,7 @@ from usersvc.application.ports import StorageUnavailable
 
 MOST = 8
 """How many reads are made together at most: each waits for all of them."""
-STATEMENTS = 128
+JOINED_STATEMENTS = 128
 """Of how many statements the text is kept: there are a few queries, each for up to ``MOST`` reads."""
 
 Read = Callable[[str, Sequence[int | str]], Awaitable[list[Any]]]
@@ -25,6 +25,7 @@ class _Waiting:
     values: Sequence[int | str]
     value: asyncio.Future[Any]
     until: float
+    alone: bool = False
 
 
 class JoinedReads:
@@ -60,17 +61,23 @@ class JoinedReads:
         return await value
 
     async def _read_all(self) -> None:
+        together: list[_Waiting] = []
         try:
             while together := self._next():
                 await self._answer(together)
         finally:
             self._reading = None
-            _leave(self._waiting)
+            # Nobody may wait on when the task is cancelled, as it is at the end of the program.
+            for one in [*together, *self._waiting]:
+                one.value.cancel()
 
     def _next(self) -> list[_Waiting]:
         """Take those who ask the same as the first, and have not given up."""
         waiting = [one for one in self._waiting if not one.value.done()]
-        together = [one for one in waiting if one.query == waiting[0].query][:MOST]
+        if waiting and waiting[0].alone:
+            together = waiting[:1]
+        else:
+            together = [one for one in waiting if one.query == waiting[0].query and not one.alone][:MOST]
         self._waiting = [one for one in waiting if one not in together]
         return together
 
@@ -84,33 +91,45 @@ class JoinedReads:
                 if not one.value.done():
                     one.value.set_result(value)
         except TimeoutError:
-            _fail(together, StorageUnavailable("cannot read: no answer in time"))
+            # Who came later has time left, and may still be answered.
+            now = asyncio.get_running_loop().time()
+            late = [one for one in together if one is together[0] or one.until <= now]
+            _fail(late, StorageUnavailable("cannot read: no answer in time"))
+            self._wait_again([one for one in together if one not in late])
         except StorageUnavailable as error:
-            if len(together) > 1 and isinstance(error.__cause__, sqlite3.Error):
+            if isinstance(error.__cause__, sqlite3.Error):
                 # Only one of them may have met a damaged page.
-                for one in together:
-                    await self._answer([one])
+                self._fail_alone(together, error)
             else:
                 _fail(together, error)
-        finally:
-            _leave(together)
+        except Exception as error:
+            # Whatever it is, it is told to whom it concerns, and not to those who wait for others.
+            self._fail_alone(together, error)
+
+    def _fail_alone(self, together: list[_Waiting], error: Exception) -> None:
+        """Fail the only one, or let each be read for alone, so that only who is the reason meets the error."""
+        if len(together) > 1:
+            self._wait_again([replace(one, alone=True) for one in together])
+        else:
+            _fail(together, error)
+
+    def _wait_again(self, waiting: list[_Waiting]) -> None:
+        """Put them back in the order of coming: who has waited longest may not wait behind who came later."""
+        self._waiting = sorted([*self._waiting, *waiting], key=lambda one: one.until)
 
 
-def _leave(waiting: list[_Waiting]) -> None:
-    """Let nobody wait when the task is cancelled, as it is at the end of the program."""
-    for one in waiting:
-        one.value.cancel()
-
-
-def _fail(together: list[_Waiting], error: StorageUnavailable) -> None:
+def _fail(together: list[_Waiting], error: Exception) -> None:
     for one in together:
-        if not one.value.done():
+        if one.value.done():
+            continue
+        failure = error
+        if len(together) > 1:
             # One object, raised here and there, would gather the tracebacks of all.
             failure = StorageUnavailable(*error.args)
             failure.__cause__ = error.__cause__
-            one.value.set_exception(failure)
+        one.value.set_exception(failure)
 
 
-@lru_cache(maxsize=STATEMENTS)
+@lru_cache(maxsize=JOINED_STATEMENTS)
 def _joined(query: str, how_many: int) -> str:
     return f"SELECT {', '.join([f'({query})'] * how_many)}"
