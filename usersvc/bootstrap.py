@@ -215,7 +215,9 @@ def _notifier(settings: Settings) -> Notifier:
 
 
 def create_asgi_app() -> AiohttpASGI:
-    """The whole service from the environment, for ``uvicorn --factory``: for a process of its own (see ``_settle``).
+    """The whole service from the environment, for ``uvicorn --factory``.
+
+    For a process of its own: it changes how the whole process uses memory.
 
     Raises:
         SystemExit: with code 2, after one line on standard error, for a setting that is not accepted.
@@ -224,9 +226,8 @@ def create_asgi_app() -> AiohttpASGI:
     configure_logging(settings.log_level, settings.log_format)
     with _exit_for_bad_settings():
         app = create_service_app(settings)
-    with _glibc() as libc:
-        # Or each thread that is started from here on would have a heap of its own, most of it unused.
-        libc.mallopt(_M_ARENA_MAX, 1)
+    # Or each thread that is started from here on would have a heap of its own, most of it unused.
+    _tell_glibc("mallopt", _M_ARENA_MAX, 1)
     # Behind what opens the resources.
     app.on_startup.append(_settle)
     return AiohttpASGI(app)
@@ -236,15 +237,14 @@ async def _settle(_: web.Application) -> None:
     """Give back the memory that starting alone has needed, some MB, and let what stays be looked through no more."""
     gc.collect()
     gc.freeze()
-    with _glibc() as libc:
-        libc.malloc_trim(0)
+    _tell_glibc("malloc_trim", 0)
 
 
-@contextmanager
-def _glibc() -> Iterator[ctypes.CDLL]:
-    """The C library, whose allocator keeps what it had once; within, what another library lacks is passed over."""
+def _tell_glibc(function: str, *arguments: int) -> None:
+    """Call what only glibc, whose allocator keeps what it had once, needs and has; elsewhere nothing happens."""
+    # A Python that is linked statically (OSError) or runs on Windows (TypeError) has no library to look into.
     with suppress(AttributeError, OSError, TypeError):
-        yield ctypes.CDLL(None)
+        getattr(ctypes.CDLL(None), function)(*arguments)
 
 
 def settings_or_exit() -> Settings:

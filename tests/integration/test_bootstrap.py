@@ -1,9 +1,11 @@
 # ruff: noqa: ASYNC110  # nothing tells when a line is logged
 
 import asyncio
+import gc
 from datetime import UTC, datetime
 from pathlib import Path
 
+import httpx
 import pytest
 from aiohttp.test_utils import TestClient, TestServer
 
@@ -67,6 +69,29 @@ def test_the_asgi_application_comes_from_the_environment(tmp_path: Path, monkeyp
     monkeypatch.setattr("usersvc.bootstrap.configure_logging", lambda *_: None)
     monkeypatch.setenv("USERSVC_DATABASE_URL", "memory://")
     assert isinstance(create_asgi_app(), AiohttpASGI)
+
+
+@pytest.mark.parametrize("error", [OSError("statically linked"), TypeError("Windows")])
+async def test_without_a_c_library_to_look_into_the_service_starts_all_the_same(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(_: object) -> None:
+        raise error
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("usersvc.bootstrap.configure_logging", lambda *_: None)
+    monkeypatch.setattr("ctypes.CDLL", none)
+    monkeypatch.setenv("USERSVC_DATABASE_URL", "memory://")
+    app = create_asgi_app()
+    gc.unfreeze()
+    try:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+            answer = await client.get("/livez")
+        assert answer.status_code == 200
+        # What start-up has made is looked through no more.
+        assert gc.get_freeze_count() > 0
+    finally:
+        gc.unfreeze()
 
 
 def test_a_bad_setting_ends_the_process_with_one_line_and_code_2(
