@@ -19,7 +19,7 @@ export VIRTUAL_ENV := $(CURDIR)/.venv
 unexport CONDA_PREFIX PYTHONHOME PYTHONPATH
 # `pip install --user`, when it is somebody's default, is refused inside an environment.
 export PIP_USER := 0
-# Or each of the hundreds of processes that the tests start compiles everything anew: it takes three times as long.
+# Or each of the hundreds of processes that the tests start compiles everything anew: a start takes twice as long.
 unexport PYTHONDONTWRITEBYTECODE
 
 # --- what people type ---------------------------------------------------------------------------------------------
