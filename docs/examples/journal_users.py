@@ -1,7 +1,7 @@
 """Users and their outbox in a journal: a file of JSON lines."""
 
 from bisect import bisect_left, bisect_right, insort
-from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from datetime import datetime
 from heapq import nsmallest
@@ -13,7 +13,6 @@ from uuid import UUID, uuid4
 import orjson
 
 from docs.examples.journal import Change, Journal, Key
-from usersvc.application.pages import in_pages
 from usersvc.application.ports import (
     CAUSE,
     KEY_LIFETIME,
@@ -165,12 +164,6 @@ class JournalUsers:
             )
 
         return await self._journal.run(work)
-
-    def batches(
-        self, *, order: Order, after: int | None, mailbox: str | None, limit: int | None
-    ) -> AsyncGenerator[bytes, None]:
-        """See ``Users.batches``."""
-        return in_pages(self.page, order=order, after=after, mailbox=mailbox, limit=limit)
 
     async def check(self) -> None:
         """See ``Users.check``: an empty transaction needs a disk that is not full."""

@@ -1,15 +1,15 @@
-"""What every ``Users`` adapter has to do when somebody reads a list of everybody, which takes more than one batch."""
+"""Listing all users page by page from every ``Users`` adapter."""
 
 import json
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from functools import cache
+from functools import cache, partial
 
 import pytest
 
 from tests.contract.adapters import Views
 from tests.contract.test_users import person, quiet
-from usersvc.application.pages import BATCH
+from usersvc.application.pages import BATCH, in_pages
 from usersvc.application.ports import Order, Store, Users
 from usersvc.domain.user import User
 
@@ -24,7 +24,7 @@ def crowd() -> list[User]:
 NAMES = [f"ü{number}" for number in range(CROWD)]
 
 
-def everybody(
+async def everybody(
     users: Users,
     *,
     order: Order = Order.ASC,
@@ -32,7 +32,9 @@ def everybody(
     mailbox: str | None = None,
     limit: int | None = None,
 ) -> AsyncGenerator[bytes, None]:
-    return users.batches(order=order, after=after, mailbox=mailbox, limit=limit)
+    read = partial(users.page, order=order, mailbox=mailbox)
+    async for page in in_pages(read, lambda page: page.next_after, after=after, limit=limit):
+        yield page.lines + b"\n"
 
 
 def names(batch: bytes) -> list[str]:

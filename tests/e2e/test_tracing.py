@@ -131,9 +131,9 @@ def test_a_list_that_is_streamed_is_one_span_with_every_read_in_it(tmp_path: Pat
     ):
         register(client)
         client.get("/users", headers={"Accept": "application/x-ndjson"})
-        spans = collector.wait_for_names("storage batches", "GET /users")
+        spans = collector.wait_for_names("storage page", "GET /users")
 
-    request, batch = spans["GET /users"], spans["storage batches"]
+    request, batch = spans["GET /users"], spans["storage page"]
     assert (batch.trace_id, batch.parent_id) == (request.trace_id, request.span_id)
     assert batch.ended <= request.ended
 

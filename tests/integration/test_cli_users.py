@@ -20,9 +20,9 @@ from usersvc import cli
 from usersvc.adapters.bcrypt_hasher import BcryptPasswordHasher
 from usersvc.adapters.sqlite import SqliteUsers
 from usersvc.adapters.sqlite_archive import SqliteArchive
-from usersvc.application import transfer
+from usersvc.application import pages, transfer
 from usersvc.application.ports import IdempotencyKey, StorageUnavailable, UserRecord
-from usersvc.commands import users, users_import
+from usersvc.commands import users_import
 from usersvc.domain.user import Password, PasswordHash, User
 
 T = TypeVar("T")
@@ -262,7 +262,7 @@ def test_rejected_lines_are_told_by_number_and_reason_and_written_down_whole(
 
 @pytest.mark.parametrize("newest", [False, True])
 def test_a_long_list_is_read_in_parts(usersvc: Commands, monkeypatch: pytest.MonkeyPatch, newest: bool) -> None:
-    monkeypatch.setattr(users, "READ_AT_ONCE", 2)
+    monkeypatch.setattr(pages, "BATCH", 2)
     people = usersvc.register(*(f"{name}@example.com" for name in "abcde"))
     expected = [str(person.id) for person in people][:: -1 if newest else 1]
     order = ["--newest"] if newest else []
@@ -458,7 +458,7 @@ def test_what_is_exported_with_hashes_is_imported_elsewhere_as_it_was(
 def test_an_export_to_standard_output_is_public_and_nothing_else_is_there(
     usersvc: Commands, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transfer, "READ_AT_ONCE", 2)
+    monkeypatch.setattr(pages, "BATCH", 2)
     usersvc.register(*(f"jörg{n}@example.com" for n in range(5)))
     code, out, err = usersvc("users", "export")
     assert (code, err) == (0, "")
@@ -475,7 +475,7 @@ def test_an_export_never_takes_the_place_of_a_file(usersvc: Commands) -> None:
 
 
 def test_an_export_that_fails_leaves_no_file(usersvc: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transfer, "READ_AT_ONCE", 2)
+    monkeypatch.setattr(pages, "BATCH", 2)
     usersvc.register(*(f"user{n}@example.com" for n in range(5)))
     before = {*usersvc.folder.iterdir()}
 

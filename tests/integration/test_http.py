@@ -415,14 +415,16 @@ class TestBrokenOff:
     async def test_an_export_whose_reader_goes_is_told_and_let_go_at_once(self) -> None:
         happened: list[object] = []
 
-        class Watched(InMemoryUsers):
+        class Watched(UserRegistrationService):
             async def batches(self, **_: object) -> AsyncGenerator[bytes, None]:
                 try:
                     yield b"{}\n"
                 finally:
                     happened.append("freed")
 
-        app = AiohttpASGI(create_app(quick_service(Watched()), observe=lambda *told: happened.append(told[:3])))
+        app = AiohttpASGI(
+            create_app(Watched(InMemoryUsers(), QuickHasher()), observe=lambda *told: happened.append(told[:3]))
+        )
         server = FakeServer(path="/users", headers=[(b"accept", b"application/x-ndjson")])
 
         async def send(message: Message) -> None:

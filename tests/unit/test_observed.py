@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-from collections.abc import AsyncGenerator
 from datetime import timedelta
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from tests.contract.test_users import quiet
 from usersvc.adapters.memory import InMemoryOutbox, InMemoryUsers
 from usersvc.adapters.observed import ObservedUsers
 from usersvc.adapters.prometheus import PrometheusMetrics, begin_anew
-from usersvc.application.ports import Order, OutboxState, StorageUnavailable, Users, utc_now
+from usersvc.application.ports import OutboxState, StorageUnavailable, Users, utc_now
 
 
 async def test_many_added_at_once_and_a_removal_are_handed_on_and_counted() -> None:
@@ -27,28 +26,6 @@ async def test_many_added_at_once_and_a_removal_are_handed_on_and_counted() -> N
     figures = (await metrics.exposition(users.outbox)).decode()
     assert 'usersvc_storage_call_duration_seconds_count{operation="add_all"} 1.0' in figures
     assert 'usersvc_storage_call_duration_seconds_count{operation="remove"} 2.0' in figures
-
-
-async def test_each_batch_of_everybody_is_handed_on_and_counted_until_the_reader_goes() -> None:
-    ended = False
-
-    class Three(InMemoryUsers):
-        async def batches(self, **asked: object) -> AsyncGenerator[bytes, None]:
-            nonlocal ended
-            try:
-                for batch in (b"one", b"two", b"three"):
-                    yield batch
-            finally:
-                ended = True
-
-    users, metrics = Three(), PrometheusMetrics()
-    observed: Users = ObservedUsers(users, metrics)
-    everybody = observed.batches(order=Order.ASC, after=None, mailbox=None, limit=None)
-    assert [await anext(everybody), await anext(everybody)] == [b"one", b"two"]
-    await everybody.aclose()
-    assert ended
-    figures = (await metrics.exposition(users.outbox)).decode()
-    assert 'usersvc_storage_call_duration_seconds_count{operation="batches"} 2.0' in figures
 
 
 async def test_what_the_store_cannot_answer_is_counted() -> None:

@@ -7,7 +7,7 @@ from uuid import UUID, uuid4
 import pytest
 
 from usersvc.adapters.memory import InMemoryUsers
-from usersvc.application import transfer
+from usersvc.application import pages
 from usersvc.application.ports import UserRecord
 from usersvc.application.transfer import Fate, Newcomer, Rehearsal, UserImport, everybody
 from usersvc.domain.user import User
@@ -172,7 +172,7 @@ async def test_nobody_never_reaches_the_store() -> None:
 
 
 async def test_everybody_comes_out_once(users: InMemoryUsers, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transfer, "READ_AT_ONCE", 3)
+    monkeypatch.setattr(pages, "BATCH", 3)
     assert [batch async for batch in everybody(users.archive)] == []
     people = [User.imported(email=f"u{n}@example.com", age=30, password_hash=HASH, at=NOW) for n in range(7)]
     await users.add_all(people)

@@ -2,13 +2,12 @@
 
 import json
 from bisect import bisect_left, bisect_right, insort
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
 from heapq import nsmallest
 from uuid import UUID, uuid4
 
-from usersvc.application.pages import in_pages
 from usersvc.application.ports import (
     CAUSE,
     KEY_LIFETIME,
@@ -255,12 +254,6 @@ class InMemoryUsers:
             ),
             next_after=shown[limit - 1] if len(shown) > limit else None,
         )
-
-    def batches(
-        self, *, order: Order, after: int | None, mailbox: str | None, limit: int | None
-    ) -> AsyncGenerator[bytes, None]:
-        """See ``Users.batches``."""
-        return in_pages(self.page, order=order, after=after, mailbox=mailbox, limit=limit)
 
     async def check(self) -> None:
         """See ``Users.check``; memory always answers."""

@@ -3,8 +3,8 @@
 Each stands in front of another of its kind; several instruments are several in a row.
 """
 
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import AbstractContextManager, aclosing
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from datetime import datetime
 from typing import Protocol
 from uuid import UUID
@@ -110,19 +110,6 @@ class ObservedUsers:
         """See ``Users.page``."""
         with self._call("page"):
             return await self._users.page(limit=limit, order=order, after=after, mailbox=mailbox)
-
-    async def batches(
-        self, *, order: Order, after: int | None, mailbox: str | None, limit: int | None
-    ) -> AsyncGenerator[bytes, None]:
-        """See ``Users.batches``; each batch is a call, and what the reader does in between is none."""
-        everybody = self._users.batches(order=order, after=after, mailbox=mailbox, limit=limit)
-        async with aclosing(everybody):
-            while True:
-                with self._call("batches"):
-                    batch = await anext(everybody, None)
-                if batch is None:
-                    return
-                yield batch
 
     async def check(self) -> None:
         """See ``Users.check``."""

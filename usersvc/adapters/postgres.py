@@ -1,6 +1,6 @@
 """Users and their outbox in PostgreSQL: for more than one host."""
 
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from types import TracebackType
@@ -10,10 +10,8 @@ from uuid import UUID
 import asyncpg
 
 from usersvc.adapters.postgres_archive import ENTRY, PostgresArchive, entry_of, uuid_of
-from usersvc.adapters.postgres_export import LINE, PostgresExport
 from usersvc.adapters.postgres_pool import PostgresPool, listening
 from usersvc.adapters.postgres_schema import ADDING, upgrade
-from usersvc.application.pages import in_pages
 from usersvc.application.ports import (
     CAUSE,
     KEY_LIFETIME,
@@ -42,6 +40,11 @@ FORGOTTEN_AT_ONCE = 100
 """How many ended keys one registration deletes; more than it adds, and few enough to cost nothing."""
 
 _VIEW = "id, email, age, registered_at"
+# PostgreSQL writes the JSON of a whole page, which is sent as it is. Its own functions for objects add spaces.
+_LINE = """
+'{"id":"' || id || '","email":' || to_json(email) || ',"age":' || age || ',"registered_at":"'
+    || to_char(registered_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z') || '"}'
+"""
 # Something in the log, so that the end of a statement waits for the disk, and for those in synchronous_standby_names.
 # CockroachDB and YugabyteDB have no such log; there, a row has to be written as it was.
 _WRITTEN = "pg_logical_emit_message(true, 'usersvc', ''::text)"
@@ -115,7 +118,7 @@ _ADD_WITH_KEY = f"WITH {_TURN}, {_KEY}, allowed AS (SELECT FROM named), {_ADD}"
 class PostgresUsers:
     """A ``Users`` in a PostgreSQL database; an asynchronous context manager that opens and closes it.
 
-    ``outbox`` and ``archive`` are the same database. Every method but ``batches`` is one statement.
+    ``outbox`` and ``archive`` are the same database. Every method is one statement.
     """
 
     def __init__(self, url: str, *, pool_size: int = POOL_SIZE) -> None:
@@ -126,7 +129,6 @@ class PostgresUsers:
             pool_size: how many connections there are at most, beside one for whoever listens.
         """
         self._pool = PostgresPool(url, pool_size)
-        self._export = PostgresExport(self._pool, self.page)
         self.outbox = PostgresOutbox(self._pool)
         self.archive = PostgresArchive(self._pool)
 
@@ -258,7 +260,7 @@ class PostgresUsers:
         [(lines, how_many, furthest)] = await self._pool.run(
             f"""
             SELECT
-                convert_to(string_agg({LINE}, chr(10) ORDER BY position {order}), 'UTF8'), count(*), {last}(position)
+                convert_to(string_agg({_LINE}, chr(10) ORDER BY position {order}), 'UTF8'), count(*), {last}(position)
             FROM (SELECT {_VIEW}, position FROM users {where} ORDER BY position {order} LIMIT $1) AS shown
             """,  # noqa: S608  # constants
             *values,
@@ -267,14 +269,6 @@ class PostgresUsers:
             return Page(lines=lines or b"", next_after=None)
         # Behind the place just before the one too many, which nobody has or will have.
         return Page(lines=lines.rpartition(b"\n")[0], next_after=furthest - 1 if order is Order.ASC else furthest + 1)
-
-    def batches(
-        self, *, order: Order, after: int | None, mailbox: str | None, limit: int | None
-    ) -> AsyncGenerator[bytes, None]:
-        """See ``Users.batches``."""
-        if mailbox is None and limit is None:
-            return self._export.batches(order=order, after=after)
-        return in_pages(self.page, order=order, after=after, mailbox=mailbox, limit=limit)
 
     async def check(self) -> None:
         """See ``Users.check``: a page is read, and something is written to the log, which takes a primary with room."""

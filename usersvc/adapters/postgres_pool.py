@@ -51,8 +51,8 @@ SETTINGS = {
 }
 """Of each session. Behind PgBouncer it takes ``ignore_startup_parameters`` and the same settings of the role."""
 
-LISTENING, EXPORTING = "usersvc listening", "usersvc exporting"
-"""As which ``pg_stat_activity`` shows sessions beside the pool's; each service has one of the first."""
+LISTENING = "usersvc listening"
+"""The ``application_name`` of the session that listens for notifications; each process has one."""
 
 UNDONE = frozenset({
     "25006",  # read_only_sql_transaction: it was the primary, and is a standby now

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import sqlite3
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -16,7 +16,6 @@ import aiosqlite
 from usersvc.adapters.sqlite_archive import ENTRY, SqliteArchive, entry_of
 from usersvc.adapters.sqlite_file import DatabaseFile
 from usersvc.adapters.sqlite_joined import JoinedReads
-from usersvc.application.pages import in_pages
 from usersvc.application.ports import (
     CAUSE,
     KEY_LIFETIME,
@@ -178,12 +177,6 @@ class SqliteUsers:
         # Behind the place just before the one too many, which nobody has or will have.
         next_after = int(furthest) - 1 if order is Order.ASC else int(furthest) + 1
         return Page(lines=lines.rpartition(b"\n")[0], next_after=next_after)
-
-    def batches(
-        self, *, order: Order, after: int | None, mailbox: str | None, limit: int | None
-    ) -> AsyncGenerator[bytes, None]:
-        """See ``Users.batches``."""
-        return in_pages(self.page, order=order, after=after, mailbox=mailbox, limit=limit)
 
     async def check(self) -> None:
         """See ``Users.check``: a page is read, and one is written as it was, which needs a disk that is not full."""

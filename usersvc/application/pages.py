@@ -1,37 +1,50 @@
-"""Everybody, read a page at a time: what a store does that has no better way."""
+"""Reads whole collections page by page (keyset pagination)."""
 
-from collections.abc import AsyncGenerator
-from typing import Protocol
-
-from usersvc.application.ports import Order, Page
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from typing import Protocol, TypeVar
 
 BATCH = 1000
-"""Users who are read at once for a list of everybody: a millisecond of the store's time, and some 150 kB."""
+"""Items on a page: about a millisecond of the store's time, and 150 kB of JSON."""
+
+PageT = TypeVar("PageT")
+PageT_co = TypeVar("PageT_co", covariant=True)
 
 
-class ReadPage(Protocol):
-    """``Users.page`` of some store."""
+class ReadPage(Protocol[PageT_co]):
+    """Reads at most ``limit`` items whose position is greater than ``after`` (None: from the first)."""
 
-    async def __call__(self, *, limit: int, order: Order, after: int | None, mailbox: str | None) -> Page:
-        """See ``Users.page``."""
+    def __call__(self, *, after: int | None, limit: int) -> Awaitable[PageT_co]:
+        """Read a page."""
         ...
 
 
 async def in_pages(
-    read: ReadPage, *, order: Order, after: int | None, mailbox: str | None, limit: int | None
-) -> AsyncGenerator[bytes, None]:
-    """See ``Users.batches``: each batch is a page.
+    read: ReadPage[PageT],
+    next_after: Callable[[PageT], int | None],
+    *,
+    after: int | None = None,
+    limit: int | None = None,
+) -> AsyncGenerator[PageT, None]:
+    """Yield a collection page by page, without empty pages.
 
-    It is read by itself and only when it is asked for: nothing is kept open or in memory for a slow reader, and others
-    get their turn between two.
+    A page is read when it is asked for, by a query of its own: between two pages a slow consumer holds no transaction,
+    connection or memory.
+
+    Args:
+        read: reads one page.
+        next_after: the position after which the next page begins; None if the page was the last.
+        after: start after this position.
+        limit: the maximum number of items; None for all.
+
+    Raises:
+        StorageUnavailable: a page cannot be read, possibly not the first.
     """
-    begin, left = after, limit
-    while left is None or left > 0:
-        size = BATCH if left is None else min(BATCH, left)
-        page = await read(limit=size, order=order, after=begin, mailbox=mailbox)
-        if page.lines:
-            yield page.lines + b"\n"
-        if page.next_after is None:
+    while limit is None or limit > 0:
+        size = BATCH if limit is None else min(BATCH, limit)
+        page = await read(after=after, limit=size)
+        if page:
+            yield page
+        after = next_after(page)
+        if after is None:
             return
-        begin = page.next_after
-        left = None if left is None else left - size
+        limit = None if limit is None else limit - size

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -80,6 +80,10 @@ class Page:
     lines: bytes
     """A ``UserView`` as a JSON object for each of them, in UTF-8, with a newline between two."""
     next_after: int | None
+
+    def __bool__(self) -> bool:
+        """Whether there are users on it."""
+        return bool(self.lines)
 
     @property
     def users(self) -> list[UserView]:
@@ -198,26 +202,6 @@ class Users(Protocol):
 
         Raises:
             StorageUnavailable: the store cannot answer.
-        """
-        ...
-
-    def batches(
-        self, *, order: Order, after: int | None, mailbox: str | None, limit: int | None
-    ) -> AsyncGenerator[bytes, None]:
-        """Everybody in ``order`` of position, many at a time: lines as in ``Page.lines``, each with a newline.
-
-        As with pages, nobody comes twice or is skipped, whoever comes or goes meanwhile; who comes while the oldest are
-        shown first may be among the last. A reader may take all the time in the world from one batch to the next, and
-        goes by closing it (``aclose``), which frees at once whatever is held; neither keeps anybody else waiting.
-
-        Args:
-            order: by position.
-            after: begin behind this position (None: at the beginning).
-            mailbox: only the user of this mailbox.
-            limit: at most so many users in all (None: all there are).
-
-        Raises:
-            StorageUnavailable: the store cannot answer; also in the middle.
         """
         ...
 

@@ -5,8 +5,10 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from uuid import UUID
 
+from usersvc.application.pages import in_pages
 from usersvc.application.ports import (
     EarlierRegistration,
     IdempotencyKey,
@@ -181,7 +183,7 @@ class UserRegistrationService:
             limit=limit, order=order, after=after, mailbox=None if email is None else email.mailbox
         )
 
-    def batches(
+    async def batches(
         self,
         *,
         order: Order = Order.ASC,
@@ -189,19 +191,23 @@ class UserRegistrationService:
         email: EmailAddress | None = None,
         limit: int | None = None,
     ) -> AsyncGenerator[bytes, None]:
-        """Everybody, as lines of JSON, many at a time: see ``Users.batches``.
+        """All users as lines of JSON, up to ``BATCH`` of them at a time.
+
+        As with pages, users who are added or removed meanwhile cause no other user to be repeated or skipped. A caller
+        may take any time between two batches.
 
         Args:
             order: the oldest or the newest first.
-            after: begin behind this position.
-            email: only the user whose mailbox this is.
-            limit: at most so many; None: all there are.
+            after: start after this position.
+            email: only the user with this mailbox.
+            limit: the maximum number of users; None for all.
 
         Raises:
-            StorageUnavailable: the store cannot answer.
+            StorageUnavailable: the store cannot answer; also after some batches.
         """
-        mailbox = None if email is None else email.mailbox
-        return self._users.batches(order=order, after=after, mailbox=mailbox, limit=limit)
+        read = partial(self._users.page, order=order, mailbox=None if email is None else email.mailbox)
+        async for page in in_pages(read, lambda page: page.next_after, after=after, limit=limit):
+            yield page.lines + b"\n"
 
     async def check(self) -> None:
         """Return if registrations can be stored and read.

@@ -7,6 +7,7 @@ from enum import Enum
 from typing import Protocol
 from uuid import UUID
 
+from usersvc.application.pages import in_pages
 from usersvc.application.ports import Archive, UserRecord, utc_now
 from usersvc.domain.errors import RulesBroken, Violation
 from usersvc.domain.user import User
@@ -14,8 +15,6 @@ from usersvc.domain.user import User
 STORED_AT_ONCE = 500
 """Users in one transaction: enough that its own price does not matter, and few enough that registrations, which wait
 for it, do so for less than a tenth of a second with SQLite."""
-READ_AT_ONCE = 1000
-"""Nobody waits for who reads."""
 
 EMAIL_TAKEN = Violation("email", "email-taken", "The mailbox belongs to somebody already who differs from this one.")
 ID_TAKEN = Violation("id", "id-taken", "The id belongs to somebody else already.")
@@ -208,13 +207,10 @@ class Rehearsal:
         return there + [record for record in came if record is not None]
 
 
-async def everybody(archive: Archive) -> AsyncIterator[list[UserRecord]]:
-    """All users as they are stored, many at a time, each batch read when it is asked for.
+def everybody(archive: Archive) -> AsyncIterator[list[UserRecord]]:
+    """All users as they are stored, page by page.
 
     Raises:
         StorageUnavailable: the store cannot answer.
     """
-    after = None
-    while records := await archive.users(after=after, limit=READ_AT_ONCE):
-        yield records
-        after = records[-1].position
+    return in_pages(archive.users, lambda records: records[-1].position if records else None)

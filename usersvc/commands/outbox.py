@@ -13,8 +13,6 @@ if TYPE_CHECKING:
 
     from usersvc.application.ports import CompleteStore, OutboxEntry
 
-READ_AT_ONCE = 1000
-
 
 @click.group(name="outbox", short_help="Look after mails that are still to be sent.")
 def commands() -> None:
@@ -95,12 +93,12 @@ def retry(entry_id: int | None, *, all_: bool) -> None:
 
 
 async def _entries(store: "CompleteStore") -> "AsyncIterator[OutboxEntry]":
-    """Everything in the outbox, of which little is in memory at a time: there may be millions."""
-    after = None
-    while entries := await store.archive.entries(after=after, limit=READ_AT_ONCE):
+    """All entries of the outbox, which are read page by page: there may be millions."""
+    from usersvc.application.pages import in_pages
+
+    async for entries in in_pages(store.archive.entries, lambda entries: entries[-1].id if entries else None):
         for entry in entries:
             yield entry
-        after = entries[-1].id
 
 
 async def _entry(store: "CompleteStore", entry_id: int) -> "OutboxEntry":

@@ -1,5 +1,6 @@
 """``usersvc users``: shows, removes and moves users."""
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import click
@@ -11,8 +12,6 @@ from usersvc.commands.stores import HIGHEST_PLACE, on_store
 
 if TYPE_CHECKING:
     from usersvc.application.ports import Store, UserView
-
-READ_AT_ONCE = 1000
 
 
 @click.group(name="users", short_help="Show, remove and move users.")
@@ -33,27 +32,24 @@ def list_users(*, limit: int, after: int | None, newest: bool, as_json: bool) ->
       usersvc users list --newest --limit 10
       usersvc users list --json | jq -r .email
     """
+    from usersvc.application.pages import in_pages
     from usersvc.application.ports import Order
 
     order = Order.DESC if newest else Order.ASC
 
     async def work(store: "Store") -> None:
-        left, behind = limit, after
-        while True:
-            page = await store.page(limit=min(left, READ_AT_ONCE), order=order, after=behind, mailbox=None)
+        page = None
+        read = partial(store.page, order=order, mailbox=None)
+        async for page in in_pages(read, lambda page: page.next_after, after=after, limit=limit):
             for user in page.users:
-                left -= 1
                 if as_json:
                     print_json(user, indent=None)
                 else:
                     print(user["id"], user["registered_at"], user["age"], user["email"], sep="\t")
-            behind = page.next_after
-            if behind is None or not left:
-                break
-        if behind is not None:
-            say(f"there are more: --after {behind}")
-        elif left == limit:
+        if page is None:
             say("nobody is registered" if after is None else "nobody comes behind")
+        elif page.next_after is not None:
+            say(f"there are more: --after {page.next_after}")
 
     on_store(work)
 
