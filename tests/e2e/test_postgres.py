@@ -186,7 +186,7 @@ def test_when_another_server_takes_over_under_load_nobody_is_lost(
 async def test_nobody_is_acknowledged_before_the_other_server_has_them_though_a_connection_was_lost(
     key: IdempotencyKey | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(postgres_pool, "PATIENCE", 1.0)
+    monkeypatch.setattr(postgres_pool, "CALL_TIMEOUT", 1.0)
     monkeypatch.setattr(postgres_pool, "ANSWER_TIMEOUT", 0.7)
     waiting = "FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
     alice = User.register(email="alice@example.com", password="correct horse battery", age=30)

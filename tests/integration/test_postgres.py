@@ -287,6 +287,22 @@ async def test_what_the_server_has_undone_is_done_again(
     assert len(await users.outbox.entries()) == 1
 
 
+@pytest.mark.parametrize("state", ["25006", "57P01"])
+async def test_no_session_of_a_lost_server_is_used_again(
+    users: PostgresUsers, postgres_url: str, failing_at_first: Callable[[str], None], state: str
+) -> None:
+    sessions = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'usersvc'"
+    await asyncio.gather(*(users.check() for _ in range(20)))
+    before = set(query(postgres_url, sessions))
+    failing_at_first(state)
+    await users.add(person("alice@example.com"))
+    await asyncio.gather(*(users.check() for _ in range(20)))
+    async with asyncio.timeout(DEADLINE):
+        while before & set(query(postgres_url, sessions)):
+            await asyncio.sleep(0.01)
+    assert len(before) > 1
+
+
 @pytest.mark.parametrize("state", ["57014", "53100", "XX000"])
 async def test_what_would_not_go_better_is_told_at_once(
     users: PostgresUsers, failing_at_first: Callable[[str], None], state: str
@@ -381,7 +397,7 @@ async def test_connections_that_were_cut_are_made_anew(postgres_url: str) -> Non
 async def test_a_server_that_is_gone_is_told_in_bounded_time_until_it_is_back(
     postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(postgres_pool, "PATIENCE", 0.5)
+    monkeypatch.setattr(postgres_pool, "CALL_TIMEOUT", 0.5)
     async with over_a_bad_network(postgres_url) as (users, network):
         await users.add(person("alice@example.com"))
         network.refuse()
@@ -394,7 +410,7 @@ async def test_a_server_that_is_gone_is_told_in_bounded_time_until_it_is_back(
 async def test_a_network_that_hangs_is_told_in_bounded_time_until_it_flows(
     postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(postgres_pool, "PATIENCE", 0.6)
+    monkeypatch.setattr(postgres_pool, "CALL_TIMEOUT", 0.6)
     monkeypatch.setattr(postgres_pool, "ANSWER_TIMEOUT", 0.2)
     monkeypatch.setattr(postgres_pool, "CONNECT_TIMEOUT", 0.2)
     async with over_a_bad_network(postgres_url) as (users, network):
@@ -443,7 +459,7 @@ async def test_who_finds_no_connection_free_waits_and_is_told_in_bounded_time(
             waiting = asyncio.create_task(users.check())
             # It has begun to wait, and for longer.
             await asyncio.sleep(0)
-            monkeypatch.setattr(postgres_pool, "PATIENCE", 0.2)
+            monkeypatch.setattr(postgres_pool, "CALL_TIMEOUT", 0.2)
             with pytest.raises(StorageUnavailable, match=r"^PostgreSQL: no answer in time$"):
                 await users.add(person("alice@example.com"))
             assert not waiting.done()
@@ -462,14 +478,13 @@ async def test_connections_that_nobody_needs_any_more_are_left_to_others(
     postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mine = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'usersvc'"
+    monkeypatch.setattr(postgres_pool, "MAX_IDLE_TIME", 2.0)
     async with PostgresUsers(postgres_url, pool_size=5) as users:
         await asyncio.gather(*(users.check() for _ in range(20)))
         assert query(postgres_url, mine) == [5]
-        monkeypatch.setattr(postgres_pool, "LONGEST_UNUSED", 0.05)
         async with asyncio.timeout(DEADLINE):
-            while query(postgres_url, mine) != [1]:
-                # One is enough for it.
-                await users.check()
+            while query(postgres_url, mine) != [0]:
+                await asyncio.sleep(0.01)
         await asyncio.gather(*(users.check() for _ in range(20)))
 
 
@@ -582,4 +597,4 @@ async def test_who_cannot_listen_is_told_once_and_goes_on(postgres_url: str, cap
                     await asyncio.sleep(0.01)
             network.refuse(refuses=False)
             await next_time(heard)
-    assert len([record for record in caplog.records if "are not heard" in record.getMessage()]) == 1
+    assert len([record for record in caplog.records if "cannot listen" in record.getMessage()]) == 1

@@ -70,7 +70,7 @@ async def test_a_server_lost_in_the_middle_is_reported_in_bounded_time(
 ) -> None:
     monkeypatch.setattr(postgres_pool, "ANSWER_TIMEOUT", 0.2)
     monkeypatch.setattr(postgres_pool, "CONNECT_TIMEOUT", 0.2)
-    monkeypatch.setattr(postgres_pool, "PATIENCE", 0.5)
+    monkeypatch.setattr(postgres_pool, "CALL_TIMEOUT", 0.5)
     async with aclosing(everybody(remote)) as batches:
         found = names(await anext(batches)) + names(await anext(batches))
         fault(network)

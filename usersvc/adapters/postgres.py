@@ -10,7 +10,7 @@ from uuid import UUID
 import asyncpg
 
 from usersvc.adapters.postgres_archive import ENTRY, PostgresArchive, entry_of, uuid_of
-from usersvc.adapters.postgres_pool import PostgresPool, listening
+from usersvc.adapters.postgres_pool import CHANNEL, PostgresPool, listening
 from usersvc.adapters.postgres_schema import ADDING, upgrade
 from usersvc.application.ports import (
     CAUSE,
@@ -32,9 +32,6 @@ from usersvc.domain.user import PasswordHash, User
 
 POOL_SIZE = 5
 """How many connections a process has, beside the one that it listens on."""
-
-CHANNEL = "usersvc_outbox"
-"""On which processes tell each other that something is due."""
 
 FORGOTTEN_AT_ONCE = 100
 """How many ended keys one registration deletes; more than it adds, and few enough to cost nothing."""
@@ -139,7 +136,7 @@ class PostgresUsers:
             StorageUnavailable: the server cannot be reached, or is not fit; or the schema is of a newer version.
         """
         await upgrade(self._pool)
-        self._pool.open()
+        await self._pool.open()
         return self
 
     async def __aexit__(
@@ -288,7 +285,7 @@ class PostgresOutbox:
         then. CockroachDB and YugabyteDB notify nobody, nor does PgBouncer when it shares sessions; that is noticed,
         logged once, and all there is to it.
         """
-        return listening(self._pool, CHANNEL, wake)
+        return listening(self._pool, wake)
 
     async def lease(self, *, now: datetime, until: datetime, limit: int, latest: datetime = LAST) -> list[OutboxEntry]:
         """See ``Outbox.lease``."""

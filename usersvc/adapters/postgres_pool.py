@@ -1,14 +1,14 @@
-"""The connections to PostgreSQL: how many there are, which server they lead to, and what becomes of one that fails."""
+"""Connections to PostgreSQL: pooling, fail-over, retries and notifications."""
 
 import asyncio
 import logging
-import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from urllib.parse import urlsplit
 
 import asyncpg
 from asyncpg.connect_utils import SessionAttribute
+from asyncpg.pool import PoolConnectionProxy
 
 from usersvc.application.ports import StorageUnavailable
 
@@ -16,222 +16,192 @@ log = logging.getLogger(__name__)
 
 Connection = asyncpg.Connection
 
-PATIENCE = 5.0
-"""How long any call waits for the store in all, in seconds, before it says that the store is not available."""
+CALL_TIMEOUT = 5.0
+"""The maximum time of any call, with waiting for a connection and all retries, in seconds."""
 STATEMENT_TIMEOUT, LOCK_TIMEOUT = 2.0, 1.5
-"""How long the server works on a statement, and waits there for a lock, in seconds, before it gives up by itself."""
+"""After how many seconds the server itself cancels a statement, or one that waits for a lock."""
 ANSWER_TIMEOUT = 2.5
-"""After how many seconds a server that has not even given up is taken for one that cannot be reached."""
+"""After how many seconds without a response a server is considered unreachable."""
 CONNECT_TIMEOUT = 2.0
-"""For one address, in seconds. With ``ANSWER_TIMEOUT`` less than ``PATIENCE``: who was waiting when a server went may
-still be answered by the one that took its place."""
-LONGEST_UNUSED = 60.0
-"""How long a connection that nobody needs is kept, in seconds: other processes may find none free on the server."""
+"""For one host, in seconds. With ``ANSWER_TIMEOUT`` less than ``CALL_TIMEOUT``, so that a call that was waiting when a
+server failed can still be answered by the one that took over."""
+MAX_IDLE_TIME = 60.0
+"""How long an unused connection is kept, in seconds: other processes need the server's slots too."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.02, 0.5
 """Between two attempts, in seconds; each pause is twice the one before."""
-BREATH, LONGEST_SILENCE = 0.1, 15.0
-"""How long a listener, having heard something, takes in what follows without saying so, and after how long in which
-nothing is heard it looks whether anything could be; in seconds.
 
-Else each registration would have every process of every host look into the outbox.
-"""
+CHANNEL = "usersvc_outbox"
+"""The LISTEN/NOTIFY channel on which processes announce outbox entries that are due."""
+DEBOUNCE, MAX_SILENCE = 0.1, 15.0
+"""Seconds during which notifications are combined into one, and seconds without any after which a listener checks its
+connection. Without the first, each registration would make every process on every host query the outbox."""
 
 SETTINGS = {
-    # Acknowledged means durable, and where synchronous_standby_names says so, on another server too.
+    # Acknowledged means durable, with synchronous_standby_names also on another server.
     "synchronous_commit": "on",
     "default_transaction_isolation": "read committed",
     "statement_timeout": f"{STATEMENT_TIMEOUT * 1000:.0f}",
     "lock_timeout": f"{LOCK_TIMEOUT * 1000:.0f}",
-    # Only upgrades keep a transaction open from one statement to the next.
-    "idle_in_transaction_session_timeout": f"{PATIENCE * 1000:.0f}",
-    # Firewalls forget connections over which nothing goes, and the server those who have vanished.
+    # Only migrations keep a transaction open from one statement to the next.
+    "idle_in_transaction_session_timeout": f"{CALL_TIMEOUT * 1000:.0f}",
+    # Firewalls drop idle connections silently, and a server should notice clients that are gone.
     "tcp_keepalives_idle": "60",
-    # Takes longer to compile than these statements take to run.
+    # Compiling takes longer than these statements do.
     "jit": "off",
 }
-"""Of each session. Behind PgBouncer it takes ``ignore_startup_parameters`` and the same settings of the role."""
+"""Of each session. PgBouncer needs ``ignore_startup_parameters`` for them, and the same settings on the role."""
 
 LISTENING = "usersvc listening"
 """The ``application_name`` of the session that listens for notifications; each process has one."""
 
-UNDONE = frozenset({
-    "25006",  # read_only_sql_transaction: it was the primary, and is a standby now
+ROLLED_BACK = frozenset({
+    "25006",  # read_only_sql_transaction: the server was demoted to a standby
     "40001",  # serialization_failure
     "40P01",  # deadlock_detected
     "53300",  # too_many_connections
 })  # fmt: skip
-ENDED = frozenset({
+"""SQLSTATEs after which the transaction certainly was not committed."""
+SERVER_LOST = frozenset({
+    "25006",  # read_only_sql_transaction
     "57P01",  # admin_shutdown
     "57P02",  # crash_shutdown
     "57P03",  # cannot_connect_now: it is starting or stopping
 })  # fmt: skip
-PASSING = UNDONE | ENDED
-"""After which errors (SQLSTATE) the same may be tried again: nothing was done, or the connection has ended.
+"""SQLSTATEs after which no session of this server is used again.
 
-What was just being stored when a connection ended may have been stored.
+A session that ends while it waits for a synchronous standby has committed, but the standby may not have the data.
 """
 
 FAILURES = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
-"""Everything that asyncpg and the network below it raise."""
+"""Everything that asyncpg and the network raise."""
 
 
 class PostgresPool:
-    """At most so many connections, each made when it is needed and kept for a while for the next who needs one.
+    """A connection pool that fails over between hosts and retries what is safe to retry.
 
-    Statements run in transactions of their own and alter nothing about their session, so that a connection is given
-    back as it is. A statement that fails because of its connection is run again on another one, as long as there is
-    patience left.
+    Statements run in transactions of their own and leave no state in their session.
     """
 
     def __init__(self, url: str, size: int) -> None:
         """Make the pool, without a connection.
 
         Args:
-            url: ``postgresql://``, perhaps with several hosts; one that can be written to is used.
-            size: how many connections there are at most.
+            url: ``postgresql://``, with one host or several; the first one that accepts writes is used.
+            size: the maximum number of connections.
         """
         self._addresses = _one_for_each_host(url)
         self._size = size
-        self._room = asyncio.Semaphore(size)
-        # Each with when it was given back.
-        self._idle: list[tuple[Connection, float]] = []
-        self._is_open = False
+        self._pool: asyncpg.Pool | None = None
 
-    def open(self) -> None:
-        """Let connections be made."""
-        self._room = asyncio.Semaphore(self._size)
-        self._is_open = True
+    async def open(self) -> None:
+        """Allow connections; they are made when they are needed."""
+        self._pool = await asyncpg.create_pool(
+            min_size=0,
+            max_size=self._size,
+            max_inactive_connection_lifetime=MAX_IDLE_TIME,
+            connect=lambda *_, **__: self.connect(),
+            reset=_keep_session,
+        )
 
     async def close(self) -> None:
-        """Let what is in hand finish, within ``PATIENCE``, and disconnect."""
-        self._is_open = False
-        with suppress(TimeoutError):
-            async with asyncio.timeout(PATIENCE):
-                for _ in range(self._size):
-                    await self._room.acquire()
-        connections, self._idle = self._idle, []
-        for connection, _ in connections:
-            with suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
-                await connection.close(timeout=ANSWER_TIMEOUT)
+        """Wait for running calls, for at most ``CALL_TIMEOUT``, and disconnect."""
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            with suppress(*FAILURES):
+                async with asyncio.timeout(CALL_TIMEOUT):
+                    await pool.close()
 
     async def run(self, statement: str, *values: object) -> list[asyncpg.Record]:
-        """Run one statement in a transaction of its own; give its rows.
+        """Run an idempotent statement in a transaction of its own; returns its rows.
 
-        It is run again when its answer was lost, so it must come to the same when it is done twice.
+        It is retried after a lost connection, even if the server may have committed it.
 
         Raises:
-            StorageUnavailable: it is not known whether it was done, or it breaks a constraint and was not.
+            StorageUnavailable: it is unknown whether it was committed; or it violates a constraint and was not.
         """
-        return await self._insist(statement, values, is_repeatable=True)
+        return await self._retry(statement, values, is_idempotent=True)
 
     async def run_once(self, statement: str, *values: object) -> list[asyncpg.Record]:
-        """The same for a statement that must not be done twice: it is run again only when it certainly was not done."""
-        return await self._insist(statement, values, is_repeatable=False)
+        """The same for a statement that is not idempotent: it is retried only if it certainly was not committed."""
+        return await self._retry(statement, values, is_idempotent=False)
 
-    async def _insist(self, statement: str, values: Sequence[object], *, is_repeatable: bool) -> list[asyncpg.Record]:
-        was_sent = False
-
-        async def once() -> list[asyncpg.Record]:
-            nonlocal was_sent
-            async with self._connection() as connection, asyncio.timeout(ANSWER_TIMEOUT):
-                was_sent = True
-                return await connection.fetch(statement, *values)
-
-        with told_as_unavailable():
-            pause = FIRST_PAUSE
-            last: Exception = TimeoutError()
+    async def _retry(self, statement: str, values: tuple[object, ...], *, is_idempotent: bool) -> list[asyncpg.Record]:
+        pause, last = FIRST_PAUSE, None
+        with storage_errors():
             try:
-                async with asyncio.timeout(PATIENCE):
+                async with asyncio.timeout(CALL_TIMEOUT):
                     while True:
                         was_sent = False
                         try:
-                            return await once()
-                        except Exception as error:
+                            async with self._connection() as connection:
+                                was_sent = True
+                                return await connection.fetch(statement, *values, timeout=ANSWER_TIMEOUT)
+                        except FAILURES as error:
                             last = error
-                            if not _is_passing(error):
-                                raise
-                            if was_sent and not is_repeatable and not _has_undone_all(error):
+                            if not is_transient(error) or (was_sent and not is_idempotent and not _undone(error)):
                                 raise
                         await asyncio.sleep(pause)
                         pause = min(2 * pause, LONGEST_PAUSE)
-            except TimeoutError:
-                # What has kept it from being done tells more than that time is up.
-                raise last from None
+            except TimeoutError as timeout:
+                # The last failure says more than the timeout.
+                raise last or timeout from None
 
     async def connect(self, name: str = "usersvc") -> Connection:
-        """A new connection, which does not count as one of the pool and is its caller's to close.
+        """A new connection outside of the pool, to a server that accepts writes; the caller terminates it.
 
         Args:
-            name: as which the server's statistics show it.
+            name: the ``application_name`` in ``pg_stat_activity``.
 
         Raises:
-            asyncpg.PostgresError: no server lets us in.
-            asyncpg.InterfaceError: a part of the URL makes no sense.
-            asyncpg.InternalClientError: those that do cannot be written to.
-            OSError: none can be reached, ``TimeoutError`` included.
+            asyncpg.PostgresError: the servers reject it.
+            asyncpg.InterfaceError: a part of the URL is invalid.
+            asyncpg.InternalClientError: no server accepts writes.
+            OSError: no server can be reached, ``TimeoutError`` included.
         """
-        tried: BaseException | None = None
+        last: Exception = TimeoutError()
         for address in self._addresses.copy():
             try:
-                # Each for itself: a server that is frozen takes a connection and never answers, and asyncpg, given all
-                # of them, would wait there until the time for all is up.
-                async with asyncio.timeout(CONNECT_TIMEOUT):
-                    return await asyncpg.connect(
-                        address,
-                        server_settings=SETTINGS | {"application_name": name},
-                        target_session_attrs=SessionAttribute.read_write,
-                    )
+                # One host at a time: asyncpg has one timeout for all hosts, which a frozen server would use up.
+                return await asyncpg.connect(
+                    address,
+                    timeout=CONNECT_TIMEOUT,
+                    server_settings=SETTINGS | {"application_name": name},
+                    target_session_attrs=SessionAttribute.read_write,
+                )
             except FAILURES as error:
-                tried = error
-                # The next one will be the first to be tried the next time.
+                last = error
+                # The host is tried last the next time.
                 self._addresses.remove(address)
                 self._addresses.append(address)
-        raise tried or TimeoutError
+        raise last
 
     @asynccontextmanager
-    async def _connection(self) -> AsyncIterator[Connection]:
-        async with self._room:
-            if not self._is_open:
-                raise StorageUnavailable("the database is closed")
-            connection = self._take_idle() or await self.connect()
+    async def _connection(self) -> AsyncIterator[PoolConnectionProxy]:
+        pool = self._pool
+        if pool is None:
+            raise StorageUnavailable("the database is closed")
+        async with pool.acquire() as connection:
             try:
                 yield connection
             except BaseException as error:
-                if not isinstance(error, asyncpg.PostgresError):
-                    # Nobody knows what the server is doing for it, or whether it will ever answer.
+                is_lost = _is_server_lost(error)
+                if is_lost:
+                    # The other sessions of this server are not used again either.
+                    await pool.expire_connections()
+                if is_lost or not isinstance(error, asyncpg.PostgresError):
+                    # A statement may still be running in it.
                     connection.terminate()
-                if _is_about_the_server(error):
-                    self._forget_idle()
                 raise
-            finally:
-                if not self._is_open:
-                    connection.terminate()
-                if not connection.is_closed():
-                    self._give_back(connection)
 
-    def _give_back(self, connection: Connection) -> None:
-        now = time.monotonic()
-        self._idle.append((connection, now))
-        # The last one is taken first, so that those that are not needed any more stay where they are.
-        while self._idle[0][1] < now - LONGEST_UNUSED:
-            self._idle.pop(0)[0].terminate()
 
-    def _take_idle(self) -> Connection | None:
-        while self._idle:
-            connection, _ = self._idle.pop()
-            if not connection.is_closed():
-                return connection
-        return None
-
-    def _forget_idle(self) -> None:
-        while self._idle:
-            self._idle.pop()[0].terminate()
+async def _keep_session(_: Connection) -> None:
+    """Replaces the statements with which asyncpg resets a session: here they would reset nothing."""
 
 
 @asynccontextmanager
-async def listening(pool: PostgresPool, channel: str, heard: Callable[[], None]) -> AsyncIterator[None]:
-    """Call something whenever there is news on a channel, and whenever there may have been some that nobody heard."""
-    task = asyncio.create_task(_listen(pool, channel, heard))
+async def listening(pool: PostgresPool, notify: Callable[[], None]) -> AsyncIterator[None]:
+    """Call ``notify`` after notifications on ``CHANNEL``, and whenever some may have been missed."""
+    task = asyncio.create_task(_listen(pool, notify))
     try:
         yield
     finally:
@@ -239,52 +209,51 @@ async def listening(pool: PostgresPool, channel: str, heard: Callable[[], None])
         await asyncio.wait([task])
 
 
-async def _listen(pool: PostgresPool, channel: str, heard: Callable[[], None]) -> None:
-    pause, is_told = FIRST_PAUSE, False
+async def _listen(pool: PostgresPool, notify: Callable[[], None]) -> None:
+    pause, is_logged = FIRST_PAUSE, False
     while True:
         try:
-            async with _session(pool, LISTENING) as connection:
-                news = asyncio.Event()
-                connection.add_termination_listener(lambda _, news=news: news.set())
-                async with asyncio.timeout(ANSWER_TIMEOUT):
-                    await connection.add_listener(channel, lambda *_, news=news: news.set())
-                pause, is_told = FIRST_PAUSE, False
-                await _hear(connection, news, heard)
+            async with _listener(pool) as (connection, received):
+                pause, is_logged = FIRST_PAUSE, False
+                await _forward(connection, received, notify)
         except FAILURES as error:
-            # Nothing is lost by it: whoever is woken here looks by itself too, only later.
-            if not is_told:
-                log.warning("other processes are not heard just now: %s", _reason(error))
-                is_told = True
+            # Nothing is lost: the outbox is polled as well, only less often.
+            if not is_logged:
+                log.warning("cannot listen for notifications, retrying: %s", _reason(error))
+                is_logged = True
         await asyncio.sleep(pause)
-        pause = min(2 * pause, LONGEST_SILENCE)
-
-
-async def _hear(connection: Connection, news: asyncio.Event, heard: Callable[[], None]) -> None:
-    while not connection.is_closed():
-        heard()
-        news.clear()
-        await asyncio.sleep(BREATH)
-        try:
-            async with asyncio.timeout(LONGEST_SILENCE):
-                await news.wait()
-        except TimeoutError:
-            # A connection that was cut off looks like one on which nothing is said.
-            async with asyncio.timeout(ANSWER_TIMEOUT):
-                await connection.execute("SELECT 1")
+        pause = min(2 * pause, MAX_SILENCE)
 
 
 @asynccontextmanager
-async def _session(pool: PostgresPool, name: str) -> AsyncIterator[Connection]:
-    connection = await pool.connect(name)
+async def _listener(pool: PostgresPool) -> AsyncIterator[tuple[Connection, asyncio.Event]]:
+    """A session that listens, and an event that is set by notifications and by the end of the session."""
+    connection, received = await pool.connect(LISTENING), asyncio.Event()
     try:
-        yield connection
+        connection.add_termination_listener(lambda *_: received.set())
+        async with asyncio.timeout(ANSWER_TIMEOUT):
+            await connection.add_listener(CHANNEL, lambda *_: received.set())
+        yield connection, received
     finally:
         connection.terminate()
 
 
+async def _forward(connection: Connection, received: asyncio.Event, notify: Callable[[], None]) -> None:
+    while not connection.is_closed():
+        notify()
+        received.clear()
+        await asyncio.sleep(DEBOUNCE)
+        try:
+            async with asyncio.timeout(MAX_SILENCE):
+                await received.wait()
+        except TimeoutError:
+            # A broken connection looks like a silent one.
+            await connection.execute("SELECT 1", timeout=ANSWER_TIMEOUT)
+
+
 @contextmanager
-def told_as_unavailable() -> Iterator[None]:
-    """Any failure of PostgreSQL, in the language of the port."""
+def storage_errors() -> Iterator[None]:
+    """Translate every failure of PostgreSQL into ``StorageUnavailable``."""
     try:
         yield
     except FAILURES as error:
@@ -292,33 +261,33 @@ def told_as_unavailable() -> Iterator[None]:
 
 
 def _reason(error: BaseException) -> str:
-    """Which kind of failure: texts of the server hold values, those of the network addresses."""
+    """The kind of failure only: messages of the server contain values, those of the network addresses."""
     if isinstance(error, TimeoutError):
         return "no answer in time"
     state = f" ({error.sqlstate})" if isinstance(error, asyncpg.PostgresError) and error.sqlstate else ""
     return f"{type(error).__name__}{state}"
 
 
-def _is_passing(error: Exception) -> bool:
-    """Whether the same may go well on another connection, or on this one a moment later."""
+def is_transient(error: BaseException) -> bool:
+    """Whether the same statement may succeed on another connection, or a moment later."""
     if isinstance(error, asyncpg.PostgresError):
-        return error.sqlstate in PASSING or isinstance(error, asyncpg.PostgresConnectionError)
-    # asyncpg complains of values and settings with errors that are ValueErrors too.
+        return _undone(error) or _is_server_lost(error)
+    # asyncpg's errors about values and settings are ValueErrors too.
     return isinstance(error, FAILURES) and not isinstance(error, ValueError)
 
 
-def _has_undone_all(error: Exception) -> bool:
-    return isinstance(error, asyncpg.PostgresError) and error.sqlstate in UNDONE
+def _undone(error: BaseException) -> bool:
+    return isinstance(error, asyncpg.PostgresError) and error.sqlstate in ROLLED_BACK
 
 
-def _is_about_the_server(error: BaseException) -> bool:
+def _is_server_lost(error: BaseException) -> bool:
     if isinstance(error, asyncpg.PostgresError):
-        return error.sqlstate in ENDED | {"25006"} or isinstance(error, asyncpg.PostgresConnectionError)
+        return error.sqlstate in SERVER_LOST or isinstance(error, asyncpg.PostgresConnectionError)
     return isinstance(error, OSError)
 
 
 def _one_for_each_host(url: str) -> list[str]:
-    """The same URL with each of its hosts alone."""
+    """The URL once for each of its hosts."""
     parts = urlsplit(url)
     user, at, hosts = parts.netloc.rpartition("@")
     return [parts._replace(netloc=f"{user}{at}{host}").geturl() for host in hosts.split(",")]

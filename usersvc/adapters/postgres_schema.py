@@ -2,7 +2,7 @@
 
 import asyncpg
 
-from usersvc.adapters.postgres_pool import Connection, PostgresPool, told_as_unavailable
+from usersvc.adapters.postgres_pool import Connection, PostgresPool, storage_errors
 from usersvc.application.ports import StorageUnavailable
 
 UPGRADING, ADDING = 0x75736572_7376_0001, 0x75736572_7376_0002
@@ -68,7 +68,7 @@ async def upgrade(pool: PostgresPool) -> None:
     Raises:
         StorageUnavailable: the server cannot be reached, or is not fit; or the schema is of a newer version.
     """
-    with told_as_unavailable():
+    with storage_errors():
         connection = await pool.connect()
         try:
             if await connection.fetchval("SHOW server_encoding") != "UTF8":
