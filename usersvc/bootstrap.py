@@ -87,9 +87,9 @@ def create_service_app(settings: Settings, *, lease: timedelta = LEASE) -> web.A
         on_registered=dispatcher.wake,
     )
 
-    def check_room() -> None:
+    def check_capacity() -> None:
         with metrics.refusals():
-            hasher.check_room()
+            hasher.check_capacity()
 
     @asynccontextmanager
     async def resources() -> AsyncIterator[None]:
@@ -127,7 +127,7 @@ def create_service_app(settings: Settings, *, lease: timedelta = LEASE) -> web.A
         rate_limit=_rate_limit(settings, shared_counts, metrics),
         cors_origins=settings.cors_origins,
         trusted_proxies=settings.trusted_proxies,
-        check_room=check_room,
+        check_capacity=check_capacity,
         waiting_client=while_client_waits,
         metrics=partial(metrics.exposition, users.outbox),
         observe=metrics.observe_request,

@@ -45,7 +45,7 @@ def create_asgi_app() -> AiohttpASGI:
             resources=resources,
             max_body_bytes=settings.max_body_bytes,
             admin_token=settings.admin_token,
-            check_room=hasher.check_room,
+            check_capacity=hasher.check_capacity,
             waiting_client=while_client_waits,
         )
     )

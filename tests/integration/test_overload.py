@@ -14,7 +14,7 @@ from tests.asgi.fake_server import FakeServer
 from tests.fakes import QuickHasher
 from usersvc.adapters.bcrypt_hasher import BcryptPasswordHasher
 from usersvc.adapters.memory import InMemoryUsers
-from usersvc.application.ports import HashingOverloaded, IdempotencyKey, Order
+from usersvc.application.ports import IdempotencyKey, Order, QueueFull
 from usersvc.application.registration import UserRegistrationService
 from usersvc.asgi import AiohttpASGI, while_client_waits
 from usersvc.domain.user import Password, PasswordHash, User
@@ -35,7 +35,7 @@ class SlowHasher(QuickHasher):
         self.full = False
 
     async def hash(self, password: Password) -> PasswordHash:
-        self.check_room()
+        self.check_capacity()
         self.full = True
         self.asked.set()
         try:
@@ -47,9 +47,9 @@ class SlowHasher(QuickHasher):
             self.full = False
         return await super().hash(password)
 
-    def check_room(self) -> None:
+    def check_capacity(self) -> None:
         if self.full:
-            raise HashingOverloaded(7)
+            raise QueueFull(7)
 
 
 class SlowUsers(InMemoryUsers):
@@ -84,7 +84,7 @@ class TestWithoutRoom:
     async def client(self, request: pytest.FixtureRequest, hasher: SlowHasher) -> AsyncIterator[Client]:
         service = UserRegistrationService(InMemoryUsers(), hasher)
         early = request.param == "refused before the body"
-        app = create_app(service, check_room=hasher.check_room) if early else create_app(service)
+        app = create_app(service, check_capacity=hasher.check_capacity) if early else create_app(service)
         async with TestClient(TestServer(app)) as client:
             yield client
 
@@ -119,7 +119,7 @@ class TestWithoutRoom:
 async def test_without_room_no_body_is_looked_at(body: bytes, media_type: str) -> None:
     hasher = SlowHasher()
     hasher.full = True
-    app = create_app(UserRegistrationService(InMemoryUsers(), hasher), check_room=hasher.check_room)
+    app = create_app(UserRegistrationService(InMemoryUsers(), hasher), check_capacity=hasher.check_capacity)
     async with TestClient(TestServer(app)) as client:
         await assert_overloaded(await client.post("/register", data=body, headers={"Content-Type": media_type}))
         hasher.full = False
@@ -129,7 +129,7 @@ async def test_without_room_no_body_is_looked_at(body: bytes, media_type: str) -
 async def test_a_real_hasher_tells_when_to_come_again_and_serves_whom_it_has_taken() -> None:
     async with BcryptPasswordHasher(cost=10, workers=1, queue=2) as hasher:
         service = UserRegistrationService(InMemoryUsers(), hasher)
-        app = create_app(service, check_room=hasher.check_room)
+        app = create_app(service, check_capacity=hasher.check_capacity)
         async with TestClient(TestServer(app)) as client:
             people = [{**ALICE, "email": f"user{n}@example.com"} for n in range(12)]
             answers = await asyncio.gather(*(client.post("/register", json=person) for person in people))

@@ -1,9 +1,11 @@
 """The threads that hash: so many at once, so many who wait, nobody lost, and nothing done for those who have gone."""
 
 import asyncio
+import gc
 import os
 import sys
 import threading
+import weakref
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 
@@ -12,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from usersvc.adapters.bounded_executor import NICENESS, BoundedExecutor
-from usersvc.application.ports import HashingOverloaded
+from usersvc.application.ports import QueueFull
 
 DEADLINE = 10.0
 """Seconds after which something that should have happened is taken for never happening."""
@@ -74,7 +76,7 @@ async def handed_in(executor: BoundedExecutor, work: Work, numbers: range) -> li
 async def refused(task: asyncio.Task[int]) -> bool:
     try:
         await task
-    except HashingOverloaded:
+    except QueueFull:
         return True
     return False
 
@@ -114,15 +116,36 @@ async def test_who_goes_while_waiting_frees_the_place_at_once_and_the_job_never_
     work = Work()
     async with executor(workers=1, queue=2) as threads:
         tasks = await handed_in(threads, work, range(3))
-        with pytest.raises(HashingOverloaded):
-            threads.check_room()
+        with pytest.raises(QueueFull):
+            threads.check_capacity()
         tasks[1].cancel()
         await asyncio.wait([tasks[1]])
-        threads.check_room()
+        threads.check_capacity()
         [late] = await handed_in(threads, work, range(3, 4))
         work.let_go(3)
         assert await asyncio.gather(*[tasks[0], tasks[2], late]) == [0, 2, 3]
     assert work.began == [0, 2, 3]
+
+
+async def test_a_cancelled_job_keeps_nothing_of_its_work_in_the_queue() -> None:
+    class Password:
+        def __call__(self) -> None: ...
+
+    async with executor(workers=1, queue=1) as threads:
+        work = Work()
+        [running] = await handed_in(threads, work, range(1))
+        await work.have_begun(1)
+        password = Password()
+        waiting = asyncio.create_task(threads.run(password))
+        await asyncio.sleep(0)
+        waiting.cancel()
+        await asyncio.wait([waiting])
+        kept = weakref.ref(password)
+        del password, waiting
+        gc.collect()
+        assert kept() is None
+        work.let_go(1)
+        await running
 
 
 async def test_who_goes_while_the_job_runs_leaves_the_thread_its_place() -> None:
@@ -132,8 +155,8 @@ async def test_who_goes_while_the_job_runs_leaves_the_thread_its_place() -> None
         await work.have_begun(1)
         task.cancel()
         await asyncio.wait([task])
-        with pytest.raises(HashingOverloaded):
-            threads.check_room()
+        with pytest.raises(QueueFull):
+            threads.check_capacity()
         work.let_go(1)
         await until(lambda: has_room(threads))
         assert await threads.run(lambda: 7) == 7
@@ -167,7 +190,7 @@ async def test_closing_cancels_what_waits_and_lets_what_runs_end() -> None:
     work.let_go(1)
     assert await running == 0
     assert work.began == [0]
-    with pytest.raises(RuntimeError, match="closed"):
+    with pytest.raises(RuntimeError, match="shutdown"):
         await threads.run(lambda: None)
 
 
@@ -220,8 +243,8 @@ class TestRetryAfter:
         work = Work()
         async with executor(workers=workers, queue=queue, expected=expected) as threads:
             tasks = await handed_in(threads, work, range(workers + queue))
-            with pytest.raises(HashingOverloaded) as overloaded:
-                threads.check_room()
+            with pytest.raises(QueueFull) as overloaded:
+                threads.check_capacity()
             assert overloaded.value.retry_after == seconds
             work.let_go(workers + queue)
             await asyncio.gather(*tasks)
@@ -238,8 +261,8 @@ class TestRetryAfter:
             async def told() -> int:
                 work = Work()
                 [task] = await handed_in(threads, work, range(1))
-                with pytest.raises(HashingOverloaded) as overloaded:
-                    threads.check_room()
+                with pytest.raises(QueueFull) as overloaded:
+                    threads.check_capacity()
                 task.cancel()
                 work.let_go(1)
                 await until(lambda: has_room(threads))
@@ -254,8 +277,8 @@ class TestRetryAfter:
 
 
 def has_room(threads: BoundedExecutor) -> bool:
-    with suppress(HashingOverloaded):
-        threads.check_room()
+    with suppress(QueueFull):
+        threads.check_capacity()
         return True
     return False
 
@@ -302,7 +325,7 @@ def test_whatever_comes_goes_and_ends_nothing_is_lost_and_no_limit_passed(
         assert work.most_at_once <= workers
         assert len(work.began) == len(set(work.began))
         for number, outcome in enumerate(outcomes):
-            if isinstance(outcome, HashingOverloaded):
+            if isinstance(outcome, QueueFull):
                 assert number not in work.began
                 assert outcome.retry_after >= 1
             elif isinstance(outcome, asyncio.CancelledError):

@@ -74,18 +74,18 @@ class BcryptPasswordHasher:
         """Tell whether this password gave that hash, whatever its cost was.
 
         Raises:
-            HashingOverloaded: too many wait already; at once, before anything is done.
+            QueueFull: too many wait already; at once, before anything is done.
             ValueError: the hash is of another scheme, or was made with another pepper.
         """
         return await self._threads.run(partial(self._verify, password, password_hash))
 
-    def check_room(self) -> None:
+    def check_capacity(self) -> None:
         """Return if a password would be taken just now; so that nobody need read one in vain.
 
         Raises:
-            HashingOverloaded: too many wait already.
+            QueueFull: too many wait already.
         """
-        self._threads.check_room()
+        self._threads.check_capacity()
 
     @cached_property
     def _pepper_id(self) -> str:

@@ -20,7 +20,7 @@ from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 
 import usersvc
-from usersvc.application.ports import HashingOverloaded, Outbox, OutboxState, StorageUnavailable, utc_now
+from usersvc.application.ports import Outbox, OutboxState, QueueFull, StorageUnavailable, utc_now
 
 DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
 """The variable that names where several processes share their figures; the library reads it when it is imported."""
@@ -223,7 +223,7 @@ class PrometheusMetrics:
         """Count what is refused within for want of room."""
         try:
             yield
-        except HashingOverloaded:
+        except QueueFull:
             self.hashing_refused.inc()
             raise
 

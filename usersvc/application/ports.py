@@ -448,7 +448,7 @@ class Undeliverable(DomainError):
     """This message will never reach this person; the text says why, and names no address."""
 
 
-class HashingOverloaded(DomainError):
+class QueueFull(DomainError):
     """Too many passwords wait to be hashed; ``retry_after`` says in how many whole seconds there should be room."""
 
     def __init__(self, retry_after: int) -> None:
@@ -463,7 +463,7 @@ class PasswordHasher(Protocol):
         """A salted hash that names its own scheme; all of the password counts.
 
         Raises:
-            HashingOverloaded: too many wait already; at once, before anything is done.
+            QueueFull: too many wait already; at once, before anything is done.
         """
         ...
 
@@ -471,7 +471,7 @@ class PasswordHasher(Protocol):
         """Tell whether this password gave that hash; it costs what hashing costs.
 
         Raises:
-            HashingOverloaded: too many wait already; at once, before anything is done.
+            QueueFull: too many wait already; at once, before anything is done.
             ValueError: the hash is of another scheme, or was made with another key.
         """
         ...

@@ -82,7 +82,7 @@ class UserRegistrationService:
         Raises:
             RulesBroken: with every rule that the data break.
             EmailAlreadyRegistered: the mailbox belongs to somebody already.
-            HashingOverloaded: too many wait already.
+            QueueFull: too many wait already.
             StorageUnavailable: it is not known whether the user was stored.
         """
         registration = User.register(
@@ -109,7 +109,7 @@ class UserRegistrationService:
             RulesBroken: with every rule that the data break.
             IdempotencyKeyReused: the key named another registration.
             EmailAlreadyRegistered: the mailbox belongs to somebody already.
-            HashingOverloaded: too many wait already.
+            QueueFull: too many wait already.
             StorageUnavailable: it is not known whether the user was stored.
         """
         registration = User.register(

@@ -121,7 +121,7 @@ def create_app(
     rate_limit: "RateLimit | None" = None,
     cors_origins: Sequence[str] = (),
     trusted_proxies: Sequence[Network] = (),
-    check_room: Callable[[], None] = lambda: None,
+    check_capacity: Callable[[], None] = lambda: None,
     waiting_client: handlers.WaitingClient = lambda _: nullcontext(),
     metrics: Callable[[], Awaitable[bytes]] = no_metrics,
     observe: Observe = lambda *_: None,
@@ -138,7 +138,7 @@ def create_app(
         rate_limit: for registrations; None: as many as anybody likes.
         cors_origins: whose pages a browser lets use the service.
         trusted_proxies: whose ``X-Forwarded-For`` is believed, for the log.
-        check_room: raises ``HashingOverloaded`` when a registration would be refused for want of room.
+        check_capacity: raises ``QueueFull`` when a registration would be refused for want of room.
         waiting_client: within it, a registration that waits for its hash is given up when its client goes.
         metrics: gives figures in Prometheus' text format.
         observe: is told of each request.
@@ -147,7 +147,7 @@ def create_app(
     guards: list[Middleware] = []
     if cors_origins:
         guards.append(cors.refused_as_any_options)
-    guards.append(admission(rate_limit, check_room))
+    guards.append(admission(rate_limit, check_capacity))
     if admin_token is not None:
         guards.append(admitting(AdminToken(admin_token)))
     app = web.Application(
@@ -259,7 +259,7 @@ def _trace_id(traceparent: str | None) -> str | None:
     return match["trace"] if match else None
 
 
-def admission(rate_limit: "RateLimit | None", check_room: Callable[[], None]) -> Middleware:
+def admission(rate_limit: "RateLimit | None", check_capacity: Callable[[], None]) -> Middleware:
     """Refuse a registration that comes too often, or finds no room, before its body is read: floods cost little so."""
 
     @web.middleware
@@ -271,7 +271,7 @@ def admission(rate_limit: "RateLimit | None", check_room: Callable[[], None]) ->
                 except RateLimited as refused:
                     request[RATE_HEADERS] = dict(refused.headers)
                     raise
-            check_room()
+            check_capacity()
         return await handler(request)
 
     return admit

@@ -10,7 +10,7 @@ from urllib.parse import quote
 import orjson
 from aiohttp import web
 
-from usersvc.application.ports import HashingOverloaded, StorageUnavailable
+from usersvc.application.ports import QueueFull, StorageUnavailable
 from usersvc.application.registration import IdempotencyKeyReused
 from usersvc.domain.errors import EmailAlreadyRegistered, RulesBroken, Violation
 
@@ -243,7 +243,7 @@ PROBLEMS: Mapping[str, Problem] = {
             503,
             "Overloaded",
             "The service has no room for the request just now, or is being stopped; it may be repeated.",
-            (Stopping, HashingOverloaded, TooManyConnections, TooManyWaiting),
+            (Stopping, QueueFull, TooManyConnections, TooManyWaiting),
             {"Retry-After": "5"},
         ),
         Problem(
@@ -288,7 +288,7 @@ def problem_response(error: Exception, request_id: str) -> web.Response:
     response.headers.update(problem.headers or {})
     if isinstance(error, RequestRefused):
         response.headers.update(error.headers)
-    if isinstance(error, HashingOverloaded):
+    if isinstance(error, QueueFull):
         response.headers["Retry-After"] = str(error.retry_after)
     if isinstance(error, web.HTTPMethodNotAllowed):
         response.headers["Allow"] = error.headers["Allow"]
