@@ -15,13 +15,7 @@ from aiohttp import web
 from usersvc.adapters.bcrypt_hasher import BcryptPasswordHasher
 from usersvc.adapters.logging_notifier import LoggingNotifier
 from usersvc.adapters.memory import InMemoryUsers
-from usersvc.adapters.observed import (
-    Instrument,
-    ObservedNotifier,
-    ObservedOutbox,
-    ObservedPasswordHasher,
-    ObservedUsers,
-)
+from usersvc.adapters.observed import Instrument, observed
 from usersvc.adapters.prometheus import PrometheusMetrics
 from usersvc.adapters.sqlite import SqliteUsers
 from usersvc.application.notifications import LEASE, NotificationDispatcher
@@ -75,10 +69,10 @@ def create_service_app(settings: Settings, *, lease: timedelta = LEASE) -> web.A
     observed_hasher: PasswordHasher = hasher
     observed_notifier = _notifier(settings)
     for instrument in instruments:
-        observed_users = ObservedUsers(observed_users, instrument)
-        observed_outbox = ObservedOutbox(observed_outbox, instrument)
-        observed_hasher = ObservedPasswordHasher(observed_hasher, instrument)
-        observed_notifier = ObservedNotifier(observed_notifier, instrument)
+        observed_users = observed(observed_users, instrument.storage_call)
+        observed_outbox = observed(observed_outbox, instrument.storage_call, prefix="outbox_")
+        observed_hasher = observed(observed_hasher, instrument.hashing)
+        observed_notifier = observed(observed_notifier, instrument.notification)
     dispatcher = NotificationDispatcher(observed_outbox, observed_notifier, lease=lease)
     service = UserRegistrationService(
         observed_users,

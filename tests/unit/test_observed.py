@@ -1,7 +1,10 @@
-"""What stands in front of a store hands everything on, and counts it."""
+"""The wrapper of ports passes every call on and reports it to an instrument, Prometheus among them."""
 
 import asyncio
+import inspect
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 
@@ -9,20 +12,28 @@ import pytest
 
 from tests.contract.test_users import quiet
 from usersvc.adapters.memory import InMemoryOutbox, InMemoryUsers
-from usersvc.adapters.observed import ObservedUsers
+from usersvc.adapters.observed import Around, observed
 from usersvc.adapters.prometheus import PrometheusMetrics, begin_anew
-from usersvc.application.ports import OutboxState, StorageUnavailable, Users, utc_now
+from usersvc.application.ports import (
+    Notifier,
+    Outbox,
+    OutboxState,
+    PasswordHasher,
+    StorageUnavailable,
+    Users,
+    utc_now,
+)
 
 
 async def test_many_added_at_once_and_a_removal_are_handed_on_and_counted() -> None:
     users, metrics = InMemoryUsers(), PrometheusMetrics()
-    observed: Users = ObservedUsers(users, metrics)
+    port: Users = observed(users, metrics.storage_call)
     alice = quiet("alice@example.com")
 
-    assert await observed.add_all([alice, quiet("ALICE@example.com")]) == [True, False]
+    assert await port.add_all([alice, quiet("ALICE@example.com")]) == [True, False]
     assert await users.archive.count() == 1
-    assert await observed.remove(alice.id) is True
-    assert await observed.remove(alice.id) is False
+    assert await port.remove(alice.id) is True
+    assert await port.remove(alice.id) is False
     figures = (await metrics.exposition(users.outbox)).decode()
     assert 'usersvc_storage_call_duration_seconds_count{operation="add_all"} 1.0' in figures
     assert 'usersvc_storage_call_duration_seconds_count{operation="remove"} 2.0' in figures
@@ -35,9 +46,44 @@ async def test_what_the_store_cannot_answer_is_counted() -> None:
 
     users, metrics = Broken(), PrometheusMetrics()
     with pytest.raises(StorageUnavailable):
-        await ObservedUsers(users, metrics).remove(quiet("alice@example.com").id)
+        await observed(users, metrics.storage_call).remove(quiet("alice@example.com").id)
     figures = (await metrics.exposition(users.outbox)).decode()
     assert 'usersvc_storage_failures_total{operation="remove"} 1.0' in figures
+
+
+async def test_each_instrument_observes_each_call_of_each_port_under_its_name() -> None:
+    calls: list[str] = []
+
+    def instrument(name: str) -> Around:
+        @contextmanager
+        def around(operation: str) -> Iterator[None]:
+            calls.append(f"{name} before {operation}")
+            try:
+                yield
+            finally:
+                calls.append(f"{name} after {operation}")
+
+        return around
+
+    outbox: Outbox = InMemoryOutbox()
+    for name in ("metrics", "traces"):
+        outbox = observed(outbox, instrument(name), prefix="outbox_")
+    for _ in range(2):
+        calls.clear()
+        assert await outbox.next_due() is None
+        assert calls == [
+            "traces before outbox_next_due",
+            "metrics before outbox_next_due",
+            "metrics after outbox_next_due",
+            "traces after outbox_next_due",
+        ]
+
+
+@pytest.mark.parametrize("port", [Users, Outbox, PasswordHasher, Notifier])
+def test_every_method_of_a_port_is_a_coroutine_function_which_the_wrapper_needs(port: type) -> None:
+    methods = [method for name, method in vars(port).items() if not name.startswith("_")]
+    assert methods
+    assert all(inspect.iscoroutinefunction(method) for method in methods)
 
 
 async def test_what_nobody_can_tell_of_the_outbox_is_no_old_figure() -> None:

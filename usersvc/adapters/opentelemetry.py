@@ -131,7 +131,7 @@ class OpenTelemetryTracing:
             yield
 
     @contextmanager
-    def notification(self) -> Iterator[None]:
+    def notification(self, _operation: str) -> Iterator[None]:
         """See ``Instrument.notification``: a part of the request's trace, however much later, if that was recorded."""
         cause = CAUSE.get()
         if cause is None or cause.trace_id is None or cause.span_id is None:

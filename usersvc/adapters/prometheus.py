@@ -213,8 +213,8 @@ class PrometheusMetrics:
             self.hashing_pending.dec()
 
     @contextmanager
-    def notification(self) -> Iterator[None]:
-        """Time what happens within, however it ends."""
+    def notification(self, _operation: str) -> Iterator[None]:
+        """Measure the time of the call, however it ends."""
         with self.notification_seconds.time():
             yield
 
