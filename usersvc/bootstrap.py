@@ -1,11 +1,10 @@
 """The composition root: the only place that plugs concrete adapters into the application."""
 
-import ctypes
 import gc
 import logging
 import sys
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING
@@ -36,8 +35,6 @@ log = logging.getLogger(__name__)
 
 WEAK_COST = 10
 """Under this bcrypt is too fast (OWASP Password Storage Cheat Sheet, "bcrypt")."""
-
-_M_ARENA_MAX = -8  # mallopt(3), malloc.h
 
 GOOD_TOKEN_LENGTH = 22
 """Characters; as many of base64 hold 128 bits (OWASP ASVS 5.0, 7.2.3)."""
@@ -211,7 +208,7 @@ def _notifier(settings: Settings) -> Notifier:
 def create_asgi_app() -> AiohttpASGI:
     """The whole service from the environment, for ``uvicorn --factory``.
 
-    For a process of its own: it changes how the whole process uses memory.
+    For a process of its own: it calls ``gc.freeze``.
 
     Raises:
         SystemExit: with code 2, after one line on standard error, for a setting that is not accepted.
@@ -220,25 +217,15 @@ def create_asgi_app() -> AiohttpASGI:
     configure_logging(settings.log_level, settings.log_format)
     with _exit_for_bad_settings():
         app = create_service_app(settings)
-    # Or each thread that is started from here on would have a heap of its own, most of it unused.
-    _tell_glibc("mallopt", _M_ARENA_MAX, 1)
-    # Behind what opens the resources.
-    app.on_startup.append(_settle)
+    # After the handler that opens the resources.
+    app.on_startup.append(_freeze)
     return AiohttpASGI(app)
 
 
-async def _settle(_: web.Application) -> None:
-    """Give back the memory that starting alone has needed, some MB, and let what stays be looked through no more."""
+async def _freeze(_: web.Application) -> None:
+    """Exclude the objects that live as long as the process from garbage collection."""
     gc.collect()
     gc.freeze()
-    _tell_glibc("malloc_trim", 0)
-
-
-def _tell_glibc(function: str, *arguments: int) -> None:
-    """Call what only glibc, whose allocator keeps what it had once, needs and has; elsewhere nothing happens."""
-    # A Python that is linked statically (OSError) or runs on Windows (TypeError) has no library to look into.
-    with suppress(AttributeError, OSError, TypeError):
-        getattr(ctypes.CDLL(None), function)(*arguments)
 
 
 def settings_or_exit() -> Settings:
