@@ -4,12 +4,13 @@ import os
 import re
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Protocol
 
@@ -222,3 +223,9 @@ def running(
         except subprocess.TimeoutExpired:
             service.kill()
             raise
+
+
+def break_reads(path: Path) -> None:
+    """Let every query of users fail from now on, as on a damaged database."""
+    with closing(sqlite3.connect(path)) as database:
+        database.execute("ALTER TABLE users RENAME TO gone")

@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from tests.e2e.api import assert_problem, person
-from tests.e2e.server import DEADLINE, Service, StartService, running
+from tests.e2e.server import DEADLINE, Service, StartService, break_reads, running
 from usersvc.adapters.sqlite import SqliteUsers
 from usersvc.application.pages import BATCH
 
@@ -112,7 +112,7 @@ def test_what_fails_at_the_beginning_is_told(start: StartService, tmp_path: Path
     service = start()
     with service.client() as client:
         client.post("/register", json=person())
-        (tmp_path / "usersvc.db").rename(tmp_path / "away.db")
+        break_reads(tmp_path / "usersvc.db")
         assert_problem(client.get("/users", headers=NDJSON), 503, "storage-unavailable")
 
 
@@ -126,7 +126,7 @@ def test_what_fails_on_the_way_breaks_off_and_never_looks_complete(tmp_path: Pat
         connection.sendall(b"GET /users HTTP/1.1\r\nHost: test\r\nAccept: application/x-ndjson\r\n\r\n")
         received = connection.recv(4096)
         # The service waits for the reader, in the middle of what there is.
-        (tmp_path / "usersvc.db").rename(tmp_path / "away.db")
+        break_reads(tmp_path / "usersvc.db")
         began = time.monotonic()
         try:
             while piece := connection.recv(2**16):

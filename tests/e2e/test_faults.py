@@ -216,7 +216,7 @@ def test_storage_that_goes_is_missed_until_it_is_back(tmp_path: Path) -> None:
     assert ids_in(path) == registered
 
 
-def test_a_restored_copy_is_used_without_a_restart(tmp_path: Path) -> None:
+def test_a_restored_copy_is_used_after_a_restart(tmp_path: Path) -> None:
     folder = tmp_path / "volume"
     folder.mkdir()
     path = folder / "usersvc.db"
@@ -231,6 +231,9 @@ def test_a_restored_copy_is_used_without_a_restart(tmp_path: Path) -> None:
         assert_fault_is_told(service)
         folder.mkdir()
         (tmp_path / "saved.db").rename(path)
+        assert_fault_is_told(service)
+        assert service.stop() == 0
+    with running(tmp_path, settings) as service:
         assert_well(service, registered)
         assert service.stop() == 0
     assert ids_in(path) == registered

@@ -18,7 +18,7 @@ import httpx
 import pytest
 
 from tests.e2e.api import person
-from tests.e2e.server import Service, run_to_end, running
+from tests.e2e.server import Service, break_reads, run_to_end, running
 from tests.e2e.test_codes import FAILING
 from usersvc.adapters.bcrypt_hasher import BcryptPasswordHasher
 from usersvc.config import Settings
@@ -139,7 +139,7 @@ def hostile_run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
             database = folder / "usersvc.db"
             with closing(sqlite3.connect(database)) as stored:
                 run.hashes += [found for (found,) in stored.execute("SELECT password_hash FROM users")]
-            database.rename(folder / "away.db")
+            break_reads(database)
             with service.client() as client:
                 run.ask(client, "POST", "/register", json=person(password=run.password()))
                 run.ask(client, "GET", "/users", headers=BEARER)

@@ -10,7 +10,7 @@ import pytest
 
 from tests.e2e.api import PASSWORD, person, register
 from tests.e2e.collector import Received, collecting, hanging_collector
-from tests.e2e.server import DEADLINE, free_port, run_to_end, running
+from tests.e2e.server import DEADLINE, break_reads, free_port, run_to_end, running
 
 SERVER, CONSUMER, INTERNAL = 2, 5, 1
 """Kinds of spans, as OTLP numbers them."""
@@ -111,7 +111,7 @@ def test_failures_are_told_by_kind(tmp_path: Path) -> None:
     ):
         register(client)
         notification = collector.wait_for_names("notification")["notification"]
-        tmp_path.joinpath("usersvc.db").rename(tmp_path / "elsewhere.db")
+        break_reads(tmp_path / "usersvc.db")
         assert client.get("/users").status_code == 503
         spans = collector.wait_for_names("storage page", "GET /users")
 

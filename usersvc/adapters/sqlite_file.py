@@ -17,6 +17,8 @@ from usersvc.application.ports import StorageUnavailable
 
 T = TypeVar("T")
 
+Identity = tuple[int, int]
+"""Device and inode of a file."""
 Work = Callable[[aiosqlite.Connection], Coroutine[Any, Any, T]]
 
 BUSY_TIMEOUT = 2.0
@@ -85,17 +87,18 @@ MIGRATIONS = (
 
 
 class DatabaseFile:
-    """The open file: a connection that reads and one that writes, so that reading never waits for a write.
+    """The open file: a connection for reads and one for writes, so that reads never wait for a write.
 
-    What ``write`` has returned for is on the disk, in the file that the path names. When that file is moved away, every
-    call says so until it is back; when another has taken its place whole, that one is used from then on.
+    What ``write`` has returned for is on the disk, in the file at the path. When that file was moved or replaced,
+    writes fail until it is back; another file in its place is used only after a restart.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._reader = _Connection(path, "PRAGMA query_only = ON")
-        self._writer = _Connection(path, "PRAGMA synchronous = FULL", f"PRAGMA journal_size_limit = {WAL_LIMIT}")
+        self._reader: aiosqlite.Connection | None = None
+        self._writer: aiosqlite.Connection | None = None
         self._writing = asyncio.Lock()
+        self._identities: list[Identity | None] = []
 
     async def open(self) -> None:
         """Open it, made if it is missing, with its schema brought up to date.
@@ -106,20 +109,29 @@ class DatabaseFile:
         with _told_as_unavailable("cannot open the database"):
             try:
                 # Before aiosqlite, whose thread may outlive the event loop when it cannot open a file.
-                await asyncio.to_thread(_prepare, self._path, create=True)
-                await self._writer.open()
-                await self._reader.open()
+                await asyncio.to_thread(_prepare, self._path)
+                prepared = _identity(self._path)
+                wal_limit = f"PRAGMA journal_size_limit = {WAL_LIMIT}"
+                self._writer = await _connect(self._path, "PRAGMA synchronous = FULL", wal_limit)
+                self._reader = await _connect(self._path, "PRAGMA query_only = ON")
+                self._identities = self._current_identities()
+                if self._identities[0] != prepared:
+                    raise StorageUnavailable("the database file was moved while it was opened")
             except BaseException:
                 await self.close()
                 raise
 
     async def close(self) -> None:
         """Let what is in hand finish, and close it; the last process to do so leaves one file, without a WAL."""
+        reader, self._reader = self._reader, None
         try:
-            await self._reader.close()
+            if reader is not None:
+                await reader.close()
         finally:
             async with self._writing:
-                await self._writer.close()
+                writer, self._writer = self._writer, None
+                if writer is not None:
+                    await writer.close()
 
     async def read(self, query: str, values: Sequence[int | str] = ()) -> list[Any]:
         """The rows that a query gives.
@@ -129,7 +141,7 @@ class DatabaseFile:
         """
         with _told_as_unavailable("cannot read"):
             async with asyncio.timeout(PATIENCE):
-                return await _rows(query, values, await self._reader.current())
+                return await _rows(query, values, _opened(self._reader))
 
     async def change(self, statement: str, values: Sequence[int | str | None] = ()) -> list[Any]:
         """Run one statement in a transaction of its own; give the rows that it returns. See ``write``."""
@@ -146,7 +158,8 @@ class DatabaseFile:
         wanted = True
 
         async def transaction() -> T:
-            connection = await self._writer.current()
+            connection = _opened(self._writer)
+            self._check_file()
             await connection.execute("BEGIN IMMEDIATE")
             try:
                 result = await work(connection)
@@ -159,7 +172,8 @@ class DatabaseFile:
                 if connection.in_transaction:
                     await connection.execute("ROLLBACK")
                 raise
-            self._writer.expect_unmoved()
+            # Again: it may have been moved meanwhile.
+            self._check_file()
             return result
 
         with _told_as_unavailable("cannot write"):
@@ -168,6 +182,18 @@ class DatabaseFile:
                     return await _to_its_end(self._writing, transaction)
             finally:
                 wanted = False
+
+    def _check_file(self) -> None:
+        """Check that the path still names the file, and that the log with its latest changes is beside it.
+
+        Raises:
+            StorageUnavailable: it does not, or it is not.
+        """
+        if self._current_identities() != self._identities:
+            raise StorageUnavailable("the database file, or its -wal or -shm, was moved or replaced")
+
+    def _current_identities(self) -> list[Identity | None]:
+        return [_identity(_beside(self._path, suffix)) for suffix in ("", "-wal", "-shm")]
 
 
 async def _to_its_end(turn: asyncio.Lock, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
@@ -195,86 +221,24 @@ async def _rows(statement: str, values: Sequence[int | str | None], connection: 
     return list(await connection.execute_fetchall(statement, values))
 
 
-class _Connection:
-    """A connection to the file that the path names, whichever that is."""
+async def _connect(path: Path, *pragmas: str) -> aiosqlite.Connection:
+    # Autocommit: transactions begin only where the code says so. mode=rw: no empty file in place of a missing one.
+    connection = await aiosqlite.connect(_uri(path, "rw"), uri=True, timeout=BUSY_TIMEOUT, isolation_level=None)
+    try:
+        for pragma in pragmas:
+            await connection.execute_fetchall(pragma)
+        # The first read creates the -wal and the -shm, which stay for as long as a connection is open.
+        await connection.execute_fetchall("SELECT 1 FROM sqlite_schema LIMIT 1")
+    except BaseException:
+        await connection.close()
+        raise
+    return connection
 
-    def __init__(self, path: Path, *pragmas: str) -> None:
-        self._path = path
-        self._name = str(path)
-        self._pragmas = pragmas
-        self._renewing = asyncio.Lock()
-        self._connection: aiosqlite.Connection | None = None
-        self._identity: tuple[int, int] | None = None
-        self._companions: list[tuple[int, int] | None] = []
 
-    async def open(self) -> None:
-        """Connect to the file, which must exist.
-
-        Raises:
-            sqlite3.Error: it cannot be opened.
-            StorageUnavailable: it was moved meanwhile.
-        """
-        identity = _identity(self._path)
-        # Autocommit: a transaction begins where the code says so, and nowhere else. mode=rw: see _renew.
-        connection = await aiosqlite.connect(
-            _uri(self._path, "rw"), uri=True, timeout=BUSY_TIMEOUT, isolation_level=None
-        )
-        try:
-            for pragma in self._pragmas:
-                await connection.execute_fetchall(pragma)
-            # The first look at the file is what makes its companions, which stay as long as somebody has them open.
-            await connection.execute_fetchall("SELECT 1 FROM sqlite_schema LIMIT 1")
-            if identity != _identity(self._path):
-                raise StorageUnavailable("the database file was moved while it was opened")
-        except BaseException:
-            await connection.close()
-            raise
-        self._connection, self._identity, self._companions = connection, identity, self._companions_now()
-
-    async def close(self) -> None:
-        """Let what was asked of it finish, and disconnect for good."""
-        async with self._renewing:
-            connection, self._connection = self._connection, None
-            if connection is not None:
-                await connection.close()
-
-    async def current(self) -> aiosqlite.Connection:
-        """The connection, made anew when the path names another file than before.
-
-        Raises:
-            StorageUnavailable: the path names no file, or one that must not be used.
-        """
-        if self._identity != _identity(self._name):
-            await _to_its_end(self._renewing, self._renew)
-        if self._connection is None:
-            raise StorageUnavailable("the database is closed")
-        return self._connection
-
-    def expect_unmoved(self) -> None:
-        """Look whether the path still names the file, and the files with its latest changes lie beside it.
-
-        Raises:
-            StorageUnavailable: it does not, so that what was written may be lost.
-        """
-        if self._identity != _identity(self._path) or self._companions != self._companions_now():
-            raise StorageUnavailable("the database file, or its -wal or -shm, was moved or replaced while it was used")
-
-    async def _renew(self) -> None:
-        found = _identity(self._path)
-        if found is None:
-            # It is not made anew: an empty one in place of a volume that is not mounted would let everybody in again.
-            raise StorageUnavailable("the database file is gone")
-        before = self._connection
-        if before is not None and found != self._identity:
-            if any(ours and ours == now for ours, now in zip(self._companions, self._companions_now(), strict=True)):
-                # SQLite would play what they hold into whatever file they lie beside.
-                raise StorageUnavailable("the database file was replaced, but not the -wal and -shm files beside it")
-            await asyncio.to_thread(_prepare, self._path, create=False)
-            await self.open()
-            await before.close()
-
-    def _companions_now(self) -> list[tuple[int, int] | None]:
-        return [_identity(_beside(self._path, suffix)) for suffix in ("-wal", "-shm")]
+def _opened(connection: aiosqlite.Connection | None) -> aiosqlite.Connection:
+    if connection is None:
+        raise StorageUnavailable("the database is closed")
+    return connection
 
 
 @contextmanager
@@ -293,10 +257,9 @@ def _told_as_unavailable(what: str) -> Iterator[None]:
         raise StorageUnavailable(f"{what}: {error.strerror}") from error
 
 
-def _identity(path: Path | str) -> tuple[int, int] | None:
-    """What the path names just now: device and inode."""
+def _identity(path: Path) -> Identity | None:
     try:
-        found = os.stat(path)  # noqa: PTH116  # with each read, and Path's own takes twice as long
+        found = path.stat()
     except OSError:
         return None
     return found.st_dev, found.st_ino
@@ -317,12 +280,8 @@ def _uri(path: Path, mode: str) -> str:
     return f"{path.absolute().as_uri()}?mode={mode}"
 
 
-def _prepare(path: Path, *, create: bool) -> None:
-    """Look whether the file is fit to be used, switch it to WAL for good, and bring its schema up to date.
-
-    Args:
-        path: the file.
-        create: make the file if it is missing, and its tables if it is empty.
+def _prepare(path: Path) -> None:
+    """Check the file, made if it is missing, switch it to WAL for good, and bring its schema up to date.
 
     Raises:
         sqlite3.Error: it cannot be opened, or is no database.
@@ -335,15 +294,12 @@ def _prepare(path: Path, *, create: bool) -> None:
     if path.exists() and not os.access(path, os.W_OK):
         # SQLite would open it for reading, and would go on so when it can be written to again.
         raise StorageUnavailable("the file cannot be written to")
-    if create:
-        # It holds addresses and hashes, so nobody else may read it; SQLite gives its companions the same mode.
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+    # It holds addresses and hashes, so nobody else may read it; SQLite gives its companions the same mode.
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
     with closing(
         sqlite3.connect(_uri(path, "rw"), uri=True, timeout=OPENING_TIMEOUT, isolation_level=None)
     ) as connection:
         version = _schema_version(connection)
-        if not create and version == 0:
-            raise StorageUnavailable("the file was replaced by an empty one")
         if path.stat().st_size <= LOOKED_THROUGH:
             found = _findings(connection, "quick_check(1)")
             if found:
