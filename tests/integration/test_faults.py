@@ -223,7 +223,7 @@ async def test_a_read_only_file_is_refused_until_it_can_be_written_to(path: Path
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sqlite_file, "BUSY_TIMEOUT", 0.05)
-    monkeypatch.setattr(sqlite_file, "PATIENCE", 0.2)
+    monkeypatch.setattr(sqlite_file, "CALL_TIMEOUT", 0.2)
 
 
 @pytest.mark.usefixtures("impatient")

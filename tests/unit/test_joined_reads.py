@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.fake_time import in_fake_time
-from usersvc.adapters.sqlite_file import PATIENCE
+from usersvc.adapters.sqlite_file import CALL_TIMEOUT
 from usersvc.adapters.sqlite_joined import MOST, JoinedReads
 from usersvc.application.ports import CAUSE, Cause, StorageUnavailable
 
@@ -197,9 +197,9 @@ async def test_nobody_waits_longer_than_for_a_read_of_his_own() -> None:
         return loop.time() - began
 
     waited = await asyncio.gather(
-        *(wait(query, seconds) for query in (DOUBLE, NEGATIVE) for seconds in (0, 1, 1, 3, PATIENCE + 1))
+        *(wait(query, seconds) for query in (DOUBLE, NEGATIVE) for seconds in (0, 1, 1, 3, CALL_TIMEOUT + 1))
     )
-    assert max(waited) <= PATIENCE + 0.001
+    assert max(waited) <= CALL_TIMEOUT + 0.001
     store.may_answer.set()
     assert await reads.value(DOUBLE, [4]) == 8
 
@@ -230,7 +230,7 @@ async def test_nobody_waits_longer_because_others_are_read_for_again() -> None:
     loop = asyncio.get_running_loop()
 
     async def slow_and_damaged(*_: object) -> list[Any]:
-        await asyncio.sleep(PATIENCE / 2)
+        await asyncio.sleep(CALL_TIMEOUT / 2)
         raise StorageUnavailable("cannot read: it is damaged") from sqlite3.DatabaseError("malformed")
 
     reads = JoinedReads(slow_and_damaged)
@@ -242,7 +242,7 @@ async def test_nobody_waits_longer_because_others_are_read_for_again() -> None:
         return loop.time() - began
 
     waited = await asyncio.gather(*(wait(query) for query in (DOUBLE, DOUBLE, DOUBLE, NEGATIVE, NEGATIVE)))
-    assert max(waited) <= PATIENCE + 0.001
+    assert max(waited) <= CALL_TIMEOUT + 0.001
 
 
 async def test_nobody_is_left_waiting_when_everything_is_cancelled() -> None:

@@ -23,7 +23,7 @@ Work = Callable[[aiosqlite.Connection], Coroutine[Any, Any, T]]
 
 BUSY_TIMEOUT = 2.0
 """How long a statement waits for another process's lock, in seconds."""
-PATIENCE = 4.0
+CALL_TIMEOUT = 4.0
 """How long any call waits for the store in all, in seconds, before it says that the store is not available."""
 OPENING_TIMEOUT = 10.0
 """How long opening waits for a lock, in seconds: other processes may be making the file, or upgrading it."""
@@ -137,10 +137,10 @@ class DatabaseFile:
         """The rows that a query gives.
 
         Raises:
-            StorageUnavailable: they cannot be read, or not within ``PATIENCE``.
+            StorageUnavailable: they cannot be read, or not within ``CALL_TIMEOUT``.
         """
         with _told_as_unavailable("cannot read"):
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(CALL_TIMEOUT):
                 return await _rows(query, values, _opened(self._reader))
 
     async def change(self, statement: str, values: Sequence[int | str | None] = ()) -> list[Any]:
@@ -178,7 +178,7 @@ class DatabaseFile:
 
         with _told_as_unavailable("cannot write"):
             try:
-                async with asyncio.timeout(PATIENCE):
+                async with asyncio.timeout(CALL_TIMEOUT):
                     return await _to_its_end(self._writing, transaction)
             finally:
                 wanted = False

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
-from usersvc.adapters.sqlite_file import PATIENCE
+from usersvc.adapters.sqlite_file import CALL_TIMEOUT
 from usersvc.application.ports import StorageUnavailable
 
 MOST = 8
@@ -50,11 +50,11 @@ class JoinedReads:
         """The one value that a query gives: of the first column of its first row.
 
         Raises:
-            StorageUnavailable: it cannot be read, or not within ``PATIENCE``.
+            StorageUnavailable: it cannot be read, or not within ``CALL_TIMEOUT``.
         """
         loop = asyncio.get_running_loop()
         value: asyncio.Future[Any] = loop.create_future()
-        self._waiting.append(_Waiting(query, values, value, loop.time() + PATIENCE))
+        self._waiting.append(_Waiting(query, values, value, loop.time() + CALL_TIMEOUT))
         if self._reading is None:
             # In a context that is no request's: it goes on for others.
             self._reading = asyncio.create_task(self._read_all(), context=Context())
