@@ -24,6 +24,7 @@ from usersvc.web.access import AdminToken
 from usersvc.web.client_address import Network, client_address
 from usersvc.web.parsing import BODY_TIMEOUT, VIOLATIONS, StrictParser, refuse_too_many
 from usersvc.web.problems import InvalidRequest, NotAcceptable, RateLimited, Stopping, problem_response
+from usersvc.web.router import BoundedRouter
 from usersvc.web.schemas import NO_PARAMETER, RegistrationSchema, shown
 
 if TYPE_CHECKING:
@@ -154,6 +155,8 @@ def create_app(
         middlewares=[answering(observe, trusted_proxies, trace), *guards, content_negotiation, validation_middleware],
         client_max_size=max_body_bytes,
     )
+    # The argument for it is deprecated, without a replacement.
+    app._router = BoundedRouter()  # noqa: SLF001
     app[handlers.REGISTRATION] = service
     app[handlers.WAITING_CLIENT] = waiting_client
     app[handlers.METRICS] = metrics
