@@ -126,14 +126,19 @@ class UserRegistrationService:
         return Outcome(earlier.user, replayed=True)
 
     async def _is_same(self, registration: Registration, earlier: EarlierRegistration, waiting: Waiting) -> bool:
-        if (registration.email.typed, registration.age.years) != (earlier.user["email"], earlier.user["age"]):
-            return False
+        """Whether a registration repeats an earlier one.
+
+        The password is verified in any case: a repeat costs one hash, as a registration does, so that neither its price
+        nor its time helps to guess what was registered.
+        """
         try:
             with waiting():
-                return await self._hasher.verify(registration.password, earlier.password_hash)
+                same_password = await self._hasher.verify(registration.password, earlier.password_hash)
         except ValueError:
-            # The pepper has changed meanwhile, so that nobody can tell any more.
+            # The pepper has changed since, so the password cannot be verified.
             return False
+        same_user = (registration.email.typed, registration.age.years) == (earlier.user["email"], earlier.user["age"])
+        return same_user and same_password
 
     async def _store(self, registration: Registration, waiting: Waiting, key: IdempotencyKey | None = None) -> UserView:
         with waiting():
