@@ -76,7 +76,7 @@ bench-asgi: .venv/everything.stamp ## measure the ASGI adapter beside its peers
 	$(BIN)/python -m benchmarks.asgi
 
 .PHONY: bench-flood
-bench-flood: .venv/everything.stamp ## flood the service with registrations, and time who reads meanwhile
+bench-flood: .venv/everything.stamp ## flood the service with registrations and long paths, and time reads meanwhile
 	$(BIN)/python -m benchmarks.flood
 
 .PHONY: bench-many

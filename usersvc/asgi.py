@@ -500,7 +500,7 @@ def _request_class(app: web.Application, server: web.Server) -> type[_Request]:
 
 
 def _is_aiohttps(method: object, kind: type, name: str) -> bool:
-    """Whether this is the method that aiohttp has defined, not one put in its place."""
+    """Whether this is the method that the class, aiohttp's or a subclass, was defined with, and not a replacement."""
     function = getattr(method, "__func__", method)
     module = sys.modules[next(k for k in kind.__mro__ if name in vars(k)).__module__]
     return type(function) is types.FunctionType and function.__globals__ is vars(module)
@@ -522,16 +522,20 @@ def _is_simple(route: web.AbstractRoute) -> bool:
 def _fixed_routes(app: web.Application) -> dict[bytes, dict[str, tuple[web.AbstractRoute, _Handler]]]:
     """The routes that a path and a method decide upon alone, with their handlers in their middlewares.
 
+    A router of a subclass may find other routes, unless it has a true attribute `finds_fixed_paths_as_aiohttp`.
+
     Private: what `Application._handle` and `UrlDispatcher.resolve` do for these routes, neither of which is called.
     """
     table: dict[bytes, dict[str, tuple[web.AbstractRoute, _Handler]]] = {}
     router = app.router
-    plain = type(app) is web.Application and type(router) is UrlDispatcher and not router._matched_sub_app_resources  # noqa: SLF001
+    as_aiohttp = type(router) is UrlDispatcher or getattr(router, "finds_fixed_paths_as_aiohttp", False)
+    plain = type(app) is web.Application and as_aiohttp and not router._matched_sub_app_resources  # noqa: SLF001
     if not plain or app._has_legacy_middlewares:  # noqa: SLF001
         return table
     if not (
         _is_aiohttps(app._handle, web.Application, "_handle")  # noqa: SLF001
-        and _is_aiohttps(router.resolve, UrlDispatcher, "resolve")
+        and _is_aiohttps(UrlDispatcher.resolve, UrlDispatcher, "resolve")
+        and _is_aiohttps(router.resolve, type(router), "resolve")
         and _is_aiohttps(PlainResource.resolve, PlainResource, "resolve")
     ):
         return table  # somebody, perhaps one who traces, wants to see each request

@@ -21,7 +21,7 @@ from usersvc.application.notifications import LEASE, NotificationDispatcher
 from usersvc.application.ports import CompleteStore, Notifier, Outbox, PasswordHasher, Users
 from usersvc.application.registration import UserRegistrationService
 from usersvc.asgi import AiohttpASGI, while_client_waits
-from usersvc.config import BadSetting, MemoryDatabase, PostgresDatabase, Settings, SqliteDatabase
+from usersvc.config import MIN_TOKEN_LENGTH, BadSetting, MemoryDatabase, PostgresDatabase, Settings, SqliteDatabase
 from usersvc.logs import configure_logging
 from usersvc.web.app import create_app
 
@@ -29,15 +29,12 @@ if TYPE_CHECKING:
     from usersvc.adapters.opentelemetry import OpenTelemetryTracing
     from usersvc.adapters.postgres import PostgresUsers
     from usersvc.adapters.redis_counts import RedisCounts
-    from usersvc.web.rate_limit import Counts, RateLimit
+    from usersvc.web.rate_limit import Counts, FailureLimit, RateLimit
 
 log = logging.getLogger(__name__)
 
 WEAK_COST = 10
 """Under this bcrypt is too fast (OWASP Password Storage Cheat Sheet, "bcrypt")."""
-
-GOOD_TOKEN_LENGTH = 22
-"""Characters; as many of base64 hold 128 bits (OWASP ASVS 5.0, 7.2.3)."""
 
 
 def create_service_app(settings: Settings, *, lease: timedelta = LEASE) -> web.Application:
@@ -106,8 +103,8 @@ def create_service_app(settings: Settings, *, lease: timedelta = LEASE) -> web.A
                 log.warning("%s has no effect in this version", name)
             if settings.admin_token is None:
                 log.warning("nothing protects GET /users and /metrics: whoever reaches the service can list everybody")
-            elif len(settings.admin_token) < GOOD_TOKEN_LENGTH:
-                log.warning("USERSVC_ADMIN_TOKEN has under %d characters: it may be guessed", GOOD_TOKEN_LENGTH)
+            elif len(settings.admin_token) < MIN_TOKEN_LENGTH:
+                log.warning("USERSVC_ADMIN_TOKEN has under %d characters: it may be guessed", MIN_TOKEN_LENGTH)
             yield
 
     return create_app(
@@ -115,6 +112,7 @@ def create_service_app(settings: Settings, *, lease: timedelta = LEASE) -> web.A
         resources=resources,
         max_body_bytes=settings.max_body_bytes,
         admin_token=settings.admin_token,
+        admin_failures=_failure_limit(settings, shared_counts),
         rate_limit=_rate_limit(settings, shared_counts, metrics),
         cors_origins=settings.cors_origins,
         trusted_proxies=settings.trusted_proxies,
@@ -138,7 +136,7 @@ def _tracing(settings: Settings) -> "OpenTelemetryTracing | None":
 
 
 def _shared_counts(settings: Settings) -> "RedisCounts | None":
-    if settings.register_rate is None or settings.rate_limit_store is None:
+    if settings.rate_limit_store is None or (settings.register_rate is None and settings.admin_token is None):
         return None
     from usersvc.adapters.redis_counts import RedisCounts  # noqa: PLC0415  # an extra, which may be missing
 
@@ -156,6 +154,14 @@ def _rate_limit(
     if shared_counts is not None:
         counts = FallingBack(shared_counts, counts, metrics.rate_limit_fallbacks.inc)
     return RateLimit(settings.register_rate, trusted_proxies=settings.trusted_proxies, counts=counts)
+
+
+def _failure_limit(settings: Settings, shared_counts: "RedisCounts | None") -> "FailureLimit | None":
+    if settings.admin_token is None:
+        return None
+    from usersvc.web.rate_limit import FailureLimit  # noqa: PLC0415  # slow to import
+
+    return FailureLimit(trusted_proxies=settings.trusted_proxies, shared=shared_counts)
 
 
 def create_users(settings: Settings) -> "InMemoryUsers | SqliteUsers | PostgresUsers":

@@ -23,10 +23,15 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 MIN_PEPPER_LENGTH = 16
+MIN_TOKEN_LENGTH = 22
+"""Characters of the admin token if other hosts can connect: 22 of base64 hold 128 bits (OWASP ASVS 5.0, 11.5.1)."""
 LAST_PORT = 65535
 DEFAULT_RATE = "60/minute"
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
+TOKEN_FORM = (
+    f"a secret of visible ASCII characters, at least {MIN_TOKEN_LENGTH} unless USERSVC_HOST is a loopback address"
+)
 SMTP_URL_FORMS = "smtp://host, smtps://host or smtp+starttls://host, with user:password@ and :port as needed"
 
 SECRETS = ("DATABASE_URL", "PASSWORD_PEPPER", "ADMIN_TOKEN", "RATE_LIMIT_STORE", "SMTP_URL")
@@ -180,7 +185,7 @@ class Settings:
             ),
             admin_token=read(
                 "ADMIN_TOKEN",
-                "a secret of visible ASCII characters, best 128 random bits or more",
+                TOKEN_FORM,
                 _token,
                 None,
             ),
@@ -215,6 +220,8 @@ class Settings:
         )
         if isinstance(settings.database, MemoryDatabase) and settings.workers > 1:
             raise BadSetting("USERSVC_WORKERS accepts 1 with memory://: processes do not share their memory.")
+        if settings.admin_token and len(settings.admin_token) < MIN_TOKEN_LENGTH and not _is_loopback(settings.host):
+            raise BadSetting(f"USERSVC_ADMIN_TOKEN accepts {TOKEN_FORM}.")
         if settings.smtp is not None and not settings.mail_from:
             raise BadSetting("USERSVC_MAIL_FROM accepts an email address, and is needed with USERSVC_SMTP_URL.")
         for name, accepts, extra, module, wanted in (
@@ -394,6 +401,13 @@ def _token(text: str) -> str:
     if not re.fullmatch(r"[!-~]+", text):
         raise ValueError
     return text
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
 
 
 def _rate(text: str) -> "RateLimitItem":

@@ -6,6 +6,8 @@ A real ``usersvc serve`` on an SQLite file of some thousand users, without a lim
 registrations from more connections than the queue has places, and comes back soon after each refusal, whatever
 ``Retry-After`` says; another reads, at a fixed and modest rate, and counts from when a request was due. What bcrypt
 alone reaches is measured in the same run, before and after each round.
+
+A second flood follows in each round: paths of 8,000 slashes, from few connections and at a modest rate.
 """
 
 import argparse
@@ -37,6 +39,10 @@ RATIO_GOAL = 3.0
 """A page under the flood beside an idle one, at the median."""
 HASHES_GOAL = 0.95
 """Hashes a second beside bcrypt alone."""
+PATH_CONNECTIONS, PATH_RATE = 40, 71
+"""Of the flood of long paths: 71 requests a second are 570 kB/s."""
+LIVEZ_GOAL = 5.0
+"""Milliseconds of the 99th percentile of ``/livez`` under the flood of long paths."""
 
 
 def arguments() -> argparse.Namespace:
@@ -64,6 +70,7 @@ async def main(options: argparse.Namespace) -> None:
     idle: dict[str, list[float]] = {PAGE: [], LIVEZ: []}
     flooded: dict[str, list[float]] = {PAGE: [], LIVEZ: []}
     answers: dict[str, list[float]] = {"201": [], "503": []}
+    paths: dict[str, list[float]] = {}
     rates: list[float] = []
     retry_after: set[int] = set()
     with tempfile.TemporaryDirectory() as folder:
@@ -89,11 +96,14 @@ async def main(options: argparse.Namespace) -> None:
                 # The threads end what they had begun for clients that have gone.
                 await asyncio.sleep(2)
                 bare.append(bare_hashes())
+                add(paths, await flood_with_paths(service.port, options))
     print(f"{'':24} {'answers':>8} {'p50 ms':>8} {'p99 ms':>8} {'max ms':>8}")
     row("GET page, idle", idle[PAGE])
     row("GET page, flood", flooded[PAGE])
     row("GET /livez, idle", idle[LIVEZ])
     row("GET /livez, flood", flooded[LIVEZ])
+    row("GET /livez, long paths", paths[LIVEZ])
+    row("GET long path (404)", paths["404"])
     row("POST accepted (201)", answers.pop("201"))
     row("POST refused (503)", answers.pop("503"))
     for status, seconds in answers.items():
@@ -105,6 +115,17 @@ async def main(options: argparse.Namespace) -> None:
     print(f"accepted {rate:.2f}/s beside bcrypt alone {bound:.2f}/s: {rate / bound:.2f} (goal: {HASHES_GOAL})")
     print(f"page p50, flood / idle: {ratio:.2f} (goal: at most {RATIO_GOAL:g})")
     print(f"page p99 under the flood: {p99:.2f} ms (goal: at most {P99_GOAL:g} ms)")
+    livez_p99 = percentile(paths[LIVEZ], 99) * 1000
+    print(f"/livez p99 under long paths: {livez_p99:.2f} ms (goal: at most {LIVEZ_GOAL:g} ms)")
+
+
+async def flood_with_paths(port: int, options: argparse.Namespace) -> dict[str, list[float]]:
+    """Request long paths, and ``/livez`` meanwhile; the seconds that both took, by path or status."""
+    flooding = asyncio.create_task(load("paths", port, options.seconds, PATH_CONNECTIONS, PATH_RATE))
+    await asyncio.sleep(1)
+    meanwhile: dict[str, list[float]] = await load("read", port, options.seconds - 2, options.rate, LIVEZ)
+    flood: dict[str, list[float]] = await flooding
+    return meanwhile | flood
 
 
 def add(to: dict[str, list[float]], more: dict[str, list[float]]) -> None:

@@ -2,6 +2,7 @@
 
 python -m benchmarks.flood.load read PORT SECONDS RATE PATH...
 python -m benchmarks.flood.load flood PORT SECONDS CONNECTIONS PAUSE
+python -m benchmarks.flood.load paths PORT SECONDS CONNECTIONS RATE
 """
 
 import asyncio
@@ -153,10 +154,46 @@ async def flood(port: int, seconds: float, connections: int, pause: float) -> di
     return vars(seen)
 
 
+SEGMENTS = 8000
+"""Slashes in the path of ``request_long_paths``: as many as the server's limit on the target allows."""
+
+
+async def request_long_paths(port: int, seconds: float, connections: int, rate: float) -> dict[str, list[float]]:
+    """Request a path of many segments, on several connections; the seconds that responses took, by status.
+
+    Args:
+        port: of the service, on 127.0.0.1.
+        seconds: how long.
+        connections: each sends its next request after the response to the last one, and not before it is due.
+        rate: requests a second, of all connections together.
+    """
+    taken: dict[str, list[float]] = {}
+    until = time.perf_counter() + seconds
+    request = b"GET " + b"/" * SEGMENTS + b" HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+
+    async def client(number: int) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        due = time.perf_counter() + number / rate
+        while (now := time.perf_counter()) < until:
+            await asyncio.sleep(max(0, due - now))
+            sent = time.perf_counter()
+            writer.write(request)
+            head = await reader.readuntil(b"\r\n\r\n")
+            await reader.readexactly(_content_length(head))
+            taken.setdefault(head[9:12].decode(), []).append(time.perf_counter() - sent)
+            due += connections / rate
+        writer.close()
+        await writer.wait_closed()
+
+    await asyncio.gather(*map(client, range(connections)))
+    return taken
+
+
 if __name__ == "__main__":
     kind, port, seconds, first, *rest = sys.argv[1:]
     if kind == "read":
         print(json.dumps(read(int(port), float(seconds), float(first), rest)))
     else:
+        load = request_long_paths if kind == "paths" else flood
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            print(json.dumps(runner.run(flood(int(port), float(seconds), int(first), float(rest[0])))))
+            print(json.dumps(runner.run(load(int(port), float(seconds), int(first), float(rest[0])))))

@@ -12,6 +12,7 @@ from aiohttp.web_urldispatcher import UrlDispatcher
 
 from tests.asgi.fake_server import FakeServer
 from usersvc.asgi import AiohttpASGI
+from usersvc.web.router import BoundedRouter
 
 NAME = web.AppKey("NAME", str)
 SEEN = web.RequestKey("SEEN", list[str])
@@ -140,13 +141,22 @@ def own_router() -> web.Application:
     return app
 
 
-TABLED = {plain, with_middlewares, shadowed, any_first, nested}
+def bounded_router() -> web.Application:
+    app = web.Application()
+    app._router = BoundedRouter()
+    app.router.add_get("/", tells("index"))
+    app.router.add_get("/two", tells("two"))
+    app.router.add_get("/two/{x}", tells("dynamic"))
+    return app
+
+
+TABLED = {plain, with_middlewares, shadowed, any_first, nested, bounded_router}
 APPS = [*sorted(TABLED, key=lambda app: app.__name__), by_host, own_router]
 REQUESTS: list[tuple[str, str, dict[str, Any]]] = [
     (method, path, {})
     for path in (
         "/", "/two", "/two/", "/two/x", "/three", "/slash", "/slash/", "/sp%20ace", "/%C3%A9", "/%74wo", "/any", "/got",
-        "/view", "/sub", "/sub/", "/sub/two", "/missing", "//two", "/two%2F",
+        "/view", "/sub", "/sub/", "/sub/two", "/missing", "//two", "/two%2F", "/two/x/y",
     )
     for method in ("GET", "HEAD", "POST", "OPTIONS", "get")
 ] + [
@@ -237,12 +247,13 @@ async def test_what_a_view_does_when_it_is_made_stays_in_its_request() -> None:
 
 @pytest.mark.parametrize(("kind", "name"), [(web.Application, "_handle"), (UrlDispatcher, "resolve")])
 @pytest.mark.parametrize("of_instance", [False, True])
+@pytest.mark.parametrize("make", [plain, bounded_router])
 async def test_who_watches_aiohttp_at_work_sees_every_request(
-    kind: type, name: str, of_instance: bool, monkeypatch: pytest.MonkeyPatch
+    kind: type, name: str, of_instance: bool, make: Callable[[], web.Application], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Tracing tools put methods of their own in the place of these."""
     seen: list[str] = []
-    app = plain()
+    app = make()
     target: Any = (app if kind is web.Application else app.router) if of_instance else kind
     method = getattr(target, name)
 

@@ -2,6 +2,8 @@
 
 import re
 import shutil
+import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -106,6 +108,32 @@ def test_the_site_for_nginx_answers_no_other_host(start: StartService, tmp_path:
         assert ask(port, "users.example.com", "GET", "/livez").status_code == 200
         with pytest.raises(httpx.ConnectError):
             ask(port, "elsewhere.example", "GET", "/livez")
+
+
+@pytest.mark.skipif(NGINX is None, reason="needs nginx")
+def test_the_site_for_nginx_does_not_respond_to_another_host_in_a_connection_to_the_right_one(
+    start: StartService, tmp_path: Path
+) -> None:
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    expected = {
+        b"GET /livez HTTP/1.1\r\nHost: users.example.com\r\n": b"HTTP/1.1 200 ",
+        b"GET /livez HTTP/1.1\r\nHost: USERS.example.com.:443\r\n": b"HTTP/1.1 200 ",
+        b"GET /livez HTTP/1.1\r\nHost: evil.example\r\n": b"",
+        b"GET / HTTP/1.1\r\nHost: evil.example\r\n": b"",
+        b"GET /metrics HTTP/1.1\r\nHost: evil.example\r\n": b"",
+        b"GET /livez HTTP/1.1\r\nHost: 127.0.0.1\r\n": b"",
+        b"GET http://evil.example/livez HTTP/1.1\r\nHost: users.example.com\r\n": b"",
+    }
+    with nginx(tmp_path, start()) as port:
+        for head, beginning in expected.items():
+            with (
+                socket.create_connection(("127.0.0.1", port), DEADLINE) as plain,
+                context.wrap_socket(plain, server_hostname="users.example.com") as tls,
+            ):
+                tls.sendall(head + b"Connection: close\r\n\r\n")
+                answer = b"".join(iter(partial(tls.recv, 65536), b""))
+            assert answer[:13] == beginning, head
 
 
 @pytest.mark.skipif(SYSTEMD is None, reason="needs systemd-analyze")

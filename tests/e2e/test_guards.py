@@ -3,12 +3,13 @@
 import json
 import re
 import socket
+from pathlib import Path
 
 import httpx
 import pytest
 
 from tests.e2e.api import assert_common_headers, assert_problem, person
-from tests.e2e.server import DEADLINE, Service, StartService
+from tests.e2e.server import DEADLINE, Service, StartService, run_to_end
 
 TOKEN = "a-token-of-the-tests-4711"
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
@@ -16,7 +17,7 @@ BEARER = {"Authorization": f"Bearer {TOKEN}"}
 
 @pytest.fixture
 def guarded(start: StartService) -> Service:
-    return start(USERSVC_ADMIN_TOKEN=TOKEN)
+    return start(USERSVC_ADMIN_TOKEN=TOKEN, USERSVC_TRUSTED_PROXIES="127.0.0.1")
 
 
 def test_the_token_alone_lets_read_the_users(guarded: Service) -> None:
@@ -27,8 +28,11 @@ def test_the_token_alone_lets_read_the_users(guarded: Service) -> None:
         nobody = "/users/01936f3c-5e1a-7b3c-9d2e-4f5a6b7c8d9e"
         refusals = []
         for target in (user, nobody, "/users", "/users?limit=0", "/users/odd", "/users?nonsense=1"):
-            for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": f"Basic {TOKEN}"}):
-                refused = client.get(target, headers=headers)
+            for number, headers in enumerate(
+                ({}, {"Authorization": "Bearer wrong"}, {"Authorization": f"Basic {TOKEN}"})
+            ):
+                # From several addresses, as failures are limited.
+                refused = client.get(target, headers=headers | {"X-Forwarded-For": f"192.0.2.{number}"})
                 document = assert_problem(refused, 401, "unauthorized")
                 assert refused.headers["WWW-Authenticate"].startswith("Bearer ")
                 document.pop("instance")
@@ -71,8 +75,44 @@ def test_without_a_token_start_up_warns(service: Service) -> None:
     assert "nothing protects GET /users" in service.output
 
 
-def test_a_token_that_may_be_guessed_is_warned_of(start: StartService) -> None:
+def test_a_short_token_on_a_loopback_address_is_warned_of(start: StartService) -> None:
     assert "USERSVC_ADMIN_TOKEN has under 22 characters" in start(USERSVC_ADMIN_TOKEN="guess-me").output
+
+
+def test_a_short_token_on_another_address_stops_the_start(tmp_path: Path) -> None:
+    settings = {"USERSVC_ADMIN_TOKEN": "x" * 21, "USERSVC_HOST": "0.0.0.0"}
+    ended = run_to_end(tmp_path, settings)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr == (
+        "usersvc: USERSVC_ADMIN_TOKEN accepts a secret of visible ASCII characters, "
+        "at least 22 unless USERSVC_HOST is a loopback address.\n"
+    )
+
+
+def test_guesses_of_the_token_are_limited_for_each_client(guarded: Service) -> None:
+    def status(token: str | None, address: str, target: str = "/users") -> int:
+        headers = {"X-Forwarded-For": address} | ({} if token is None else {"Authorization": f"Bearer {token}"})
+        return client.get(target, headers=headers).status_code
+
+    with guarded.client() as client:
+        targets = ("/users", "/users/odd", "/metrics", "/users?limit=0", "/users")
+        assert [status(f"guess {at}", "192.0.2.1", targets[at % 5]) for at in range(12)] == [401] * 10 + [429] * 2
+        # The limit holds for the right token, too, as the token is not compared any more.
+        assert status(TOKEN, "192.0.2.1") == 429
+        assert status(TOKEN, "192.0.2.1", "/metrics") == 429
+        # Who sends none guesses nothing, and what needs none is open.
+        assert status(None, "192.0.2.1") == 401
+        assert status("guess", "192.0.2.1", "/livez") == 200
+        # Other clients are not affected, and right tokens and missing ones not counted.
+        assert [status(token, "192.0.2.2") for token in (TOKEN, None) * 11] == [200, 401] * 11
+
+        guess = {"Authorization": "Bearer guess", "X-Forwarded-For": "192.0.2.1"}
+        refused = client.get("/users", headers=guess)
+        assert_problem(refused, 429, "rate-limited")
+        wait = int(refused.headers["Retry-After"])
+        assert 1 <= wait <= 60
+        assert refused.headers["RateLimit"] == f'"admin-token";r=0;t={wait}'
+        assert refused.headers["RateLimit-Policy"] == '"admin-token";q=10;w=60'
 
 
 def test_who_registers_too_often_waits(start: StartService) -> None:

@@ -38,6 +38,21 @@ def test_another_body_is_refused(client: httpx.Client) -> None:
         assert_problem(client.post("/register", json=other, headers=named), 422, "idempotency-key-reused")
 
 
+def test_trying_passwords_under_a_key_costs_hashes_and_counts_against_the_limit(start: StartService) -> None:
+    service = start(USERSVC_REGISTER_RATE="5/hour")
+    body, named = person(), key()
+    with service.client() as client:
+        assert client.post("/register", json=body, headers=named).status_code == 201
+        for other in (body | {"password": PASSWORD[::-1]}, body | {"age": 31}, person(), person(password="x" * 20)):
+            answer = client.post("/register", json=other, headers=named)
+            assert_problem(answer, 422, "idempotency-key-reused")
+            assert "RateLimit" in answer.headers
+        assert_problem(client.post("/register", json=body, headers=named), 429, "rate-limited")
+        metrics = client.get("/metrics").text
+    for operation, count in (("hash", 1), ("verify", 4)):
+        assert f'usersvc_hashing_duration_seconds_count{{operation="{operation}"}} {count}.0' in metrics
+
+
 def test_many_at_once_make_one_user_and_equal_answers(client: httpx.Client) -> None:
     body, named = person(), key()
     with ThreadPoolExecutor(8) as threads:

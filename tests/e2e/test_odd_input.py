@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import socket
 import struct
 from collections.abc import Iterator
@@ -151,6 +152,27 @@ def test_an_odd_target_has_an_ordinary_answer(service: Service, target: bytes, s
     assert "x-injected" not in answer.headers
     assert "set-cookie" not in answer.headers
     assert json.loads(answer.rest)
+
+
+def cpu_seconds(service: Service) -> float:
+    """The CPU time that the service has used so far."""
+    with service.client() as client:
+        [seconds] = re.findall(r"^process_cpu_seconds_total (\S+)$", client.get("/metrics").text, re.MULTILINE)
+    return float(seconds)
+
+
+def test_a_path_of_many_segments_costs_no_more_than_another_of_its_length(service: Service) -> None:
+    costs = {}
+    for path in (b"/" + b"a" * 7999, b"/" * 8000, b"/." * 4000):
+        before = cpu_seconds(service)
+        for _ in range(40):
+            requests = (b"GET " + path + b" HTTP/1.1\r\nHost: test\r\n\r\n") * 5
+            answers = read_responses(service.talk(requests + LAST))
+            assert [answer.status for answer in answers] == [404] * 5 + [200]
+            assert {answer.headers["content-type"] for answer in answers[:5]} == {"application/problem+json"}
+        costs[path] = cpu_seconds(service) - before
+    # 200 searches would take 2 s.
+    assert max(costs.values()) < 3 * min(costs.values()) + 0.2, costs
 
 
 def test_pipelined_requests_are_answered_in_their_order(service: Service) -> None:

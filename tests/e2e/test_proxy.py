@@ -1,12 +1,15 @@
 """Two instances of the service behind a real nginx, which has the configuration of ``deploy/``."""
 
 import json
+import re
 import socket
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
+from email.message import Message
 from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import NamedTuple
 from uuid import uuid4
@@ -87,6 +90,55 @@ def test_a_request_has_one_id_in_the_answer_and_in_both_logs(deployed: Deploymen
         assert (line["status"], line["client"], line["method"]) == (200, "127.0.0.1", "GET")
         [instance] = [each for each in deployed.instances if line["instance"] == "{}:{}".format(*each.address)]
         instance.wait_for_output(f'"request_id":"{request_id}"')
+
+
+@contextmanager
+def recording_instance() -> Iterator[tuple[tuple[str, int], list[Message]]]:
+    """A server that keeps the header fields of each request."""
+    received: list[Message] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            received.append(self.headers)
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(201)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            """Stay silent."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield ("127.0.0.1", server.server_port), received
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def test_an_idempotency_key_cannot_be_read_from_the_log_or_the_request_id(tmp_path: Path) -> None:
+    with (
+        recording_instance() as (address, received),
+        proxy(tmp_path, [address, address]) as front,
+        front.client() as client,
+    ):
+        for _ in range(20):
+            client.post("/register", json=person())
+        own = {"Idempotency-Key": "the-key-of-the-client", "X-Request-ID": "the-id-of-the-client"}
+        client.post("/register", json=person(), headers=own)
+    # nginx writes a line after the response: all are there when it has ended.
+    lines = front.log.splitlines()
+    *generated, given = [(headers["Idempotency-Key"], headers["X-Request-ID"]) for headers in received]
+    assert given == ("the-key-of-the-client", "the-id-of-the-client")
+    assert [json.loads(line)["request_id"] for line in lines] == [*(id_ for _, id_ in generated), given[1]]
+    # No value comes twice, neither among the keys nor among the ids, nor as a part of the other.
+    values = [value for pair in generated for value in pair]
+    assert all(re.fullmatch("[0-9a-f]{16}", value) for value in values)
+    assert len({*values}) == 40
+    for key, _ in [*generated, given]:
+        assert key not in "".join(lines)
 
 
 @pytest.mark.parametrize("size", [20_000, 100_000], ids=["by the service", "by the proxy"])

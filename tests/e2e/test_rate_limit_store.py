@@ -59,6 +59,25 @@ def test_two_services_share_one_limit(tmp_path: Path, redis: RedisServer) -> Non
         assert redis.password not in one.output + other.output
 
 
+def test_two_services_share_the_limit_on_wrong_admin_tokens(tmp_path: Path, redis: RedisServer) -> None:
+    folders = tmp_path / "one", tmp_path / "other"
+    for folder in folders:
+        folder.mkdir()
+    token = "a-token-of-the-tests-4711"
+    # With nothing else to share.
+    ours = settings(redis, "") | {"USERSVC_ADMIN_TOKEN": token}
+    with running(folders[0], ours) as one, running(folders[1], ours) as other:
+
+        def status(service: Service, given: str) -> int:
+            with service.client() as client:
+                return client.get("/users", headers={"Authorization": f"Bearer {given}"}).status_code
+
+        assert [status(one, "wrong") for _ in range(9)] == [401] * 9
+        assert status(other, token) == 200
+        assert [status(other, "wrong") for _ in range(2)] == [401, 429]
+        assert [status(other, token), status(one, "wrong"), status(one, token)] == [429, 401, 429]
+
+
 def test_two_workers_share_one_limit(tmp_path: Path, redis: RedisServer) -> None:
     two = {"USERSVC_WORKERS": "2", "USERSVC_PORT": str(free_port())}
     with running(tmp_path, settings(redis, "20/hour") | two) as service:

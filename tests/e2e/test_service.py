@@ -4,8 +4,11 @@ import asyncio
 import gzip
 import itertools
 import json
+import re
+import time
 import unicodedata
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -25,6 +28,7 @@ from tests.e2e.api import (
     users_from,
 )
 from tests.e2e.server import Service, StartService
+from usersvc.application.registration import CHECK_INTERVAL
 
 JSON = {"Content-Type": "application/json"}
 NOBODY = UUID("01936f3c-5e1a-7b3c-9d2e-4f5a6b7c8d9e")
@@ -152,6 +156,20 @@ def test_head_leaves_the_connection_fit_for_the_next_request(service: Service) -
     second = RawResponse.read(first.rest)
     assert (first.status, second.status) == (200, 200)
     assert json.loads(second.rest) == {"data": {"status": "ok"}}
+
+
+def test_readiness_probes_share_checks_of_the_store(start: StartService) -> None:
+    service = start()
+    begun = time.monotonic()
+    with ThreadPoolExecutor(8) as threads, service.client() as client:
+        statuses = {*threads.map(lambda _: client.get("/readyz").status_code, range(200))}
+        checks = re.findall(
+            r'^usersvc_storage_call_duration_seconds_count{operation="check"} (.+)$',
+            client.get("/metrics").text,
+            re.MULTILINE,
+        )
+    assert statuses == {200}
+    assert 1 <= float(checks[0]) <= 1 + (time.monotonic() - begun) / CHECK_INTERVAL
 
 
 @pytest.mark.parametrize("path", ["/livez", "/readyz"])

@@ -124,6 +124,53 @@ async def test_hashes_that_are_stored_somewhere_verify_forever() -> None:
         )
 
 
+@pytest.fixture
+def work(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The rounds of each computation of bcrypt."""
+    rounds: list[int] = []
+    hashpw, checkpw = bcrypt.hashpw, bcrypt.checkpw
+
+    def counting_hashpw(password: bytes, salt: bytes) -> bytes:
+        rounds.append(2 ** int(salt[4:6]))
+        return hashpw(password, salt)
+
+    def counting_checkpw(password: bytes, hashed: bytes) -> bool:
+        equal = checkpw(password, hashed)
+        rounds.append(2 ** int(hashed[4:6]))
+        return equal
+
+    monkeypatch.setattr(bcrypt, "hashpw", counting_hashpw)
+    monkeypatch.setattr(bcrypt, "checkpw", counting_checkpw)
+    return rounds
+
+
+@pytest.mark.parametrize(
+    ("stored_cost", "rounds"),
+    [(4, 2**8), (7, 2**8), (8, 2**8), (9, 2**9)],
+    ids=["cheapest", "cheaper", "same", "dearer"],
+)
+@pytest.mark.parametrize("password", ["the right one", "a wrong one", "with a \0"])
+@pytest.mark.parametrize("foreign", [False, True])
+async def test_verifying_costs_at_least_what_hashing_costs(
+    work: list[int], stored_cost: int, rounds: int, password: str, foreign: bool
+) -> None:
+    stored = bcrypt.hashpw(b"the right one", bcrypt.gensalt(stored_cost)).decode()
+    if not foreign:
+        stored = BcryptPasswordHasher(cost=stored_cost, workers=1)._hash(Password("the right one"))
+    work.clear()
+    async with BcryptPasswordHasher(cost=8, workers=1) as hasher:
+        assert await hasher.verify(Password(password), PasswordHash(stored)) == (password == "the right one")
+        assert sum(work) == rounds
+
+
+async def test_a_hash_that_cannot_be_verified_costs_what_another_costs(work: list[int]) -> None:
+    async with BcryptPasswordHasher(cost=8, workers=1) as hasher:
+        with pytest.raises(ValueError, match="another scheme or pepper"):
+            await hasher.verify(Password("password"), PasswordHash("$hmac-sha384-bcrypt$12345678$2b$04$" + "a" * 53))
+    # All but the cheapest one.
+    assert sum(work) == 2**8 - 2**4
+
+
 async def test_closing_begins_nothing_new_and_ends_what_is_in_hand() -> None:
     hasher = BcryptPasswordHasher(cost=4, workers=1)
     async with hasher:

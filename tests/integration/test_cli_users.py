@@ -548,7 +548,7 @@ def test_a_secret_in_a_file_is_told_by_the_name_of_the_file(usersvc: Commands, m
 def test_settings_are_told_with_their_sources_and_without_secrets(
     usersvc: Commands, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    usersvc.write(".env", "USERSVC_PORT=8081\nUSERSVC_ADMIN_TOKEN=hunter2-hunter2\nUSERSVC_HOST=example.com\n")
+    usersvc.write(".env", "USERSVC_PORT=8081\nUSERSVC_ADMIN_TOKEN=hunter2-hunter2-hunter2\nUSERSVC_HOST=example.com\n")
     monkeypatch.setenv("USERSVC_HOST", "127.0.0.2")
     monkeypatch.setenv("USERSVC_PASSWORD_PEPPER", "hunter2-hunter2-hunter2")
     monkeypatch.setenv("USERSVC_SMTP_URL", "smtps://user:hunter2@mail.example.com")

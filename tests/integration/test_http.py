@@ -77,6 +77,13 @@ async def problem(response: Any, status: int, code: str) -> dict[str, Any]:
     return document
 
 
+async def test_a_path_of_many_segments_is_not_found(client: Client) -> None:
+    await problem(await client.get("/" * 8000), 404, "not-found")
+    head = await client.head("/" * 8000)
+    assert (head.status, await head.read()) == (404, b"")
+    assert head.headers["Content-Type"] == "application/problem+json"
+
+
 def flaws(document: dict[str, Any]) -> set[tuple[str, str]]:
     assert all(flaw["message"] for flaw in document["errors"])
     return {(flaw["field"], flaw["code"]) for flaw in document["errors"]}

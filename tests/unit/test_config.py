@@ -251,6 +251,33 @@ def test_any_text_is_a_mail_server_or_refused(start: str, text: str) -> None:
         assert settings.smtp is None or settings.smtp.host
 
 
+@pytest.mark.parametrize(
+    ("host", "token", "is_accepted"),
+    [
+        ("127.0.0.1", "x", True),
+        ("127.8.9.10", "x" * 21, True),
+        ("::1", "x" * 21, True),
+        ("localhost", "x" * 21, True),
+        ("LOCALHOST", "x" * 21, True),
+        ("0.0.0.0", "x" * 21, False),
+        ("0.0.0.0", "x" * 22, True),
+        ("::", "x" * 21, False),
+        ("192.0.2.1", "x" * 21, False),
+        ("localhost.example.com", "x" * 21, False),
+        ("users.example.com", "x" * 21, False),
+        ("users.example.com", "x" * 22, True),
+    ],
+)
+def test_a_short_admin_token_is_accepted_on_loopback_addresses_only(host: str, token: str, is_accepted: bool) -> None:
+    if is_accepted:
+        assert read(host=host, admin_token=token).admin_token == token
+    else:
+        with pytest.raises(
+            BadSetting, match=r"^USERSVC_ADMIN_TOKEN accepts .* at least 22 unless USERSVC_HOST is a loop"
+        ):
+            read(host=host, admin_token=token)
+
+
 def test_secrets_are_never_shown() -> None:
     assert "sixteen or more!" not in repr(read(password_pepper="sixteen or more!"))
     assert "hunter2" not in repr(read(admin_token="hunter2"))

@@ -183,6 +183,19 @@ def test_kustomize_makes_one_of_everything() -> None:
     assert all(selector.items() <= pod["metadata"]["labels"].items() for selector in selectors)
 
 
+def test_the_proxy_logs_and_returns_nothing_that_leads_to_an_idempotency_key() -> None:
+    secrets = r"\$(request_id|generated_key|key|http_idempotency_key)\b"
+    used = [line.strip() for line in NGINX.splitlines() if re.search(secrets, line.partition("#")[0])]
+    assert used == [
+        "map $request_id $generated_id {",
+        "map $request_id $generated_key {",
+        "map $http_idempotency_key $key {",
+        "default $http_idempotency_key;",
+        '"" $generated_key;',
+        "proxy_set_header Idempotency-Key $key;",
+    ]
+
+
 def test_the_proxys_problems_are_those_of_the_service() -> None:
     problems = [
         (int(status), orjson.loads(document))

@@ -1,3 +1,4 @@
+import asyncio
 from collections.abc import Iterator
 from unittest.mock import patch
 
@@ -6,7 +7,7 @@ from aiohttp.test_utils import make_mocked_request
 from limits import RateLimitItem, RateLimitItemPerMinute
 
 from usersvc.web.problems import RateLimited
-from usersvc.web.rate_limit import BoundedMemory, Counts, FallingBack, Hit, OwnCounts, RateLimit
+from usersvc.web.rate_limit import BoundedMemory, Counts, FailureLimit, FallingBack, Hit, OwnCounts, RateLimit
 
 
 class Clock:
@@ -140,3 +141,94 @@ async def test_without_the_shared_counts_those_of_the_process_go_on(memory: Boun
     elsewhere.count = 0
     assert (await ask("192.0.2.1"))["RateLimit"] == '"register";r=1;t=30'
     assert len(fallbacks) == 3
+
+
+class Guessing:
+    """A client that fails behind a limit of three failures a minute."""
+
+    def __init__(self, shared: Elsewhere | None = None) -> None:
+        self._limit = FailureLimit(RateLimitItemPerMinute(3), shared=shared)
+
+    async def fails(self, peer: str = "192.0.2.1") -> None:
+        request = make_mocked_request("GET", "/users").clone(remote=peer)
+        await self._limit.check(request)
+        await self._limit.count(request)
+
+    async def may_try(self, peer: str = "192.0.2.1") -> bool:
+        try:
+            await self._limit.check(make_mocked_request("GET", "/users").clone(remote=peer))
+        except RateLimited:
+            return False
+        return True
+
+
+async def test_failures_are_limited_until_the_window_ends(clock: Clock) -> None:
+    guessing = Guessing()
+    for _ in range(3):
+        assert await guessing.may_try()
+        await guessing.fails()
+        clock.now += 10
+    with pytest.raises(RateLimited) as refused:
+        await guessing.fails()
+    assert refused.value.headers == {
+        "RateLimit-Policy": '"admin-token";q=3;w=60',
+        "RateLimit": '"admin-token";r=0;t=30',
+        "Retry-After": "30",
+    }
+    clock.now += 29.9
+    assert not await guessing.may_try()
+    clock.now += 0.1
+    assert await guessing.may_try()
+
+
+async def test_attempts_that_do_not_fail_are_not_counted(clock: Clock) -> None:
+    guessing = Guessing()
+    for _ in range(100):
+        assert await guessing.may_try()
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("192.0.2.1", "192.0.2.2", False),
+        ("::ffff:192.0.2.1", "192.0.2.1", True),
+        ("2001:db8:0:1::1", "2001:db8:0:1:ffff::2", True),
+        ("2001:db8:0:1::1", "2001:db8:0:2::1", False),
+    ],
+)
+async def test_failures_of_one_client_do_not_affect_another(clock: Clock, one: str, other: str, same: bool) -> None:
+    guessing = Guessing()
+    for _ in range(3):
+        await guessing.fails(one)
+    assert not await guessing.may_try(one)
+    assert await guessing.may_try(other) != same
+
+
+async def test_failures_in_other_processes_are_learned_with_the_next_failure(clock: Clock) -> None:
+    elsewhere = Elsewhere()
+    guessing = Guessing(elsewhere)
+    await guessing.fails()
+    assert (elsewhere.count, await guessing.may_try()) == (1, True)
+    elsewhere.count = 2
+    await guessing.fails()
+    assert not await guessing.may_try()
+
+
+async def test_without_the_shared_counts_failures_are_limited_by_each_process(clock: Clock) -> None:
+    elsewhere = Elsewhere()
+    elsewhere.count = None
+    guessing = Guessing(elsewhere)
+    for _ in range(3):
+        await guessing.fails()
+    assert not await guessing.may_try()
+
+
+async def test_concurrent_failures_do_not_overtake_slow_shared_counts(clock: Clock) -> None:
+    class Slow(Elsewhere):
+        async def hit(self, rate: RateLimitItem, client: str) -> Hit | None:
+            await asyncio.sleep(0)
+            return await super().hit(rate, client)
+
+    guessing = Guessing(Slow())
+    outcomes = await asyncio.gather(*(guessing.fails() for _ in range(100)), return_exceptions=True)
+    assert sum(outcome is None for outcome in outcomes) == 3

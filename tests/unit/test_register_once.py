@@ -1,3 +1,4 @@
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -55,6 +56,26 @@ async def test_another_registration_under_the_key_is_refused(other: dict[str, An
     await registration.register_once(**ALICE, key="k")
     with pytest.raises(IdempotencyKeyReused):
         await registration.register_once(**ALICE | other, key="k")
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {},
+        {"email": "bob@example.com"},
+        {"age": 31},
+        {"password": "another horse battery"},
+        {"email": "bob@example.com", "age": 31, "password": "another horse battery"},
+    ],
+)
+async def test_a_repeat_costs_as_many_hashes_as_a_registration(other: dict[str, Any]) -> None:
+    hasher = CountingHasher()
+    registration = service(hasher=hasher)
+    await registration.register_once(**ALICE, key="k")
+    assert (hasher.hashed, hasher.verified) == (1, 0)
+    with suppress(IdempotencyKeyReused):
+        await registration.register_once(**ALICE | other, key="k")
+    assert (hasher.hashed, hasher.verified) == (1, 1)
 
 
 async def test_a_failure_uses_up_no_key() -> None:

@@ -71,10 +71,13 @@ class BcryptPasswordHasher:
         return await self._threads.run(partial(self._hash, password))
 
     async def verify(self, password: Password, password_hash: PasswordHash) -> bool:
-        """Tell whether this password gave that hash, whatever its cost was.
+        """Whether the hash was made from this password, at any cost.
+
+        It takes as long as ``hash``, or longer for a hash of a higher cost: also for a hash that is cheaper or cannot
+        be verified.
 
         Raises:
-            QueueFull: too many wait already; at once, before anything is done.
+            QueueFull: the queue is full; immediately, before any computation.
             ValueError: the hash is of another scheme, or was made with another pepper.
         """
         return await self._threads.run(partial(self._verify, password, password_hash))
@@ -97,26 +100,35 @@ class BcryptPasswordHasher:
         return PasswordHash(f"$hmac-sha384-bcrypt${self._pepper_id}{hashed}")
 
     def _verify(self, password: Password, password_hash: PasswordHash) -> bool:
+        computed = MIN_COST
+        try:
+            secret, hashed = self._comparable(password, password_hash)
+            equal = bcrypt.checkpw(secret, hashed)
+            computed = int(hashed[4:6])
+            return equal and not (_FOREIGN.match(password_hash) and b"\0" in secret)
+        except ValueError:
+            # bcrypt's own text may repeat a part of the hash.
+            raise ValueError("a hash of another scheme or pepper") from None
+        finally:
+            # One computation at each cost in between adds up to the configured cost: 2^c + 2^c + ... + 2^(n-1) = 2^n.
+            for cost in range(computed, self._cost):
+                bcrypt.hashpw(b"", bcrypt.gensalt(cost))
+
+    def _comparable(self, password: Password, password_hash: PasswordHash) -> tuple[bytes, bytes]:
+        """The input for bcrypt and the stored bcrypt string to compare with.
+
+        Raises:
+            ValueError: the hash is of another scheme, or was made with another pepper.
+        """
         if _FOREIGN.match(password_hash):
-            return _verify_foreign(password, password_hash)
+            return password.clear.encode("utf-8")[:BCRYPT_READS], f"$2b${password_hash[4:]}".encode("ascii")
         scheme = f"$hmac-sha384-bcrypt${self._pepper_id}$"
         if not password_hash.startswith(scheme):
-            raise ValueError("a hash of another scheme or pepper")
-        return bcrypt.checkpw(self._prepared(password), password_hash[len(scheme) - 1 :].encode("ascii"))
+            raise ValueError
+        return self._prepared(password), password_hash[len(scheme) - 1 :].encode("ascii")
 
     def _prepared(self, password: Password) -> bytes:
         return base64.b64encode(hmac.digest(self._key, password.clear.encode("utf-8"), "sha384"))
-
-
-def _verify_foreign(password: Password, password_hash: PasswordHash) -> bool:
-    clear = password.clear.encode("utf-8")
-    if b"\0" in clear:
-        return False
-    try:
-        return bcrypt.checkpw(clear[:BCRYPT_READS], f"$2b${password_hash[4:]}".encode("ascii"))
-    except ValueError:
-        # bcrypt's own text may repeat some of the hash.
-        raise ValueError("a hash of another scheme or pepper") from None
 
 
 def _fingerprint(pepper: bytes) -> str:

@@ -110,7 +110,7 @@ class RedisCounts:
         self._failed_at = None
         if self._away:
             self._away = False
-            log.info("Redis answers again: registrations are counted together")
+            log.info("Redis answers again: all processes count together")
         return admitted, left, ends - time.time()
 
     def _is_away(self, error: Exception) -> None:
@@ -118,4 +118,4 @@ class RedisCounts:
         if not self._away:
             self._away = True
             # By kind, since its text may hold an address or a name.
-            log.warning("Redis does not answer (%s): each process counts registrations by itself", type(error).__name__)
+            log.warning("Redis does not answer (%s): each process counts by itself", type(error).__name__)

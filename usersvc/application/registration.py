@@ -24,6 +24,9 @@ from usersvc.application.ports import (
 from usersvc.domain.errors import DomainError, Violation
 from usersvc.domain.user import EmailAddress, Password, Registration, User
 
+CHECK_INTERVAL = 1.0
+"""Seconds from the start of one check of the store to the next: no outcome that is reported is older."""
+
 Waiting = Callable[[], AbstractContextManager[None]]
 """What is entered while a password is hashed, and nothing has been stored yet: whoever is waited for by nobody any more
 can be given up there, and what it raises is raised."""
@@ -68,7 +71,8 @@ class UserRegistrationService:
         self._clock = clock
         self._on_registered = on_registered
         self.password_min_length = password_min_length
-        self._checking: asyncio.Future[None] | None = None
+        self._check: asyncio.Future[None] | None = None
+        self._check_started = 0.0
 
     async def register(self, *, email: str, password: str, age: int, waiting: Waiting = nullcontext) -> UserView:
         """Make a person a user; when this returns the user is stored, and so is that the person is to be told.
@@ -128,14 +132,19 @@ class UserRegistrationService:
         return Outcome(earlier.user, replayed=True)
 
     async def _is_same(self, registration: Registration, earlier: EarlierRegistration, waiting: Waiting) -> bool:
-        if (registration.email.typed, registration.age.years) != (earlier.user["email"], earlier.user["age"]):
-            return False
+        """Whether a registration repeats an earlier one.
+
+        The password is verified in any case: a repeat costs one hash, as a registration does, so that neither its price
+        nor its time helps to guess what was registered.
+        """
         try:
             with waiting():
-                return await self._hasher.verify(registration.password, earlier.password_hash)
+                same_password = await self._hasher.verify(registration.password, earlier.password_hash)
         except ValueError:
-            # The pepper has changed meanwhile, so that nobody can tell any more.
+            # The pepper has changed since, so the password cannot be verified.
             return False
+        same_user = (registration.email.typed, registration.age.years) == (earlier.user["email"], earlier.user["age"])
+        return same_user and same_password
 
     async def _store(self, registration: Registration, waiting: Waiting, key: IdempotencyKey | None = None) -> UserView:
         with waiting():
@@ -212,17 +221,21 @@ class UserRegistrationService:
     async def check(self) -> None:
         """Return if registrations can be stored and read.
 
+        The store is asked at most once in ``CHECK_INTERVAL``, as the check writes to the disk and any client may cause
+        it: all callers within that time share one check and its outcome, success or failure.
+
         Raises:
             StorageUnavailable: they cannot.
         """
-        # Whoever may ask may ask often; those who ask at once share one answer, since it takes a write to the disk.
-        if self._checking is None:
-            self._checking = asyncio.ensure_future(self._users.check())
-            self._checking.add_done_callback(self._checked)
-        await asyncio.shield(self._checking)
+        now = asyncio.get_running_loop().time()
+        if self._check is None or (self._check.done() and now - self._check_started >= CHECK_INTERVAL):
+            self._check_started = now
+            self._check = asyncio.ensure_future(self._users.check())
+            self._check.add_done_callback(_retrieve_exception)
+        await asyncio.shield(self._check)
 
-    def _checked(self, checking: asyncio.Future[None]) -> None:
-        self._checking = None
-        if not checking.cancelled():
-            # Everybody who asked may have gone, and asyncio complains of an error that nobody has looked at.
-            checking.exception()
+
+def _retrieve_exception(future: asyncio.Future[None]) -> None:
+    """Keep asyncio from reporting an exception when all callers have been cancelled."""
+    if not future.cancelled():
+        future.exception()

@@ -23,11 +23,12 @@ from usersvc.web import cors, handlers, openapi
 from usersvc.web.access import AdminToken
 from usersvc.web.client_address import Network, client_address
 from usersvc.web.parsing import BODY_TIMEOUT, VIOLATIONS, StrictParser, refuse_too_many
-from usersvc.web.problems import InvalidRequest, NotAcceptable, RateLimited, Stopping, problem_response
+from usersvc.web.problems import InvalidRequest, NotAcceptable, RateLimited, Stopping, Unauthorized, problem_response
+from usersvc.web.router import BoundedRouter
 from usersvc.web.schemas import NO_PARAMETER, RegistrationSchema, shown
 
 if TYPE_CHECKING:
-    from usersvc.web.rate_limit import RateLimit
+    from usersvc.web.rate_limit import FailureLimit, RateLimit
 
 access_log = logging.getLogger("usersvc.access")
 
@@ -118,6 +119,7 @@ def create_app(
     max_body_bytes: int = MAX_BODY_BYTES,
     body_timeout: float = BODY_TIMEOUT,
     admin_token: str | None = None,
+    admin_failures: "FailureLimit | None" = None,
     rate_limit: "RateLimit | None" = None,
     cors_origins: Sequence[str] = (),
     trusted_proxies: Sequence[Network] = (),
@@ -135,6 +137,7 @@ def create_app(
         max_body_bytes: a larger body is refused with 413.
         body_timeout: how long a body may take to arrive, in seconds, before it is refused with 408.
         admin_token: who sends it may read the users; None: anybody may.
+        admin_failures: limits how often a client address may send a wrong token; None: there is no limit.
         rate_limit: for registrations; None: as many as anybody likes.
         cors_origins: whose pages a browser lets use the service.
         trusted_proxies: whose ``X-Forwarded-For`` is believed, for the log.
@@ -149,11 +152,13 @@ def create_app(
         guards.append(cors.refused_as_any_options)
     guards.append(admission(rate_limit, check_capacity))
     if admin_token is not None:
-        guards.append(admitting(AdminToken(admin_token)))
+        guards.append(authentication(AdminToken(admin_token), admin_failures))
     app = web.Application(
         middlewares=[answering(observe, trusted_proxies, trace), *guards, content_negotiation, validation_middleware],
         client_max_size=max_body_bytes,
     )
+    # The argument for it is deprecated, without a replacement.
+    app._router = BoundedRouter()  # noqa: SLF001
     app[handlers.REGISTRATION] = service
     app[handlers.WAITING_CLIENT] = waiting_client
     app[handlers.METRICS] = metrics
@@ -277,16 +282,28 @@ def admission(rate_limit: "RateLimit | None", check_capacity: Callable[[], None]
     return admit
 
 
-def admitting(token: AdminToken) -> Middleware:
-    """Ask for the token before anything about the request is looked at, so that the answer tells nothing."""
+def authentication(token: AdminToken, failures: "FailureLimit | None") -> Middleware:
+    """Require the admin token before anything else of the request is examined, so that the response reveals nothing.
+
+    A request without ``Authorization`` is no attempt to guess the token, and is not counted.
+    """
 
     @web.middleware
-    async def admit(request: web.Request, handler: Handler) -> web.StreamResponse:
+    async def authenticate(request: web.Request, handler: Handler) -> web.StreamResponse:
         if _noted(request).get("security"):
-            token.admit(request.headers.getall("Authorization", ()))
+            authorization = request.headers.getall("Authorization", ())
+            if failures is None or not authorization:
+                token.admit(authorization)
+            else:
+                await failures.check(request)
+                try:
+                    token.admit(authorization)
+                except Unauthorized:
+                    await failures.count(request)
+                    raise
         return await handler(request)
 
-    return admit
+    return authenticate
 
 
 def _noted(request: web.Request) -> Mapping[str, Any]:

@@ -209,7 +209,12 @@ async def livez(_: web.Request) -> web.Response:
     return json_response({"data": {"status": "ok"}})
 
 
-@docs(tags=["operation"], summary="Tell whether the storage answers", problems=["storage-unavailable"])
+@docs(
+    tags=["operation"],
+    summary="Tell whether the storage answers",
+    description="The outcome of the last check, which is at most a second old.",
+    problems=["storage-unavailable"],
+)
 @response_schema(StatusDocumentSchema, 200, description="It does.")
 async def readyz(request: web.Request) -> web.Response:
     """``GET /readyz``."""

@@ -153,7 +153,7 @@ def _operation(
         codes.append("validation-failed")
     if protected and "security" in noted:
         operation["security"] = noted["security"]
-        codes.append("unauthorized")
+        codes += ["unauthorized", "rate-limited"]
     operation["responses"] = _successes(noted) | _failures(dict.fromkeys(codes))
     return operation
 

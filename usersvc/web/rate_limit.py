@@ -1,4 +1,4 @@
-"""How often one client may ask, counted before anything is done for it."""
+"""How often one client may register, and how often it may send a wrong admin token."""
 
 import math
 import time
@@ -8,15 +8,18 @@ from ipaddress import IPv4Address
 from typing import Protocol
 
 from aiohttp import web
-from limits import RateLimitItem
+from limits import RateLimitItem, RateLimitItemPerMinute
 from limits.aio.storage import Storage
 from limits.aio.strategies import FixedWindowRateLimiter
 
-from usersvc.web.client_address import Address, Network, client_address
+from usersvc.web.client_address import Network, client_address
 from usersvc.web.problems import RateLimited
 
 MOST_CLIENTS = 100_000
 """Of whom the memory keeps count at once, some 20 MB; the oldest is forgotten first."""
+
+ADMIN_FAILURE_RATE = RateLimitItemPerMinute(10)
+"""Wrong admin tokens of one client address."""
 
 Hit = tuple[bool, int, float]
 """What came of counting: whether it is admitted, how many more will be, and in how many seconds the window ends."""
@@ -158,7 +161,6 @@ class RateLimit:
         self._rate = rate
         self._trusted = trusted_proxies
         self._counts = counts
-        self._policy = f'"register";q={rate.amount};w={rate.get_expiry()}'
 
     async def admit(self, request: web.Request) -> dict[str, str]:
         """Count a request.
@@ -169,16 +171,79 @@ class RateLimit:
         Raises:
             RateLimited: the client has asked too often; with the same headers, and ``Retry-After``.
         """
-        client = _counted(client_address(request.remote, request.headers.getall("X-Forwarded-For", ()), self._trusted))
-        admitted, left, ends = await self._counts.hit(self._rate, client)
-        wait = max(1, math.ceil(ends))
-        headers = {"RateLimit-Policy": self._policy, "RateLimit": f'"register";r={left};t={wait}'}
+        admitted, left, ends = await self._counts.hit(self._rate, _client_key(request, self._trusted))
+        headers = _headers("register", self._rate, left, ends)
         if not admitted:
-            raise RateLimited(headers | {"Retry-After": str(wait)})
+            raise RateLimited(headers | {"Retry-After": str(_whole_seconds(ends))})
         return headers
 
 
-def _counted(address: Address | None) -> str:
+class FailureLimit:
+    """Limits how many credentials that are wrong one client address may send.
+
+    Over the limit, credentials are refused before they are compared, also right ones. What decides is the count of this
+    process: that check takes no time, and concurrent attempts cannot overtake it. From the shared counts, a process
+    learns with each failure whether the limit was reached elsewhere.
+    """
+
+    def __init__(
+        self,
+        rate: RateLimitItem = ADMIN_FAILURE_RATE,
+        *,
+        trusted_proxies: Sequence[Network] = (),
+        shared: SharedCounts | None = None,
+    ) -> None:
+        """Make one.
+
+        Args:
+            rate: how many failures in what time.
+            trusted_proxies: whose ``X-Forwarded-For`` is believed.
+            shared: counts that several processes have in common, if there are any.
+        """
+        self._rate = rate
+        self._trusted = trusted_proxies
+        self._shared = shared
+        self._own = BoundedMemory()
+
+    async def check(self, request: web.Request) -> None:
+        """Return if the client has failures left.
+
+        Raises:
+            RateLimited: it has not; with ``Retry-After`` and the RateLimit headers.
+        """
+        client = _client_key(request, self._trusted)
+        if await self._own.get(client) >= self._rate.amount:
+            ends = await self._own.get_expiry(client) - time.time()
+            headers = _headers("admin-token", self._rate, 0, ends)
+            raise RateLimited(headers | {"Retry-After": str(_whole_seconds(ends))})
+
+    async def count(self, request: web.Request) -> None:
+        """Count a failure of the client."""
+        client = _client_key(request, self._trusted)
+        await self._own.incr(client, self._rate.get_expiry())
+        if self._shared is None:
+            return
+        # The prefix keeps them apart from registrations at the same rate.
+        hit = await self._shared.hit(self._rate, f"admin-token {client}")
+        if hit is not None and hit[1] == 0:
+            await self._own.incr(client, self._rate.get_expiry(), self._rate.amount)
+
+
+def _headers(policy: str, rate: RateLimitItem, left: int, ends: float) -> dict[str, str]:
+    """What is left, for the client (draft-ietf-httpapi-ratelimit-headers-10)."""
+    return {
+        "RateLimit-Policy": f'"{policy}";q={rate.amount};w={rate.get_expiry()}',
+        "RateLimit": f'"{policy}";r={left};t={_whole_seconds(ends)}',
+    }
+
+
+def _whole_seconds(seconds: float) -> int:
+    return max(1, math.ceil(seconds))
+
+
+def _client_key(request: web.Request, trusted: Sequence[Network]) -> str:
+    """What a client is counted under: its IPv4 address, or the first 64 bits of its IPv6 address."""
+    address = client_address(request.remote, request.headers.getall("X-Forwarded-For", ()), trusted)
     if address is None:
         return "unknown"
     return str(address) if isinstance(address, IPv4Address) else address.packed[:8].hex()

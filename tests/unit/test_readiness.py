@@ -1,0 +1,90 @@
+"""The check of the store behind ``/readyz``: how often it is made, and who shares it."""
+
+import asyncio
+from contextlib import suppress
+
+import pytest
+
+from tests.fake_time import in_fake_time
+from tests.fakes import quick_service
+from usersvc.adapters.memory import InMemoryUsers
+from usersvc.application.ports import StorageUnavailable
+
+
+class CheckedUsers(InMemoryUsers):
+    """A store that counts its checks, which fail while it is broken."""
+
+    def __init__(self, duration: float = 0.0) -> None:
+        super().__init__()
+        self.checks = 0
+        self.broken = False
+        self._duration = duration
+
+    async def check(self) -> None:
+        self.checks += 1
+        broken = self.broken
+        await asyncio.sleep(self._duration)
+        if broken:
+            raise StorageUnavailable("out of order")
+
+
+@in_fake_time
+async def test_the_store_is_checked_at_most_once_a_second() -> None:
+    users = CheckedUsers()
+    service = quick_service(users)
+    for number in range(300):
+        await service.check()
+        assert users.checks == 1 + number // 100
+        await asyncio.sleep(0.0100001)
+
+
+@in_fake_time
+async def test_concurrent_callers_share_one_check_however_long_it_takes() -> None:
+    users = CheckedUsers(duration=4.0)
+    service = quick_service(users)
+    callers = [asyncio.create_task(service.check()) for _ in range(10)]
+    for _ in range(10):
+        await asyncio.sleep(0.3)
+        callers.append(asyncio.create_task(service.check()))
+    await asyncio.gather(*callers)
+    assert users.checks == 1
+    # The outcome is older than a second, if counted from the beginning of the check.
+    await service.check()
+    assert users.checks == 2
+
+
+@in_fake_time
+async def test_an_outcome_is_at_most_one_second_old() -> None:
+    users = CheckedUsers()
+    service = quick_service(users)
+    await service.check()
+
+    users.broken = True
+    await asyncio.sleep(0.99)
+    await service.check()
+    await asyncio.sleep(0.01)
+    with pytest.raises(StorageUnavailable):
+        await service.check()
+
+    users.broken = False
+    await asyncio.sleep(0.99)
+    with pytest.raises(StorageUnavailable):
+        await service.check()
+    await asyncio.sleep(0.01)
+    await service.check()
+    assert users.checks == 3
+
+
+@in_fake_time
+async def test_a_caller_that_goes_leaves_the_check_to_the_others() -> None:
+    users = CheckedUsers(duration=0.5)
+    users.broken = True
+    service = quick_service(users)
+    leaving, staying = asyncio.create_task(service.check()), asyncio.create_task(service.check())
+    await asyncio.sleep(0.1)
+    leaving.cancel()
+    with suppress(asyncio.CancelledError):
+        await leaving
+    with pytest.raises(StorageUnavailable):
+        await staying
+    assert users.checks == 1
