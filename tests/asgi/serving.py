@@ -98,8 +98,19 @@ def plainly(kind: Kind) -> Kind:
     return replace(kind, name=f"{kind.name}-plain", plain=True)
 
 
-PLAINLY = {"uvicorn-httptools-uvloop", "hypercorn-http2", "granian-http1"}
-KINDS = (*SERVERS, *(plainly(kind) for kind in SERVERS if kind.name in PLAINLY))
+# httpx calls the ASGI application itself: there is no process to start.
+TRANSPORT = Kind("httpx", "httpx", ())
+PLAINLY = {"uvicorn-httptools-uvloop", "hypercorn-http2", "granian-http1", TRANSPORT.name}
+KINDS = (*SERVERS, TRANSPORT, *(plainly(kind) for kind in (*SERVERS, TRANSPORT) if kind.name in PLAINLY))
+DEFAULT = {
+    # What `usersvc serve` runs on; the plain application takes all shortcuts of the shim.
+    "uvicorn-httptools-uvloop-plain",
+    # HTTP/2; the other form of the application takes no shortcut.
+    "hypercorn-http2",
+    # The one server for which the shim ends a response differently, and the one that is not written in Python.
+    "granian-http1",
+}
+"""The servers that are tested without `--every-pair`."""
 
 
 def free_port() -> int:
