@@ -13,8 +13,8 @@ import httpx
 import pytest
 
 from tests.e2e.api import RawResponse, person
+from tests.e2e.launch import SHORT_TIMES
 from tests.e2e.server import DEADLINE, SERVE, Service, running
-from tests.e2e.short_times import __file__ as short_times
 from usersvc.web.problems import PROBLEMS
 
 TOKEN = "a-token-of-the-tests-4711"
@@ -22,7 +22,6 @@ BEARER = {"Authorization": f"Bearer {TOKEN}"}
 JSON = {"Content-Type": "application/json"}
 ROOT = Path(__file__).parents[2]
 
-SHORT_TIMES = (sys.executable, short_times, "serve")
 FAILING = (
     sys.executable, "-m", "uvicorn", "--factory", "tests.e2e.failing_storage:create_asgi_app",
     "--app-dir", str(ROOT), "--port", "0",

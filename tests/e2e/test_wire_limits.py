@@ -5,7 +5,6 @@ import json
 import os
 import re
 import socket
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -13,12 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e import short_times
 from tests.e2e.api import RawResponse, person, read_responses
+from tests.e2e.launch import SHORT_TIMES
 from tests.e2e.server import DEADLINE, Service, StartService, running
 from usersvc.server import MAX_WAITING
 
-SHORT = (sys.executable, str(Path(short_times.__file__)), "serve")
 HOST = b"Host: test\r\n"
 LIVEZ = b"GET /livez HTTP/1.1\r\n" + HOST + b"\r\n"
 JSON = b"Content-Type: application/json\r\n"
@@ -27,7 +25,7 @@ JSON = b"Content-Type: application/json\r\n"
 @pytest.fixture(scope="module")
 def impatient(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """A service that waits for nothing for more than a second."""
-    with running(tmp_path_factory.mktemp("impatient"), {"USERSVC_ADMIN_TOKEN": "x" * 22}, SHORT) as service:
+    with running(tmp_path_factory.mktemp("impatient"), {"USERSVC_ADMIN_TOKEN": "x" * 22}, SHORT_TIMES) as service:
         yield service
 
 
