@@ -82,14 +82,6 @@ def test_the_document_tells_of_the_token_only_when_there_is_one(guarded: Service
     assert "securitySchemes" not in client.get("/openapi.json").json()["components"]
 
 
-def test_without_a_token_start_up_warns(service: Service) -> None:
-    assert "nothing protects GET /users" in service.output
-
-
-def test_a_token_that_may_be_guessed_is_warned_of(start: StartService) -> None:
-    assert "USERSVC_ADMIN_TOKEN has under 22 characters" in start(USERSVC_ADMIN_TOKEN="guess-me").output
-
-
 def test_who_registers_too_often_waits(start: StartService) -> None:
     service = start(USERSVC_REGISTER_RATE="3/hour")
     with service.client() as client:
