@@ -22,6 +22,7 @@ def _serve_with(*values: str) -> tuple[str, ...]:
 
 
 # `usersvc serve` with times, in seconds, that a test can wait for.
+SHORT_GRACE = _serve_with("usersvc.commands.serving:GRACE=1")
 SHORT_LEASE = _serve_with("usersvc.bootstrap:create_service_app.lease=2")
 SHORT_LOCKS = _serve_with("usersvc.adapters.sqlite_file:BUSY_TIMEOUT=0.3", "usersvc.adapters.sqlite_file:PATIENCE=1")
 SHORT_PAUSE = _serve_with("usersvc.adapters.redis_counts:RedisCounts.pause=0.1")
