@@ -27,12 +27,12 @@ SHORT_LEASE = _serve_with("usersvc.bootstrap:create_service_app.lease=2")
 SHORT_LOCKS = _serve_with("usersvc.adapters.sqlite_file:BUSY_TIMEOUT=0.3", "usersvc.adapters.sqlite_file:PATIENCE=1")
 SHORT_PAUSE = _serve_with("usersvc.adapters.redis_counts:RedisCounts.pause=0.1")
 SHORT_TIMES = _serve_with(
-    "usersvc.server:HEAD_TIMEOUT=1",
-    "usersvc.server:WRITE_TIMEOUT=1",
+    "usersvc.server:HEAD_TIMEOUT=0.5",
+    "usersvc.server:WRITE_TIMEOUT=0.5",
     "usersvc.server:LINGER=0.5",
-    "usersvc.commands.serving:KEEP_ALIVE=1",
+    "usersvc.commands.serving:KEEP_ALIVE=0.5",
     "usersvc.asgi:_LINGER=0.5",
-    "usersvc.web.app:create_app.body_timeout=1",
+    "usersvc.web.app:create_app.body_timeout=0.5",
 )
 
 

@@ -24,7 +24,7 @@ JSON = b"Content-Type: application/json\r\n"
 
 @pytest.fixture(scope="module")
 def impatient(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """A service that waits for nothing for more than a second."""
+    """A service that waits for nothing for more than half a second."""
     with running(tmp_path_factory.mktemp("impatient"), {"USERSVC_ADMIN_TOKEN": "x" * 22}, SHORT_TIMES) as service:
         yield service
 
@@ -183,6 +183,13 @@ def test_a_refused_request_behind_several_good_ones_costs_none_of_them(service: 
         answers = read_responses(service.talk(LIVEZ * 3 + refused))
         assert [answer.status for answer in answers] == [200, 200, 200]
         assert answers[-1].headers["connection"] == "close"
+
+
+def test_a_body_that_is_announced_as_too_large_is_refused_unread(impatient: Service) -> None:
+    with connected(
+        impatient, b"POST /register HTTP/1.1\r\n", HOST, JSON, b"Content-Length: 1000000000\r\n\r\n"
+    ) as sent:
+        assert_refused(next_that_comes(sent), 413, "body-too-large")
 
 
 def test_a_compressed_body_is_limited_by_what_it_becomes(service: Service) -> None:
