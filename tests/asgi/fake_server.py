@@ -1,7 +1,7 @@
 """A working stand-in for an ASGI server: what a test puts in is received, what is sent is kept."""
 
 import asyncio
-from typing import Any
+from typing import Any, Self
 
 from usersvc.asgi import AiohttpASGI, Message, Scope
 
@@ -45,6 +45,14 @@ class FakeServer:
         elif self.scope["type"] == "http":
             self.put(b"")
 
+    @classmethod
+    def of_upload(cls, length: int | None = None) -> Self:
+        """A POST whose body is put in by the test: of this length, or chunked."""
+        announced = (b"transfer-encoding", b"chunked") if length is None else (b"content-length", b"%d" % length)
+        server = cls(method="POST", headers=[announced])
+        server.incoming.get_nowait()
+        return server
+
     def put(self, body: bytes, *, more: bool = False) -> None:
         self.incoming.put_nowait({"type": "http.request", "body": body, "more_body": more})
 
@@ -65,7 +73,7 @@ class FakeServer:
             self.sent.append(message)
         self.progress.set()
 
-    async def serve(self, app: AiohttpASGI) -> "FakeServer":
+    async def serve(self, app: AiohttpASGI) -> Self:
         async with asyncio.timeout(20):
             await app(self.scope, self.receive, self.send)
         return self
