@@ -26,6 +26,7 @@ SHORT_GRACE = _serve_with("usersvc.commands.serving:GRACE=1")
 SHORT_LEASE = _serve_with("usersvc.bootstrap:create_service_app.lease=2")
 SHORT_LOCKS = _serve_with("usersvc.adapters.sqlite_file:BUSY_TIMEOUT=0.3", "usersvc.adapters.sqlite_file:PATIENCE=1")
 SHORT_PAUSE = _serve_with("usersvc.adapters.redis_counts:RedisCounts.pause=0.1")
+SHORT_RETRY = _serve_with("usersvc.application.notifications:FIRST_WAIT=0.5")
 SHORT_TIMES = _serve_with(
     "usersvc.server:HEAD_TIMEOUT=0.5",
     "usersvc.server:WRITE_TIMEOUT=0.5",
