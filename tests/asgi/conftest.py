@@ -14,13 +14,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Without `--every-pair`, leave out the servers that are not in `DEFAULT`."""
     if config.getoption("--every-pair", default=True):  # True: `--confcutdir tests/asgi` leaves the option out
         return
-    kinds = {
-        item: item.callspec.params.get("kind")
-        for item in items
-        if isinstance(item, pytest.Function) and hasattr(item, "callspec")
-    }
+    run = {*DEFAULT, REFERENCE.name}
     left_out = [
-        item for item, kind in kinds.items() if isinstance(kind, Kind) and kind.name not in {*DEFAULT, REFERENCE.name}
+        item
+        for item in items
+        if hasattr(item, "callspec")
+        and isinstance(kind := item.callspec.params.get("kind"), Kind)
+        and kind.name not in run
     ]
     items[:] = [item for item in items if item not in left_out]
     config.hook.pytest_deselected(items=left_out)
