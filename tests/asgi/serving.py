@@ -19,7 +19,6 @@ from usersvc.asgi import AiohttpASGI
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 FACTORY = "tests.asgi.serving:factory"
 FOLDER = "ASGI_TESTS_FOLDER"
-HANDLER_CANCELLATION = "ASGI_TESTS_HANDLER_CANCELLATION"
 PLAIN = "ASGI_TESTS_PLAIN"
 
 
@@ -30,7 +29,7 @@ def application() -> web.Application:
 
 def factory() -> AiohttpASGI:
     """Make the ASGI application; what ASGI servers are started with."""
-    return AiohttpASGI(application(), handler_cancellation=HANDLER_CANCELLATION in os.environ)
+    return AiohttpASGI(application())
 
 
 app = AiohttpASGI(application()) if FOLDER in os.environ else None  # hypercorn's and granian's
@@ -123,7 +122,7 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def served(kind: Kind, folder: pathlib.Path, **environment: str) -> Generator[int, None, None]:
+def served(kind: Kind, folder: pathlib.Path) -> Generator[int, None, None]:
     """Run a server; its port is the value.
 
     Raises:
@@ -138,7 +137,6 @@ def served(kind: Kind, folder: pathlib.Path, **environment: str) -> Generator[in
             FOLDER: str(folder),
             "PYTHONPATH": str(ROOT),
             **({PLAIN: "1"} if kind.plain else {}),
-            **environment,
         },
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
