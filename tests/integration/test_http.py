@@ -5,7 +5,7 @@ import gc
 import json
 import logging
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, MutableMapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 from uuid import UUID
@@ -15,25 +15,13 @@ from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 
 from tests.asgi.fake_server import FakeServer
-from tests.fakes import QuickHasher, quick_service
+from tests.fakes import quick_service
 from usersvc.adapters.memory import InMemoryUsers
 from usersvc.application.ports import Cause, IdempotencyKey, Order, Page, StorageUnavailable, UserView
-from usersvc.application.registration import UserRegistrationService
 from usersvc.asgi import AiohttpASGI, Message
-from usersvc.domain.user import Password, PasswordHash, User
+from usersvc.domain.user import User
 from usersvc.web.app import create_app
 from usersvc.web.problems import PROBLEMS
-
-REGISTER_SCOPE: dict[str, Any] = {
-    "type": "http",
-    "asgi": {"version": "3.0"},
-    "http_version": "1.1",
-    "method": "POST",
-    "path": "/register",
-    "raw_path": b"/register",
-    "query_string": b"",
-    "headers": [(b"content-type", b"application/json"), (b"content-length", b"99")],
-}
 
 Client = TestClient[web.Request, web.Application]
 Connect = Callable[[web.Application], Awaitable[Client]]
@@ -530,67 +518,17 @@ class TestTrouble:
         assert "ZeroDivisionError: secret detail" in caplog.text
         assert ALICE["password"] not in caplog.text
 
-    async def test_when_it_is_stopped_is_told_to_whoever_waits(self) -> None:
-        hashing = asyncio.Event()
-
-        class EndlessHasher(QuickHasher):
-            async def hash(self, password: Password) -> PasswordHash:
-                hashing.set()
-                await asyncio.Event().wait()
-                raise AssertionError
-
-        class Answer:
-            status: int
-
-            def __init__(self) -> None:
-                self.headers: dict[str, str] = {}
-
-            async def json(self) -> Any:
-                return json.loads(body)
-
-        sent: list[MutableMapping[str, Any]] = []
-        posted = [{"type": "http.request", "body": json.dumps(ALICE).encode()}]
-
-        async def receive() -> MutableMapping[str, Any]:
-            return posted.pop()
-
-        async def send(message: MutableMapping[str, Any]) -> None:
-            sent.append(message)
-
-        app = AiohttpASGI(create_app(UserRegistrationService(InMemoryUsers(), EndlessHasher())))
-        request = asyncio.create_task(app(REGISTER_SCOPE, receive, send))
-        await hashing.wait()
-        # This is what uvicorn does to a request that is still in hand when a stop has to come to its end.
-        request.cancel()
-        await request
-
-        start, end = sent
-        body = end["body"]
-        answer = Answer()
-        answer.status = start["status"]
-        answer.headers = {name.decode().title().replace("Id", "ID"): value.decode() for name, value in start["headers"]}
-        await problem(answer, 503, "overloaded")
-        assert int(answer.headers["Retry-After"]) > 0
-
     async def test_of_a_client_that_vanishes_is_no_failure_of_the_service(
         self, caplog: pytest.LogCaptureFixture
     ) -> None:
-        told: Iterator[MutableMapping[str, Any]] = iter(
-            [{"type": "http.request", "body": b"{", "more_body": True}, {"type": "http.disconnect"}],
-        )
-        sent: list[MutableMapping[str, Any]] = []
-
-        async def receive() -> MutableMapping[str, Any]:
-            return next(told)
-
-        async def send(message: MutableMapping[str, Any]) -> None:
-            sent.append(message)
+        server = FakeServer.of_upload(99, path="/register", headers=[(b"content-type", b"application/json")])
+        server.put(b"{", more=True)
+        server.disconnect()
 
         with caplog.at_level(logging.INFO):
-            await AiohttpASGI(create_app(quick_service()))(REGISTER_SCOPE, receive, send)
+            await server.serve(AiohttpASGI(create_app(quick_service())))
 
-        assert sent == []
-        assert caplog.text == ""
+        assert (server.sent, caplog.text) == ([], "")
 
     async def test_in_the_body_coding_is_told(self, client: Client) -> None:
         response = await client.post(
