@@ -6,7 +6,7 @@ import gzip
 import os
 import pathlib
 import zlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextvars import ContextVar
 
 from aiohttp import BodyPartReader, MultipartWriter, web
@@ -298,47 +298,41 @@ async def websocket(request: web.Request) -> web.WebSocketResponse:
     return response
 
 
-async def endless(request: web.Request) -> web.StreamResponse:
-    """Write until that fails; `/noted/{name}` tells with what."""
-    notes, events = request.app[NOTES], request.app[EVENTS]
-    response = web.StreamResponse()
-    await response.prepare(request)
+@contextlib.contextmanager
+def noted_failure(request: web.Request) -> Iterator[None]:
+    """Note with what a handler fails, if it does, for `/noted/{name}`."""
+    name = request.query["name"]
     try:
-        while True:
-            await response.write(b"x" * 1000)
+        yield
     except Exception as error:
-        notes[request.query["name"]] = _kind(error)
+        request.app[NOTES][name] = _kind(error)
         raise
     finally:
-        events[request.query["name"]].set()
+        request.app[EVENTS][name].set()
+
+
+async def endless(request: web.Request) -> web.StreamResponse:
+    """Write until that fails."""
+    response = web.StreamResponse()
+    await response.prepare(request)
+    with noted_failure(request):
+        while True:
+            await response.write(b"x" * 1000)
 
 
 async def wait_for_client(request: web.Request) -> web.Response:
     """Wait for as long as the client does."""
-    notes, events = request.app[NOTES], request.app[EVENTS]
     await request.read()
-    events[f"{request.query['name']} waits"].set()
-    try:
-        with while_client_waits(request):
-            await asyncio.wait_for(asyncio.Event().wait(), 20)
-    except Exception as error:
-        notes[request.query["name"]] = _kind(error)
-        raise
-    finally:
-        events[request.query["name"]].set()
+    request.app[EVENTS][f"{request.query['name']} waits"].set()
+    with noted_failure(request), while_client_waits(request):
+        await asyncio.wait_for(asyncio.Event().wait(), 20)
     return web.Response()
 
 
 async def waiting_reader(request: web.Request) -> web.Response:
     """Read until that fails."""
-    notes, events = request.app[NOTES], request.app[EVENTS]
-    try:
+    with noted_failure(request):
         await request.read()
-    except Exception as error:
-        notes[request.query["name"]] = _kind(error)
-        raise
-    finally:
-        events[request.query["name"]].set()
     return web.Response()
 
 

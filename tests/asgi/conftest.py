@@ -1,4 +1,4 @@
-"""Servers, started once for all tests that ask for them."""
+"""Servers, started once for all tests that ask for them; by default three of them."""
 
 import contextlib
 import pathlib
@@ -7,7 +7,23 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from tests.asgi.application import fill
-from tests.asgi.serving import Kind, served
+from tests.asgi.serving import DEFAULT, REFERENCE, Kind, served
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Without `--every-pair`, leave out the servers that are not in `DEFAULT`."""
+    if config.getoption("--every-pair", default=True):  # True: `--confcutdir tests/asgi` leaves the option out
+        return
+    run = {*DEFAULT, REFERENCE.name}
+    left_out = [
+        item
+        for item in items
+        if hasattr(item, "callspec")
+        and isinstance(kind := item.callspec.params.get("kind"), Kind)
+        and kind.name not in run
+    ]
+    items[:] = [item for item in items if item not in left_out]
+    config.hook.pytest_deselected(items=left_out)
 
 
 @pytest.fixture(scope="session")

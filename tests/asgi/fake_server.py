@@ -1,9 +1,12 @@
 """A working stand-in for an ASGI server: what a test puts in is received, what is sent is kept."""
 
 import asyncio
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Self
 
 from usersvc.asgi import AiohttpASGI, Message, Scope
+
+RawHeaders = Sequence[tuple[bytes, bytes]]
 
 
 class FakeServer:
@@ -13,9 +16,7 @@ class FakeServer:
         more: what differs in the scope from a plain `GET /` of HTTP/1.1.
     """
 
-    def __init__(
-        self, *, body: bytes | None = None, headers: list[tuple[bytes, bytes]] | None = None, **more: Any
-    ) -> None:
+    def __init__(self, *, body: bytes | None = None, headers: RawHeaders = (), **more: Any) -> None:
         self.scope: Scope = {
             "type": "http",
             "asgi": {"version": "3.0", "spec_version": "2.4"},
@@ -25,7 +26,7 @@ class FakeServer:
             "path": "/",
             "query_string": b"",
             "root_path": "",
-            "headers": [(b"host", b"example.org"), *(headers or [])],
+            "headers": [(b"host", b"example.org"), *headers],
             "client": ("192.0.2.1", 4711),
             "server": ("192.0.2.2", 80),
             "extensions": {},
@@ -44,6 +45,14 @@ class FakeServer:
             self.put(body)
         elif self.scope["type"] == "http":
             self.put(b"")
+
+    @classmethod
+    def of_upload(cls, length: int | None = None, *, headers: RawHeaders = (), **more: Any) -> Self:
+        """A POST whose body is put in by the test: of this length, or chunked."""
+        framing = (b"transfer-encoding", b"chunked") if length is None else (b"content-length", b"%d" % length)
+        server = cls(method="POST", headers=[framing, *headers], **more)
+        server.incoming.get_nowait()
+        return server
 
     def put(self, body: bytes, *, more: bool = False) -> None:
         self.incoming.put_nowait({"type": "http.request", "body": body, "more_body": more})
@@ -65,7 +74,7 @@ class FakeServer:
             self.sent.append(message)
         self.progress.set()
 
-    async def serve(self, app: AiohttpASGI) -> "FakeServer":
+    async def serve(self, app: AiohttpASGI) -> Self:
         async with asyncio.timeout(20):
             await app(self.scope, self.receive, self.send)
         return self

@@ -19,7 +19,6 @@ from usersvc.asgi import AiohttpASGI
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 FACTORY = "tests.asgi.serving:factory"
 FOLDER = "ASGI_TESTS_FOLDER"
-HANDLER_CANCELLATION = "ASGI_TESTS_HANDLER_CANCELLATION"
 PLAIN = "ASGI_TESTS_PLAIN"
 
 
@@ -30,7 +29,7 @@ def application() -> web.Application:
 
 def factory() -> AiohttpASGI:
     """Make the ASGI application; what ASGI servers are started with."""
-    return AiohttpASGI(application(), handler_cancellation=HANDLER_CANCELLATION in os.environ)
+    return AiohttpASGI(application())
 
 
 app = AiohttpASGI(application()) if FOLDER in os.environ else None  # hypercorn's and granian's
@@ -98,8 +97,19 @@ def plainly(kind: Kind) -> Kind:
     return replace(kind, name=f"{kind.name}-plain", plain=True)
 
 
-PLAINLY = {"uvicorn-httptools-uvloop", "hypercorn-http2", "granian-http1"}
-KINDS = (*SERVERS, *(plainly(kind) for kind in SERVERS if kind.name in PLAINLY))
+# httpx calls the ASGI application itself: there is no process to start.
+TRANSPORT = Kind("httpx", "httpx", ())
+PLAINLY = {"uvicorn-httptools-uvloop", "hypercorn-http2", "granian-http1", TRANSPORT.name}
+KINDS = (*SERVERS, TRANSPORT, *(plainly(kind) for kind in (*SERVERS, TRANSPORT) if kind.name in PLAINLY))
+DEFAULT = {
+    # What `usersvc serve` runs on; the plain application takes all shortcuts of the shim.
+    "uvicorn-httptools-uvloop-plain",
+    # HTTP/2; the other form of the application takes no shortcut.
+    "hypercorn-http2",
+    # The one server for which the shim ends a response differently, and the one that is not written in Python.
+    "granian-http1",
+}
+"""The servers that are tested without `--every-pair`."""
 
 
 def free_port() -> int:
@@ -112,7 +122,7 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def served(kind: Kind, folder: pathlib.Path, **environment: str) -> Generator[int, None, None]:
+def served(kind: Kind, folder: pathlib.Path) -> Generator[int, None, None]:
     """Run a server; its port is the value.
 
     Raises:
@@ -127,7 +137,6 @@ def served(kind: Kind, folder: pathlib.Path, **environment: str) -> Generator[in
             FOLDER: str(folder),
             "PYTHONPATH": str(ROOT),
             **({PLAIN: "1"} if kind.plain else {}),
-            **environment,
         },
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

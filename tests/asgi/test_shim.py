@@ -5,7 +5,6 @@ import contextlib
 import gc
 import gzip
 import logging
-import pathlib
 import weakref
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -36,9 +35,35 @@ async def told(tell: Callable[[web.Request], Any], **scope: Any) -> Any:
         found.append(tell(request))
         return web.Response()
 
-    server = await FakeServer(**scope).serve(app_of(handler))
+    server = await respond(handler, **scope)
     assert server.status == 200, server.body
     return found[0]
+
+
+async def respond(handler: Callable[[web.Request], Awaitable[Any]], **scope: Any) -> FakeServer:
+    """What a handler responds to a request."""
+    return await FakeServer(**scope).serve(app_of(handler))
+
+
+async def live(app: AiohttpASGI, **scope: Any) -> FakeServer:
+    """Start an application by the lifespan protocol, and stop it."""
+    server = FakeServer(type="lifespan", **scope)
+    server.put_type("lifespan.startup")
+    server.put_type("lifespan.shutdown")
+    return await server.serve(app)
+
+
+async def until_gone(request: web.Request) -> None:
+    """Wait until the client has disconnected, by the idiom of aiohttp's handlers."""
+    while request.transport is not None:  # noqa: ASYNC110  # the idiom that is tested
+        await asyncio.sleep(0)
+
+
+def uncancelled() -> bool:
+    """Whether no cancellation of the running task is left over."""
+    task = asyncio.current_task()
+    assert task is not None
+    return task.cancelling() == 0
 
 
 async def hello(request: web.Request) -> web.Response:
@@ -58,6 +83,13 @@ def test_what_is_no_application_is_refused() -> None:
 
 
 # Life
+
+
+def failing(error: BaseException) -> Callable[[web.Application], Awaitable[None]]:
+    async def fail(_: web.Application) -> None:
+        raise error
+
+    return fail
 
 
 def life_of(order: list[str]) -> web.Application:
@@ -87,10 +119,7 @@ def life_of(order: list[str]) -> web.Application:
 async def test_life_has_the_order_of_aiohttp() -> None:
     order: list[str] = []
     reference: list[str] = []
-    server = FakeServer(type="lifespan")
-    server.put_type("lifespan.startup")
-    server.put_type("lifespan.shutdown")
-    await server.serve(AiohttpASGI(life_of(order)))
+    server = await live(AiohttpASGI(life_of(order)))
     runner = web.AppRunner(life_of(reference))
     await runner.setup()
     await runner.cleanup()
@@ -122,29 +151,15 @@ async def test_clean_up_happens_when_the_server_gives_up() -> None:
 async def test_a_failing_start_is_told_and_cleaned_up(error: BaseException, message: str) -> None:
     order: list[str] = []
     app = life_of(order)
-
-    async def fail(_: web.Application) -> None:
-        raise error
-
-    app.on_startup.append(fail)
-    server = FakeServer(type="lifespan")
-    server.put_type("lifespan.startup")
-    await server.serve(AiohttpASGI(app))
-    assert server.sent == [{"type": "lifespan.startup.failed", "message": message}]
+    app.on_startup.append(failing(error))
+    assert (await live(AiohttpASGI(app))).sent == [{"type": "lifespan.startup.failed", "message": message}]
     assert "context left" in order
 
 
 async def test_a_failing_clean_up_is_told(caplog: pytest.LogCaptureFixture) -> None:
     app = web.Application()
-
-    async def fail(_: web.Application) -> None:
-        raise ValueError("stuck")
-
-    app.on_cleanup.append(fail)
-    server = FakeServer(type="lifespan")
-    server.put_type("lifespan.startup")
-    server.put_type("lifespan.shutdown")
-    await server.serve(AiohttpASGI(app))
+    app.on_cleanup.append(failing(ValueError("stuck")))
+    server = await live(AiohttpASGI(app))
     assert server.sent[-1] == {"type": "lifespan.shutdown.failed", "message": "ValueError: stuck"}
     assert "clean-up" in caplog.text
 
@@ -155,21 +170,13 @@ async def test_without_a_lifespan_requests_start_the_application_once() -> None:
     servers = await asyncio.gather(*(FakeServer().serve(app) for _ in range(5)))
     assert {server.status for server in servers} == {404}
     assert order == ["context entered", "app started", "sub started"]
-    lifespan = FakeServer(type="lifespan")
-    lifespan.put_type("lifespan.startup")
-    lifespan.put_type("lifespan.shutdown")
-    await lifespan.serve(app)
-    assert lifespan.types == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
+    assert (await live(app)).types == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
     assert order.count("app started") == order.count("app cleaned up") == 1
 
 
 async def test_without_a_lifespan_a_failing_start_fails_every_request() -> None:
     app = web.Application()
-
-    async def fail(_: web.Application) -> None:
-        raise ValueError("a bad setting")
-
-    app.on_startup.append(fail)
+    app.on_startup.append(failing(ValueError("a bad setting")))
     asgi = AiohttpASGI(app)
     for _ in range(2):
         with pytest.raises(ValueError, match="a bad setting"):
@@ -180,19 +187,12 @@ async def test_without_a_lifespan_a_failing_start_fails_every_request() -> None:
 async def test_an_application_has_one_life(fails: bool) -> None:
     order: list[str] = []
     app = life_of(order)
-
-    async def fail(_: web.Application) -> None:
-        raise ValueError("a bad setting")
-
     if fails:
-        app.on_startup.append(fail)
+        app.on_startup.append(failing(ValueError("a bad setting")))
     asgi = AiohttpASGI(app)
     types: list[str] = []
     for _ in range(2):
-        server = FakeServer(type="lifespan")
-        server.put_type("lifespan.startup")
-        server.put_type("lifespan.shutdown")
-        types += (await server.serve(asgi)).types
+        types += (await live(asgi)).types
     assert types[-1] == "lifespan.startup.failed"
     assert order.count("app started") == order.count("context left") == 1
 
@@ -221,7 +221,7 @@ async def test_the_state_of_the_lifespan_is_the_applications() -> None:
 
 async def test_unknown_scopes_are_refused() -> None:
     with pytest.raises(ValueError, match="carrier-pigeon"):
-        await FakeServer(type="carrier-pigeon").serve(app_of(hello))
+        await respond(hello, type="carrier-pigeon")
 
 
 @pytest.mark.parametrize(
@@ -265,7 +265,7 @@ async def test_targets(scope: dict[str, Any], target: str) -> None:
 
 @pytest.mark.parametrize("raw", [b"nowhere", b"http://[::1/", b"http:///a"])
 async def test_targets_that_make_no_sense_are_bad_requests(raw: bytes) -> None:
-    server = await FakeServer(path="/", raw_path=raw).serve(app_of(hello))
+    server = await respond(hello, path="/", raw_path=raw)
     assert (server.status, server.complete, server.headers[b"connection"]) == (400, True, b"close")
 
 
@@ -362,7 +362,7 @@ async def test_no_cookie_is_kept() -> None:
         response.set_cookie("session", "a secret of one client")
         return response
 
-    assert b"a secret" in (await FakeServer().serve(app_of(handler))).headers[b"set-cookie"]
+    assert b"a secret" in (await respond(handler)).headers[b"set-cookie"]
     assert "a secret" not in str(vars(usersvc.asgi))
 
 
@@ -454,8 +454,7 @@ async def test_a_watched_body_is_received_up_to_a_limit_and_then_as_it_is_read()
         await go.wait()
         return web.Response(text=str(len(await request.content.read())))
 
-    server = FakeServer(method="POST", headers=[(b"transfer-encoding", b"chunked")])
-    server.incoming.get_nowait()
+    server = FakeServer.of_upload()
     for number in range(32):
         server.put(piece, more=number < 31)
     task = asyncio.create_task(server.serve(app_of(handler)))
@@ -475,7 +474,7 @@ async def test_the_end_of_a_body_can_be_waited_for() -> None:
         await request.content.wait_eof()
         return web.Response(body=request.content.read_nowait())
 
-    assert (await FakeServer(body=b"hello").serve(app_of(handler))).body == b"hello"
+    assert (await respond(handler, body=b"hello")).body == b"hello"
 
 
 class Telling(FakeServer):
@@ -507,8 +506,7 @@ async def test_a_body_cannot_be_read_after_the_end_of_its_response(reading: bool
         return response
 
     outcomes: list[str] = []
-    server = Telling(method="POST", headers=[(b"content-length", b"200")])
-    server.incoming.get_nowait()
+    server = Telling.of_upload(200)
     if not reading:
         server.put(b"x" * 200)
     await server.serve(app_of(handler))
@@ -540,8 +538,7 @@ async def test_two_readers_are_one_too_many() -> None:
         server.put(b"hello")
         return web.Response(body=await first + await request.content.read())
 
-    server = FakeServer(method="POST", headers=[(b"content-length", b"5")])
-    server.incoming.get_nowait()
+    server = FakeServer.of_upload(5)
     await server.serve(app_of(handler))
     assert server.body == b"hello"
 
@@ -554,8 +551,7 @@ async def test_a_reading_that_was_given_up_loses_nothing() -> None:
         server.put(b"hello")
         return web.Response(body=await request.read())
 
-    server = FakeServer(method="POST", headers=[(b"content-length", b"5")])
-    server.incoming.get_nowait()
+    server = FakeServer.of_upload(5)
     await server.serve(app_of(handler))
     assert server.body == b"hello"
 
@@ -572,73 +568,41 @@ async def test_a_body_read_after_the_response_is_no_longer_there() -> None:
         tasks.append(asyncio.create_task(read(request)))
         return web.Response()
 
-    await FakeServer(body=b"hello").serve(app_of(handler))
+    await respond(handler, body=b"hello")
     go.set()
     with pytest.raises(web.PayloadAccessError):
         await tasks[0]
 
 
-@pytest.mark.parametrize("kind", [web.Response, web.StreamResponse])
-async def test_the_rest_of_an_unread_body_is_thrown_away_before_the_response_ends(
-    kind: type[web.StreamResponse],
-) -> None:
+@pytest.mark.parametrize("way", ["whole", "streamed", "asked for", "granian"])
+async def test_the_rest_of_an_unread_body_is_thrown_away(way: str) -> None:
     async def handler(request: web.Request) -> web.StreamResponse:
-        return kind(status=403)
+        if way == "asked for":
+            await request.content.read(1)
+        return (web.StreamResponse if way == "streamed" else web.Response)(status=403)
 
-    server = FakeServer(method="POST", headers=[(b"transfer-encoding", b"chunked")])
-    server.incoming.get_nowait()
+    server = FakeServer.of_upload(
+        headers=[(b"expect", b"100-continue")] if way == "asked for" else [],
+        extensions={"http.response.pathsend": {}} if way == "granian" else {},
+    )
     server.put(b"one", more=True)
     task = asyncio.create_task(server.serve(app_of(handler)))
     await server.progress.wait()
-    assert (server.status, server.complete) == (403, False)
+    # Only under granian does the response end before that.
+    assert (server.status, server.complete, task.done()) == (403, way == "granian", False)
     server.put(b"two")
     await task
     assert server.complete
-
-
-async def test_the_rest_of_an_unread_body_is_thrown_away_after_the_response_has_ended_at_granian() -> None:
-    server = FakeServer(method="POST", headers=[(b"transfer-encoding", b"chunked")])
-    server.scope["extensions"] = {"http.response.pathsend": {}}
-    server.incoming.get_nowait()
-    server.put(b"one", more=True)
-    task = asyncio.create_task(server.serve(app_of(hello)))
-    await server.progress.wait()
-    assert (server.complete, task.done()) == (True, False)
-    server.put(b"two")
-    await task
 
 
 async def test_a_body_that_waits_to_be_asked_for_is_not_waited_for() -> None:
-    async def handler(request: web.Request) -> web.Response:
-        raise web.HTTPForbidden
-
-    headers = [(b"expect", b"100-continue"), (b"content-length", b"5")]
-    server = FakeServer(method="POST", headers=headers)
-    server.incoming.get_nowait()
-    await server.serve(app_of(handler))
-    assert (server.status, server.complete) == (403, True)
-
-
-async def test_a_body_that_was_asked_for_is_thrown_away_like_any_other() -> None:
-    async def handler(request: web.Request) -> web.Response:
-        await request.content.read(1)
-        raise web.HTTPForbidden
-
-    headers = [(b"expect", b"100-continue"), (b"content-length", b"6")]
-    server = FakeServer(method="POST", headers=headers)
-    server.incoming.get_nowait()
-    server.put(b"one", more=True)
-    task = asyncio.create_task(server.serve(app_of(handler)))
-    await server.progress.wait()
-    assert (server.status, server.complete) == (403, False)
-    server.put(b"two")
-    await task
-    assert server.complete
+    server = FakeServer.of_upload(5, headers=[(b"expect", b"100-continue")])
+    await server.serve(app_of(hello))
+    assert (server.status, server.complete) == (200, True)
 
 
 async def test_a_client_that_goes_is_not_waited_for() -> None:
-    server = FakeServer(method="POST", headers=[(b"content-length", b"5")])
-    server.incoming.get_nowait()
+    server = FakeServer.of_upload(5)
     server.put_type("http.disconnect")
     await server.serve(app_of(hello))
     assert server.complete
@@ -650,8 +614,7 @@ async def test_a_bomb_is_decoded_in_bounded_pieces() -> None:
         return web.json_response([max(sizes), sum(sizes)])
 
     bomb = gzip.compress(b"\0" * 2**24)
-    server = FakeServer(body=bomb, headers=[(b"content-encoding", b"GZIP")])
-    server.incoming.get_nowait()
+    server = FakeServer.of_upload(len(bomb), headers=[(b"content-encoding", b"GZIP")])
     server.put(b"", more=True)
     for start in range(0, len(bomb), 5000):
         server.put(bomb[start : start + 5000], more=True)
@@ -671,29 +634,24 @@ async def test_a_watched_bomb_is_decoded_as_it_is_read() -> None:
     assert (await server.serve(app_of(handler))).body == b"%d" % 2**22
 
 
-async def test_a_watched_body_that_goes_bad_half_way_fails_its_reader() -> None:
-    async def handler(request: web.Request) -> web.Response:
-        assert request.transport is not None
-        with pytest.raises(web.RequestPayloadError):
-            await request.content.read()
-        return web.Response(text="caught")
-
+def broken_off() -> bytes:
+    """Something that begins as gzip, and goes bad after a mebibyte."""
     compressor = zlib.compressobj(wbits=31)
-    body = compressor.compress(b"\0" * 2**20) + compressor.flush(zlib.Z_FULL_FLUSH) + b"\xff" * 1000
-    server = FakeServer(body=body, headers=[(b"content-encoding", b"gzip")])
-    assert (await server.serve(app_of(handler))).body == b"caught"
+    return compressor.compress(b"\0" * 2**20) + compressor.flush(zlib.Z_FULL_FLUSH) + b"\xff" * 1000
 
 
-async def test_a_body_that_cannot_be_decoded_fails_its_reader() -> None:
+@pytest.mark.parametrize("body", [b"not gzip", broken_off()], ids=["never gzip", "half-way"])
+@pytest.mark.parametrize("watched", [False, True])
+async def test_a_body_that_cannot_be_decoded_fails_its_reader(body: bytes, watched: bool) -> None:
     async def handler(request: web.Request) -> web.Response:
-        with pytest.raises(web.RequestPayloadError):
-            await request.read()
-        with pytest.raises(web.RequestPayloadError):
-            await request.read()
+        if watched:
+            assert request.transport is not None
+        for _ in range(2):
+            with pytest.raises(web.RequestPayloadError):
+                await request.content.read()
         return web.Response(text="caught")
 
-    server = FakeServer(body=b"not gzip", headers=[(b"content-encoding", b"gzip")])
-    assert (await server.serve(app_of(handler))).body == b"caught"
+    assert (await respond(handler, body=body, headers=[(b"content-encoding", b"gzip")])).body == b"caught"
 
 
 async def test_an_application_may_make_requests_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -723,7 +681,7 @@ async def test_a_body_in_a_coding_without_its_library_is_passed_on_as_it_came(mo
 
 
 async def test_a_plain_response_is_two_messages() -> None:
-    server = await FakeServer().serve(app_of(hello))
+    server = await respond(hello)
     assert server.sent == [
         {
             "type": "http.response.start",
@@ -743,7 +701,7 @@ async def test_the_servers_headers_are_left_to_it(version: str) -> None:
         }  # fmt: skip
         return web.Response(headers=headers, body=b"x")
 
-    server = await FakeServer(http_version=version).serve(app_of(handler))
+    server = await respond(handler, http_version=version)
     expected = {b"x-own", b"x-latin", b"content-type", b"content-length"}
     assert set(server.headers) == (expected | {b"connection"} if version < "2" else expected)
     assert server.headers[b"x-latin"] == "\u00e9\t\u2028".encode()
@@ -755,7 +713,7 @@ async def test_no_header_is_injected(name: str, value: str, kind: type[web.Strea
     async def handler(request: web.Request) -> web.StreamResponse:
         return kind(headers={name: value})
 
-    server = await FakeServer().serve(app_of(handler))
+    server = await respond(handler)
     assert server.status == 500
     assert server.complete
 
@@ -777,7 +735,7 @@ async def test_a_body_of_another_length_than_announced(length: int, method: str)
     async def handler(request: web.Request) -> web.Response:
         return web.Response(body=b"hello", headers={"Content-Length": str(length)})
 
-    server = await FakeServer(method=method).serve(app_of(handler))
+    server = await respond(handler, method=method)
     if method == "HEAD":
         assert (server.status, server.body, server.headers[b"content-length"]) == (200, b"", b"%d" % length)
     elif length < 5:
@@ -786,18 +744,34 @@ async def test_a_body_of_another_length_than_announced(length: int, method: str)
         assert server.status == 500
 
 
-async def test_a_stream_that_is_too_short_is_broken_off() -> None:
-    async def handler(request: web.Request) -> web.StreamResponse:
-        response = web.StreamResponse()
-        response.content_length = 10
-        await response.prepare(request)
-        await response.write(b"hello")
-        return response
+async def too_short(request: web.Request) -> web.StreamResponse:
+    response = web.StreamResponse()
+    response.content_length = 10
+    await response.prepare(request)
+    await response.write(b"hello")
+    return response
 
+
+async def another(request: web.Request) -> web.Response:
+    await streaming(request)
+    return web.Response(text="another")
+
+
+async def half_way(request: web.Request) -> web.Response:
+    await web.StreamResponse().prepare(request)
+    raise ValueError("half-way")
+
+
+@pytest.mark.parametrize(
+    ("handler", "error"), [(too_short, "lacks 5 bytes"), (another, "another response"), (half_way, "half-way")]
+)
+async def test_a_response_that_cannot_be_completed_is_broken_off(
+    handler: Callable[[web.Request], Awaitable[web.StreamResponse]], error: str
+) -> None:
     server = FakeServer()
-    with pytest.raises(RuntimeError, match="lacks 5 bytes"):
+    with pytest.raises((RuntimeError, ValueError), match=error):
         await server.serve(app_of(handler))
-    assert not server.complete
+    assert (server.status, server.complete) == (200, False)
 
 
 @pytest.mark.parametrize(("status", "body"), [(200, b""), (299, b""), (404, b"hello")])
@@ -805,7 +779,7 @@ async def test_a_response_to_connect_has_a_body_when_it_is_an_error(status: int,
     async def handler(request: web.Request) -> web.Response:
         return web.Response(text="hello", status=status)
 
-    server = await FakeServer(method="CONNECT").serve(app_of(handler))
+    server = await respond(handler, method="CONNECT")
     assert (server.status, server.body, server.complete) == (status, body, True)
 
 
@@ -861,7 +835,7 @@ async def test_a_body_that_must_not_be_is_left_out(status: int) -> None:
         await response.write_eof(b"and still more")
         return response
 
-    server = await FakeServer().serve(app_of(handler))
+    server = await respond(handler)
     assert (server.status, server.body, server.complete) == (status, b"", True)
 
 
@@ -887,19 +861,8 @@ async def test_nothing_but_a_response_is_one(caplog: pytest.LogCaptureFixture) -
     async def handler(request: web.Request) -> None:
         return None
 
-    assert (await FakeServer().serve(app_of(handler))).status == 500
+    assert (await respond(handler)).status == 500
     assert "has returned None, which is no response" in caplog.text
-
-
-async def test_a_second_response_breaks_off_the_first() -> None:
-    async def handler(request: web.Request) -> web.Response:
-        await streaming(request)
-        return web.Response(text="another")
-
-    server = FakeServer()
-    with pytest.raises(RuntimeError, match="another response"):
-        await server.serve(app_of(handler))
-    assert not server.complete
 
 
 async def test_an_error_after_the_response_is_only_logged(caplog: pytest.LogCaptureFixture) -> None:
@@ -908,21 +871,9 @@ async def test_an_error_after_the_response_is_only_logged(caplog: pytest.LogCapt
         await response.write_eof()
         raise ValueError("too late")
 
-    server = await FakeServer().serve(app_of(handler))
+    server = await respond(handler)
     assert (server.body, server.complete) == (b"one", True)
     assert "too late" in caplog.text
-
-
-async def test_an_error_between_the_head_and_the_body_breaks_the_response_off() -> None:
-    async def handler(request: web.Request) -> web.Response:
-        await web.StreamResponse().prepare(request)
-        raise ValueError("half-way")
-
-    server = FakeServer()
-    with pytest.raises(ValueError, match="half-way"):
-        await server.serve(app_of(handler))
-    assert server.status == 200
-    assert not server.complete
 
 
 async def test_an_error_of_a_body_before_its_first_byte_is_answered() -> None:
@@ -933,7 +884,7 @@ async def test_an_error_of_a_body_before_its_first_byte_is_answered() -> None:
 
         return web.Response(body=body())
 
-    assert (await FakeServer().serve(app_of(handler))).status == 500
+    assert (await respond(handler)).status == 500
 
 
 async def test_a_returned_http_exception_is_deprecated() -> None:
@@ -941,7 +892,7 @@ async def test_a_returned_http_exception_is_deprecated() -> None:
         return web.HTTPNotFound()
 
     with pytest.warns(DeprecationWarning, match="raise"):
-        assert (await FakeServer().serve(app_of(handler))).status == 404
+        assert (await respond(handler)).status == 404
 
 
 async def test_a_debugging_loop_shows_tracebacks_escaped() -> None:
@@ -978,7 +929,7 @@ async def test_an_upgrade_to_a_websocket_is_refused() -> None:
         (b"upgrade", b"websocket"), (b"connection", b"upgrade"), (b"sec-websocket-version", b"13"),
         (b"sec-websocket-key", b"dGhlIHNhbXBsZSBub25jZQ=="),
     ]  # fmt: skip
-    assert (await FakeServer(headers=headers).serve(app_of(handler))).status == 400
+    assert (await respond(handler, headers=headers)).status == 400
 
 
 async def test_a_middleware_that_prepares_sees_aiohttps_headers() -> None:
@@ -1034,35 +985,8 @@ async def test_the_loop_runs_while_a_server_takes_everything() -> None:
         heart.cancel()
         return response
 
-    await FakeServer().serve(app_of(handler))
+    await respond(handler)
     assert beats >= 30
-
-
-async def test_files_are_read_by_servers_of_any_loop(folder: pathlib.Path) -> None:
-    async def handler(request: web.Request) -> web.FileResponse:
-        return web.FileResponse(folder / "big.bin")
-
-    server = await FakeServer().serve(app_of(handler))
-    assert server.body == (folder / "big.bin").read_bytes()
-
-
-async def test_a_header_that_is_not_utf_8_keeps_its_octets() -> None:
-    headers = [(b"x-latin", b"caf\xe9"), (b"x-utf", "caf\u00e9".encode())]
-    found = await told(lambda request: [request.headers["X-Latin"], request.headers["X-Utf"]], headers=headers)
-    assert found == ["caf\udce9", "caf\u00e9"]
-
-
-async def test_a_compressed_stream() -> None:
-    async def handler(request: web.Request) -> web.StreamResponse:
-        response = web.StreamResponse()
-        response.enable_compression(web.ContentCoding.gzip)
-        await response.prepare(request)
-        await response.write(b"one")
-        await response.write_eof(b"two")
-        return response
-
-    server = await FakeServer().serve(app_of(handler))
-    assert gzip.decompress(server.body) == b"onetwo"
 
 
 async def test_a_request_of_http_2_that_is_gone_at_once_is_not_handled() -> None:
@@ -1088,8 +1012,7 @@ async def test_a_reader_learns_of_a_disconnection() -> None:
             raise
         raise AssertionError
 
-    server = FakeServer(method="POST", headers=[(b"content-length", b"5")])
-    server.incoming.get_nowait()
+    server = FakeServer.of_upload(5)
     server.put(b"x", more=True)
     server.disconnect()
     await server.serve(app_of(handler))
@@ -1159,8 +1082,7 @@ async def test_a_receive_that_fails_is_a_disconnection() -> None:
         return web.Response()
 
     async def watching(request: web.Request) -> web.Response:
-        while request.transport is not None:  # noqa: ASYNC110  # the idiom that is tested
-            await asyncio.sleep(0)
+        await until_gone(request)
         outcomes.append("watching")
         return web.Response()
 
@@ -1178,8 +1100,7 @@ async def test_a_receive_that_fails_is_a_disconnection() -> None:
 
 async def test_an_error_of_a_handler_whose_client_has_gone_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     async def handler(request: web.Request) -> web.Response:
-        while request.transport is not None:  # noqa: ASYNC110  # the idiom that is tested
-            await asyncio.sleep(0)
+        await until_gone(request)
         raise ValueError("unrelated")
 
     server = FakeServer()
@@ -1193,8 +1114,7 @@ async def test_a_handler_is_not_cancelled_by_default() -> None:
     done: list[str] = []
 
     async def handler(request: web.Request) -> web.Response:
-        while request.transport is not None:  # noqa: ASYNC110  # the idiom that is tested
-            await asyncio.sleep(0)
+        await until_gone(request)
         await asyncio.sleep(0)
         done.append("to the end")
         return web.Response()
@@ -1218,14 +1138,9 @@ async def test_a_handler_is_cancelled_if_so_desired() -> None:
         raise AssertionError
 
     server = FakeServer()
-    app = app_of(handler, handler_cancellation=True)
-    await server.serve(app)
-    assert outcomes == ["cancelled"]
-    task = asyncio.current_task()
-    assert task is not None
-    assert task.cancelling() == 0
-    ordinary = FakeServer()
-    assert (await ordinary.serve(app_of(hello, handler_cancellation=True))).body == b"hello"
+    await server.serve(app_of(handler, handler_cancellation=True))
+    assert (outcomes, uncancelled()) == (["cancelled"], True)
+    assert (await FakeServer().serve(app_of(hello, handler_cancellation=True))).body == b"hello"
 
 
 async def test_a_handler_that_is_cancelled_while_it_writes_is_no_error() -> None:
@@ -1250,7 +1165,7 @@ class TestWhileClientWaits:
     async def test_a_wait_ends_when_the_client_goes_and_that_is_no_error(
         self, caplog: pytest.LogCaptureFixture
     ) -> None:
-        outcomes: list[str] = []
+        outcomes: list[tuple[bool, object]] = []
 
         async def handler(request: web.Request) -> web.Response:
             try:
@@ -1258,23 +1173,16 @@ class TestWhileClientWaits:
                     server.disconnect()
                     await asyncio.Event().wait()
             except ConnectionResetError:
-                task = asyncio.current_task()
-                assert task is not None
-                outcomes.append(f"gone, {task.cancelling()} cancellations, transport {request.transport}")
+                outcomes.append((uncancelled(), request.transport))
                 raise
             raise AssertionError
 
         for cancellation in (False, True):
             server = FakeServer(body=b"{}")
-            try:
-                await server.serve(app_of(handler, handler_cancellation=cancellation))
-            finally:
-                task = asyncio.current_task()
-                assert task is not None
-                assert task.cancelling() == 0
-            assert server.sent == []
+            await server.serve(app_of(handler, handler_cancellation=cancellation))
+            assert (uncancelled(), server.sent) == (True, [])
         # With handler_cancellation the whole handler is cancelled, as ever.
-        assert outcomes == ["gone, 0 cancellations, transport None"]
+        assert outcomes == [(True, None)]
         assert caplog.text == ""
 
     @pytest.mark.parametrize("others", ["around", "beside"])
@@ -1311,9 +1219,7 @@ class TestWhileClientWaits:
 
         server = FakeServer()
         await server.serve(app_of(handler))
-        task = asyncio.current_task()
-        assert task is not None
-        assert (task.cancelling(), server.sent) == (0, [])
+        assert (uncancelled(), server.sent) == (True, [])
         assert outcomes == ["gone"] * (1 if others == "around" else 2)
 
     async def test_outside_of_it_a_handler_goes_on(self) -> None:
@@ -1323,8 +1229,7 @@ class TestWhileClientWaits:
             with while_client_waits(request):
                 await asyncio.sleep(0)
             server.disconnect()
-            while request.transport is not None:  # noqa: ASYNC110  # the idiom that is tested
-                await asyncio.sleep(0)
+            await until_gone(request)
             done.append("to the end")
             return web.Response()
 
@@ -1337,8 +1242,7 @@ class TestWhileClientWaits:
 
         async def handler(request: web.Request) -> web.Response:
             server.disconnect()
-            while request.transport is not None:  # noqa: ASYNC110  # the idiom that is tested
-                await asyncio.sleep(0)
+            await until_gone(request)
             with while_client_waits(request):
                 begun.append("in vain")
             return web.Response()
@@ -1347,31 +1251,12 @@ class TestWhileClientWaits:
         await server.serve(app_of(handler))
         assert (begun, server.sent) == ([], [])
 
-    @pytest.mark.parametrize("client_goes_too", [False, True])
-    async def test_the_servers_own_cancellation_goes_through(self, client_goes_too: bool) -> None:
-        waiting = asyncio.Event()
-
-        async def handler(request: web.Request) -> web.Response:
-            with while_client_waits(request):
-                waiting.set()
-                await asyncio.Event().wait()
-            raise AssertionError
-
-        server = FakeServer()
-        task = asyncio.create_task(server.serve(app_of(handler)))
-        await waiting.wait()
-        if client_goes_too:
-            server.disconnect()
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-
     async def test_what_fails_within_fails_as_ever(self, caplog: pytest.LogCaptureFixture) -> None:
         async def handler(request: web.Request) -> web.Response:
             with while_client_waits(request):
                 raise KeyError("unrelated")
 
-        assert (await FakeServer().serve(app_of(handler))).status == 500
+        assert (await respond(handler)).status == 500
         assert "unrelated" in caplog.text
 
     async def test_only_who_asks_pays_for_a_task_that_watches(self) -> None:
@@ -1395,37 +1280,27 @@ class TestWhileClientWaits:
             await asyncio.sleep(0)
 
 
-async def test_the_servers_own_cancellation_goes_through() -> None:
+@pytest.mark.parametrize("client_goes_too", [False, True])
+@pytest.mark.parametrize("way", ["plain", "while_client_waits", "handler_cancellation"])
+async def test_the_servers_own_cancellation_goes_through(way: str, client_goes_too: bool) -> None:
     started = asyncio.Event()
 
     async def handler(request: web.Request) -> web.Response:
-        started.set()
-        await asyncio.Event().wait()
-        raise AssertionError
-
-    task = asyncio.create_task(FakeServer().serve(app_of(handler)))
-    await started.wait()
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-
-
-async def test_the_servers_own_cancellation_goes_through_when_the_client_goes_too() -> None:
-    started = asyncio.Event()
-
-    async def handler(request: web.Request) -> web.Response:
-        started.set()
-        await asyncio.Event().wait()
+        with while_client_waits(request) if way == "while_client_waits" else contextlib.nullcontext():
+            started.set()
+            await asyncio.Event().wait()
         raise AssertionError
 
     server = FakeServer()
-    task = asyncio.create_task(server.serve(app_of(handler, handler_cancellation=True)))
+    task = asyncio.create_task(server.serve(app_of(handler, handler_cancellation=way == "handler_cancellation")))
     await started.wait()
-    server.disconnect()
-    for _ in range(5):
-        if task.cancelling():
-            break
-        await asyncio.sleep(0)
+    if client_goes_too:
+        server.disconnect()
+    if client_goes_too and way == "handler_cancellation":
+        for _ in range(5):
+            if task.cancelling():
+                break
+            await asyncio.sleep(0)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
@@ -1566,5 +1441,5 @@ async def test_a_way_to_make_requests_that_was_put_into_aiohttp_is_used(monkeypa
         return make_request(*arguments, **more)
 
     monkeypatch.setattr(web.Application, "_make_request", making)
-    assert (await FakeServer(path="/made").serve(app_of(hello))).body == b"hello"
+    assert (await respond(hello, path="/made")).body == b"hello"
     assert made == ["/made"]

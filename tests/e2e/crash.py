@@ -14,7 +14,6 @@ import random
 import re
 import shutil
 import sqlite3
-import sys
 import tempfile
 import threading
 import time
@@ -25,16 +24,12 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from tests.e2e.launch import SHORT_LEASE
 from tests.e2e.server import DEADLINE, Service, running
 
 CONNECTIONS = 4
 AGAIN = 200
 """How many registrations are asked for once more in the end."""
-_ROOT = Path(__file__).parents[2]
-_COMMAND = (
-    sys.executable, "-m", "uvicorn", "--factory", "tests.e2e.short_lease:create_asgi_app",
-    "--app-dir", str(_ROOT), "--port", "0",
-)  # fmt: skip
 _ADDRESS = re.compile(r"Uvicorn running on (http://\S+)")
 _MAIL = re.compile(r"sent a welcome mail to \S+ for user ([0-9a-f-]{36}) \[")
 
@@ -139,7 +134,7 @@ def run(folder: Path, kills: int, seed: int | None = None) -> Counts:
     mails: Counter[str] = Counter()
     killed_while_starting = 0
     for _ in range(kills):
-        service = Service(folder, {}, _COMMAND)
+        service = Service(folder, {}, SHORT_LEASE)
         crowd: list[threading.Thread] = []
         try:
             # The moment is the point here, so this is the one thing that is waited for by the clock.
@@ -157,7 +152,7 @@ def run(folder: Path, kills: int, seed: int | None = None) -> Counts:
         mails.update(_MAIL.findall(service.output))
         if (folder / "usersvc.db").exists():
             _look(_copy(folder), people, mails)
-    with running(folder, command=_COMMAND) as service:
+    with running(folder, command=SHORT_LEASE) as service:
         _wait_until_told(folder)
         # Whoever had no answer asks again, and so does who had one.
         connection = http.client.HTTPConnection(*service.address, timeout=DEADLINE)

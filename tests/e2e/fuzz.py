@@ -13,7 +13,6 @@ import random
 import re
 import socket
 import struct
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -27,12 +26,11 @@ import hypothesis
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from tests.e2e import short_times
 from tests.e2e.api import person
+from tests.e2e.launch import SHORT_TIMES
 from tests.e2e.server import DEADLINE, Service, running
 from usersvc.web.problems import PROBLEMS
 
-COMMAND = (sys.executable, str(Path(short_times.__file__)), "serve")
 PASSWORD = "canary-7f3a-in-every-body"
 WARM_UP = 500
 """Cases after which memory is what it is going to be."""
@@ -341,7 +339,7 @@ def run(folder: Path, how_many: int, seed: int) -> str:
     Raises:
         AssertionError: something was not as it should be; hypothesis prints the smallest case it found.
     """
-    with running(folder, command=COMMAND) as service:
+    with running(folder, command=SHORT_TIMES) as service:
         fuzzed = Run(service)
         files = fuzzed.open_files()
 

@@ -9,7 +9,6 @@ client should. A mail is a line in the log.
 import argparse
 import re
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -39,8 +38,6 @@ PAUSE = 0.5
 """How long a client waits when nobody has told it, in seconds."""
 PATIENCE = 60.0
 """How long a client asks again, in seconds."""
-SHORT_LEASE = (sys.executable, "-P", str(Path(__file__).with_name("short_lease_serve.py")))
-"""What a killed process had in hand is taken by another one in seconds, not in a minute and a half."""
 _MAIL = re.compile(r"sent a welcome mail to \S+ for user ([0-9a-f-]{36})")
 _PASSED_ON = re.compile(r'"instance":"[^",]+, ')
 

@@ -8,13 +8,14 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any, NamedTuple
+from uuid import uuid4
 
 import httpx
 import pytest
 
 from tests.e2e.api import RawResponse, person
+from tests.e2e.launch import SHORT_TIMES
 from tests.e2e.server import DEADLINE, SERVE, Service, running
-from tests.e2e.short_times import __file__ as short_times
 from usersvc.web.problems import PROBLEMS
 
 TOKEN = "a-token-of-the-tests-4711"
@@ -22,7 +23,6 @@ BEARER = {"Authorization": f"Bearer {TOKEN}"}
 JSON = {"Content-Type": "application/json"}
 ROOT = Path(__file__).parents[2]
 
-SHORT_TIMES = (sys.executable, short_times, "serve")
 FAILING = (
     sys.executable, "-m", "uvicorn", "--factory", "tests.e2e.failing_storage:create_asgi_app",
     "--app-dir", str(ROOT), "--port", "0",
@@ -38,9 +38,11 @@ class Case(NamedTuple):
 
 
 class Place:
-    """A folder in which services run, for the length of one test."""
+    """Two services that run already, and a folder in which others run for the length of one test."""
 
-    def __init__(self, folder: Path, stack: ExitStack) -> None:
+    def __init__(self, shared: Service, guarded: Service, folder: Path, stack: ExitStack) -> None:
+        self.shared = shared
+        self.guarded = guarded
         self.folder = folder
         self._stack = stack
 
@@ -48,10 +50,16 @@ class Place:
         return self._stack.enter_context(running(self.folder, settings, command))
 
 
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    with running(tmp_path_factory.mktemp("guarded"), {"USERSVC_ADMIN_TOKEN": TOKEN}) as service:
+        yield service
+
+
 @pytest.fixture
-def place(tmp_path: Path) -> Iterator[Place]:
+def place(service: Service, guarded: Service, tmp_path: Path) -> Iterator[Place]:
     with ExitStack() as stack:
-        yield Place(tmp_path, stack)
+        yield Place(service, guarded, tmp_path, stack)
 
 
 def ask(
@@ -76,15 +84,15 @@ def register(service: Service, body: dict[str, Any], **headers: str) -> RawRespo
 
 
 def taken(place: Place) -> RawResponse:
-    service = place.service()
-    register(service, person(email="alice@example.com"))
-    return register(service, person(email="ALICE@example.com"))
+    first = person()
+    register(place.shared, first)
+    return register(place.shared, person(email=first["email"].upper()))
 
 
 def reused(place: Place) -> RawResponse:
-    service = place.service()
-    register(service, person(), **{"Idempotency-Key": "one"})
-    return register(service, person(), **{"Idempotency-Key": "one"})
+    key = {"Idempotency-Key": str(uuid4())}
+    register(place.shared, person(), **key)
+    return register(place.shared, person(), **key)
 
 
 def limited(place: Place) -> RawResponse:
@@ -117,39 +125,35 @@ def too_long(body: int) -> bytes:
     return b'{"email": "' + b"x" * body + b'"}'
 
 
-def on(**settings: str) -> Callable[..., Callable[[Place], RawResponse]]:
-    """What one request to a service with these settings provokes."""
-
-    def asking(method: str, target: str, **request: Any) -> Callable[[Place], RawResponse]:
-        return lambda place: ask(place.service(command=SERVE, **settings), method, target, **request)
-
-    return asking
+def asking(method: str, target: str, **request: Any) -> Callable[[Place], RawResponse]:
+    """What one request to the service with default settings provokes."""
+    return lambda place: ask(place.shared, method, target, **request)
 
 
 REGISTER, USERS, USER = ("/register", "post"), ("/users", "get"), ("/users/{user_id}", "get")
 
 CASES = {
-    "malformed-http": Case(lambda place: RawResponse.read(place.service().talk(b"hello\r\n\r\n")), None),
-    "malformed-json": Case(on()("POST", "/register", headers=JSON, body=b"{"), REGISTER),
-    "unauthorized": Case(on(USERSVC_ADMIN_TOKEN=TOKEN)("GET", "/users"), USERS, ("www-authenticate",)),
-    "not-found": Case(on()("GET", "/nowhere"), ("/problems/{code}", "get")),
-    "user-not-found": Case(on()("GET", "/users/01936f3c-5e1a-7b3c-9d2e-4f5a6b7c8d9e"), USER),
-    "method-not-allowed": Case(on()("DELETE", "/users"), None, ("allow",)),
-    "not-acceptable": Case(on()("GET", "/users", headers={"Accept": "image/png"}), USERS),
+    "malformed-http": Case(lambda place: RawResponse.read(place.shared.talk(b"hello\r\n\r\n")), None),
+    "malformed-json": Case(asking("POST", "/register", headers=JSON, body=b"{"), REGISTER),
+    "unauthorized": Case(lambda place: ask(place.guarded, "GET", "/users"), USERS, ("www-authenticate",)),
+    "not-found": Case(asking("GET", "/nowhere"), ("/problems/{code}", "get")),
+    "user-not-found": Case(asking("GET", "/users/01936f3c-5e1a-7b3c-9d2e-4f5a6b7c8d9e"), USER),
+    "method-not-allowed": Case(asking("DELETE", "/users"), None, ("allow",)),
+    "not-acceptable": Case(asking("GET", "/users", headers={"Accept": "image/png"}), USERS),
     "request-timeout": Case(
         lambda place: ask(place.service(command=SHORT_TIMES), "POST", "/register", headers=JSON, body=b"{", announce=9),
         REGISTER,
     ),
     "email-taken": Case(taken, REGISTER),
-    "body-too-large": Case(on()("POST", "/register", headers=JSON, body=too_long(20_000)), REGISTER),
-    "target-too-long": Case(on()("GET", "/" + "x" * 9000), None),
+    "body-too-large": Case(asking("POST", "/register", headers=JSON, body=too_long(20_000)), REGISTER),
+    "target-too-long": Case(asking("GET", "/" + "x" * 9000), None),
     "unsupported-media-type": Case(
-        on()("POST", "/register", headers={"Content-Type": "text/plain"}, body=b"{}"), REGISTER, ("accept",)
+        asking("POST", "/register", headers={"Content-Type": "text/plain"}, body=b"{}"), REGISTER, ("accept",)
     ),
-    "validation-failed": Case(on()("POST", "/register", headers=JSON, body=b"{}"), REGISTER),
+    "validation-failed": Case(asking("POST", "/register", headers=JSON, body=b"{}"), REGISTER),
     "idempotency-key-reused": Case(reused, REGISTER),
     "rate-limited": Case(limited, REGISTER, ("retry-after", "ratelimit", "ratelimit-policy")),
-    "head-too-large": Case(on()("GET", "/livez", headers={"X-Long": "x" * 40_000}), None),
+    "head-too-large": Case(asking("GET", "/livez", headers={"X-Long": "x" * 40_000}), None),
     "internal-error": Case(
         lambda place: ask(place.service(command=FAILING, USERSVC_DATABASE_URL="memory://"), "GET", "/users"), USERS
     ),
@@ -163,9 +167,10 @@ def test_every_code_has_a_case() -> None:
 
 
 @pytest.fixture(scope="module")
-def document(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
-    with running(tmp_path_factory.mktemp("document"), {"USERSVC_ADMIN_TOKEN": TOKEN}) as service, service.client() as c:
-        yield c.get("/openapi.json").json()
+def document(guarded: Service) -> dict[str, Any]:
+    with guarded.client() as client:
+        document: dict[str, Any] = client.get("/openapi.json").json()
+        return document
 
 
 @pytest.mark.parametrize("code", CASES)

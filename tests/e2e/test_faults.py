@@ -7,7 +7,7 @@ import sqlite3
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
@@ -16,6 +16,7 @@ import httpx
 import pytest
 
 from tests.e2e.api import assert_problem, person, register
+from tests.e2e.launch import SHORT_LOCKS
 from tests.e2e.server import SERVE, Service, StartService, run_to_end, running
 from usersvc.application.registration import CHECK_INTERVAL
 
@@ -143,100 +144,65 @@ def test_a_read_only_disk_stops_the_start_in_one_line(small_disk: Path) -> None:
 # --- locks ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("lock", ["IMMEDIATE", "EXCLUSIVE"])
-def test_a_lock_that_is_held_for_long_is_told_until_it_is_gone(start: StartService, lock: str) -> None:
-    service = start()
+@pytest.fixture
+def impatient(tmp_path: Path) -> Iterator[Service]:
+    """A service that waits for a lock for a third of a second."""
+    with running(tmp_path, command=SHORT_LOCKS) as service:
+        yield service
+
+
+def test_a_lock_that_is_held_for_long_is_told_until_it_is_gone(impatient: Service) -> None:
     registered: list[str] = []
-    assert_well(service, registered)
-    with closing(sqlite3.connect(service.folder / "usersvc.db", isolation_level=None)) as other:
-        other.execute(f"BEGIN {lock}")
-        assert_fault_is_told(service)
-        with bounded_client(service) as client:
+    assert_well(impatient, registered)
+    with closing(sqlite3.connect(impatient.folder / "usersvc.db", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        assert_fault_is_told(impatient)
+        with bounded_client(impatient) as client:
             assert ids(client) == registered
-    assert_well(service, registered)
+    assert_well(impatient, registered)
 
 
-def test_asked_to_stop_while_the_file_is_locked_it_answers_and_ends(start: StartService) -> None:
-    service = start()
+def test_asked_to_stop_while_the_file_is_locked_it_answers_and_ends(impatient: Service) -> None:
     with (
-        closing(sqlite3.connect(service.folder / "usersvc.db", isolation_level=None)) as other,
-        bounded_client(service) as client,
+        closing(sqlite3.connect(impatient.folder / "usersvc.db", isolation_level=None)) as other,
+        bounded_client(impatient) as client,
         ThreadPoolExecutor(8) as crowd,
     ):
         other.execute("BEGIN IMMEDIATE")
         answers = [crowd.submit(client.post, "/register", json=person()) for _ in range(8)]
         # One line for the first that has waited for the lock: the others are waiting by then.
-        service.wait_for_output("storage-unavailable")
+        impatient.wait_for_output("storage-unavailable")
         late = crowd.submit(client.post, "/register", json=person())
-        service.ask_to_stop()
+        impatient.ask_to_stop()
         for answer in answers:
             assert_unavailable(answer.result())
         # Unless it came when nothing new was taken any more.
         with suppress(httpx.TransportError):
             assert_unavailable(late.result())
-        assert service.ended() == 0
+        assert impatient.ended() == 0
 
 
 # --- the file goes --------------------------------------------------------------------------------------------------
 
 
-def _move_file(folder: Path) -> Callable[[], object]:
-    elsewhere = folder / "elsewhere.db"
-    (folder / "usersvc.db").rename(elsewhere)
-    return lambda: elsewhere.rename(folder / "usersvc.db")
-
-
-def _move_folder(folder: Path) -> Callable[[], object]:
-    elsewhere = folder.with_name("elsewhere")
-    folder.rename(elsewhere)
-    return lambda: elsewhere.rename(folder)
-
-
-def _replace_folder(folder: Path) -> Callable[[], object]:
-    elsewhere = folder.with_name("elsewhere")
-    folder.rename(elsewhere)
-    folder.mkdir()
-
-    def restore() -> None:
-        folder.rmdir()
-        elsewhere.rename(folder)
-
-    return restore
-
-
-def _replace_file(folder: Path) -> Callable[[], object]:
-    elsewhere = folder / "elsewhere.db"
-    (folder / "usersvc.db").rename(elsewhere)
-    (folder / "usersvc.db").touch()
-    return lambda: elsewhere.rename(folder / "usersvc.db")
-
-
-def test_storage_that_goes_is_missed_until_it_is_back(tmp_path: Path) -> None:
-    folder = tmp_path / "volume"
-    folder.mkdir()
-    path = folder / "usersvc.db"
-    registered: list[str] = []
-    # Its working folder is another one, as that would stay whatever its name.
-    with running(tmp_path, {"USERSVC_DATABASE_URL": f"sqlite:///{path}"}) as service:
-        for fault in (_move_file, _move_folder, _replace_folder, _replace_file):
-            assert_well(service, registered)
-            restore = fault(folder)
-            assert_fault_is_told(service)
-            assert not path.exists() or path.stat().st_size == 0
-            restore()
-        assert_well(service, registered)
-        assert service.stop() == 0
-    assert ids_in(path) == registered
-
-
-def test_a_restored_copy_is_used_after_a_restart(tmp_path: Path) -> None:
-    folder = tmp_path / "volume"
+def test_storage_that_goes_is_missed_until_it_is_back_and_a_copy_until_a_restart(tmp_path: Path) -> None:
+    """In each of the ways in which it may go: tests/integration/test_faults.py."""
+    folder, elsewhere = tmp_path / "volume", tmp_path / "elsewhere"
     folder.mkdir()
     path = folder / "usersvc.db"
     settings = {"USERSVC_DATABASE_URL": f"sqlite:///{path}"}
     registered: list[str] = []
+    # Its working folder is another one, as that would stay whatever its name.
     with running(tmp_path, settings) as service:
         assert_well(service, registered)
+        folder.rename(elsewhere)
+        folder.mkdir()
+        assert_fault_is_told(service)
+        assert not path.exists()
+        folder.rmdir()
+        elsewhere.rename(folder)
+        assert_well(service, registered)
+
         saved = run_to_end(tmp_path, settings, (*SERVE[:-1], "db", "backup", "saved.db"))
         assert saved.returncode == 0, saved.stderr
         assert_well(service, registered.copy())

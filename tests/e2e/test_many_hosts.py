@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e import many_hosts
+from tests.e2e.launch import SHORT_LEASE
 from tests.e2e.proxy import needs_nginx
 
 
@@ -10,7 +11,7 @@ from tests.e2e.proxy import needs_nginx
 def test_with_many_hosts_nothing_is_lost_when_an_instance_is_killed_and_the_database_crashes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    counts = many_hosts.run(tmp_path, mailboxes=600, contested=60, command=many_hosts.SHORT_LEASE)
+    counts = many_hosts.run(tmp_path, mailboxes=600, contested=60, command=SHORT_LEASE)
     with capsys.disabled():
         print(f"\n{counts}")
     # Everything else is looked at there.

@@ -6,11 +6,11 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
-import pytest
-
-from tests.e2e.api import person, register, users_from
-from tests.e2e.server import DEADLINE, Service, StartService
+from tests.e2e.api import person, users_from
+from tests.e2e.launch import SHORT_GRACE
+from tests.e2e.server import DEADLINE, Service, StartService, running
 
 SLOW = {
     # About a second for a hash: long beside everything else that happens here.
@@ -100,12 +100,8 @@ def assert_overloaded(answer: bytes) -> None:
     assert (document["status"], document["code"]) == (503, "overloaded")
 
 
-@pytest.fixture
-def slow(start: StartService) -> Service:
-    return start(**SLOW)
-
-
-def test_beyond_the_queue_registrations_are_refused_at_once_and_everything_else_answers(slow: Service) -> None:
+def test_a_full_queue_refuses_registrations_at_once_until_clients_go(start: StartService) -> None:
+    slow = start(**SLOW)
     with slow.client() as client, crowd(slow, bodies(10)) as people:
         refused = people.answers(10 - PLACES)
         assert people.waiting == PLACES
@@ -120,34 +116,22 @@ def test_beyond_the_queue_registrations_are_refused_at_once_and_everything_else_
         # All of that took less time than a hash.
         assert people.waiting == PLACES
 
-        # The queue drains, and whoever comes then is welcome.
-        answers = people.answers(10)
-        assert sorted(status(answer) for answer in answers) == [201] * PLACES + [503] * (10 - PLACES)
-        register(client)
-        assert len(users_from(client, EVERYBODY)) == PLACES + 1
-    assert "Traceback" not in slow.output
-
-
-def test_whoever_closes_the_connection_while_waiting_makes_room(slow: Service) -> None:
-    with crowd(slow, bodies(10)) as gone:
-        gone.answers(10 - PLACES)
-        assert gone.waiting == PLACES
-
+    # All of them have closed their connections, which frees the queue.
     with slow.client() as client:
         deadline = time.monotonic() + DEADLINE
         sent = person()
         while (response := client.post("/register", json=sent)).status_code == 503:
             assert time.monotonic() < deadline, "the places stay taken"
         assert response.status_code == 201
-        # Those who came before would be there too, had anybody gone on for them.
+        # The service does not go on with requests whose clients are gone.
         assert [user["email"] for user in users_from(client, EVERYBODY)] == [sent["email"]]
     assert slow.stop() == 0
     assert not slow.errors
 
 
-def test_a_stop_tells_those_who_wait_that_they_may_come_again(start: StartService) -> None:
-    service = start(**SLOW | {"USERSVC_BCRYPT_COST": "16", "USERSVC_HASH_QUEUE": "8"})
-    with crowd(service, bodies(10)) as people:
+def test_a_stop_tells_those_who_wait_that_they_may_come_again(tmp_path: Path) -> None:
+    settings = SLOW | {"USERSVC_HASH_QUEUE": "8"}
+    with running(tmp_path, settings, SHORT_GRACE) as service, crowd(service, bodies(10)) as people:
         # One finds no place, so the others have theirs.
         people.answers(1)
         service.ask_to_stop()

@@ -8,7 +8,6 @@ import re
 import shutil
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -23,6 +22,7 @@ import httpx
 import pytest
 
 from tests.e2e.api import person, register
+from tests.e2e.launch import SHORT_LEASE
 from tests.e2e.server import DEADLINE, SERVE, Service, free_port, run_to_end, running
 from tests.postgres import by_way_of, execute, holding, query
 from tests.postgres_server import Server, own_server, standby_of
@@ -36,11 +36,6 @@ BOUND = 15.0
 PEOPLE = 6
 ROOT = Path(__file__).parents[2]
 CERTIFICATE = ROOT / "tests" / "integration" / "localhost.pem"
-SHORT_LEASE = (
-    sys.executable, "-m", "uvicorn", "--factory", "tests.e2e.short_lease:create_asgi_app",
-    "--app-dir", str(ROOT), "--port", "0",
-)  # fmt: skip
-"""What was taken from the outbox when the server went, and by nobody who knows of it, is taken again in time."""
 MAIL = re.compile(r"sent a welcome mail to \S+ for user ([0-9a-f-]{36})")
 
 

@@ -1,6 +1,5 @@
 """One limit for several processes, in a real Redis, and what becomes of it when Redis is away."""
 
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -9,22 +8,12 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.api import assert_problem, person
+from tests.e2e.launch import SHORT_PAUSE
 from tests.e2e.server import DEADLINE, Service, free_port, running
 from tests.e2e.test_metrics import figure, figures
 from tests.redis_server import RedisServer, needs_redis, redis_server
 
 pytestmark = needs_redis
-
-UNDER_SHORT_PAUSE = (
-    sys.executable,
-    "-m",
-    "uvicorn",
-    "--factory",
-    "tests.e2e.short_pause:create_asgi_app",
-    "--port",
-    "0",
-)
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -86,11 +75,8 @@ def test_two_workers_share_one_limit(tmp_path: Path, redis: RedisServer) -> None
 
 
 @pytest.mark.parametrize("fault", ["killed", "frozen"])
-def test_without_redis_registrations_go_on_and_are_limited(
-    tmp_path: Path, redis: RedisServer, fault: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    with running(tmp_path, settings(redis, "3/hour"), UNDER_SHORT_PAUSE) as service, service.client() as client:
+def test_without_redis_registrations_go_on_and_are_limited(tmp_path: Path, redis: RedisServer, fault: str) -> None:
+    with running(tmp_path, settings(redis, "3/hour"), SHORT_PAUSE) as service, service.client() as client:
         assert asked(service) == 201
         redis.kill() if fault == "killed" else redis.freeze()
         assert [asked(service) for _ in range(4)] == [201, 201, 429, 429]

@@ -37,6 +37,7 @@ class HostileRun:
     passwords: list[str] = field(default_factory=list)
     hashes: list[str] = field(default_factory=list)
     addresses: list[str] = field(default_factory=list)
+    stored: bytes = b""
 
     def password(self) -> str:
         self.passwords.append(f"Pass-{token_hex(8)}!")
@@ -82,6 +83,10 @@ def attack(run: HostileRun, service: Service) -> None:
         run.ask(client, "GET", "/users", headers={"Authorization": f"Bearer {run.password()}"})
         run.ask(client, "GET", "/users", auth=("admin", run.password()))
         run.ask(client, "GET", "/livez", headers={"Accept": run.password(), "Cookie": f"a={run.password()}"})
+        run.ask(client, "POST", "/register", json=mistaken, headers={"Accept": "text/html"})
+        run.ask(client, "POST", "/register", json=mistaken, params={"password": mistaken["password"]})
+        run.ask(client, "POST", "/register", json=mistaken | {"password": run.password() * 1000})
+        run.ask(client, "PUT", "/register", json=mistaken)
         keyed = {"Idempotency-Key": run.password()}
         run.ask(client, "POST", "/register", json=person(password=run.password()), headers=keyed)
         run.ask(client, "POST", "/register", json=person(password=run.password()), headers=keyed)
@@ -135,8 +140,10 @@ def hostile_run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
         with running(folder, settings | mail) as service:
             attack(run, service)
             service.wait_for_output("attempt 1 to welcome")
-            # And now nothing can be stored or read.
             database = folder / "usersvc.db"
+            # While it runs the newest pages are in the write-ahead log.
+            run.stored = b"".join(file.read_bytes() for file in folder.iterdir())
+            # And now nothing can be stored or read.
             with closing(sqlite3.connect(database)) as stored:
                 run.hashes += [found for (found,) in stored.execute("SELECT password_hash FROM users")]
             break_reads(database)
@@ -192,6 +199,13 @@ def assert_hidden_is_no_empty_promise(said: str) -> None:
     assert '"status"' in said
     with pytest.raises(AssertionError):
         assert_hidden(["application/problem+json"], said)
+
+
+def test_no_password_is_stored(hostile_run: HostileRun) -> None:
+    stored = hostile_run.stored.decode("latin-1")
+    assert all(text in stored for text in hostile_run.addresses + hostile_run.hashes)
+    addresses = " ".join(hostile_run.addresses)
+    assert_hidden([secret for secret in hostile_run.passwords if secret not in addresses], stored)
 
 
 def test_no_address_stands_in_the_log(hostile_run: HostileRun) -> None:

@@ -5,7 +5,6 @@ import json
 import os
 import re
 import socket
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -13,12 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e import short_times
 from tests.e2e.api import RawResponse, person, read_responses
+from tests.e2e.launch import SHORT_TIMES
 from tests.e2e.server import DEADLINE, Service, StartService, running
 from usersvc.server import MAX_WAITING
 
-SHORT = (sys.executable, str(Path(short_times.__file__)), "serve")
 HOST = b"Host: test\r\n"
 LIVEZ = b"GET /livez HTTP/1.1\r\n" + HOST + b"\r\n"
 JSON = b"Content-Type: application/json\r\n"
@@ -26,8 +24,8 @@ JSON = b"Content-Type: application/json\r\n"
 
 @pytest.fixture(scope="module")
 def impatient(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """A service that waits for nothing for more than a second."""
-    with running(tmp_path_factory.mktemp("impatient"), {"USERSVC_ADMIN_TOKEN": "x" * 22}, SHORT) as service:
+    """A service that waits for nothing for more than half a second."""
+    with running(tmp_path_factory.mktemp("impatient"), {"USERSVC_ADMIN_TOKEN": "x" * 22}, SHORT_TIMES) as service:
         yield service
 
 
@@ -185,6 +183,13 @@ def test_a_refused_request_behind_several_good_ones_costs_none_of_them(service: 
         answers = read_responses(service.talk(LIVEZ * 3 + refused))
         assert [answer.status for answer in answers] == [200, 200, 200]
         assert answers[-1].headers["connection"] == "close"
+
+
+def test_a_body_that_is_announced_as_too_large_is_refused_unread(impatient: Service) -> None:
+    with connected(
+        impatient, b"POST /register HTTP/1.1\r\n", HOST, JSON, b"Content-Length: 1000000000\r\n\r\n"
+    ) as sent:
+        assert_refused(next_that_comes(sent), 413, "body-too-large")
 
 
 def test_a_compressed_body_is_limited_by_what_it_becomes(service: Service) -> None:

@@ -52,6 +52,11 @@ async def test_the_whole_service_is_plugged_together(
     assert (tmp_path / "users.db").exists() == (kind == "sqlite")
 
 
+async def test_a_token_that_is_easy_to_guess_is_reported(caplog: pytest.LogCaptureFixture) -> None:
+    async with TestServer(create_service_app(Settings(database=MemoryDatabase(), admin_token="guess-me"))):
+        assert "USERSVC_ADMIN_TOKEN has under 22 characters" in caplog.text
+
+
 async def test_on_postgresql_a_registration_elsewhere_is_told_of_here_at_once(
     postgres_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:

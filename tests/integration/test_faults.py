@@ -227,10 +227,11 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("impatient")
-async def test_all_who_wait_for_a_locked_database_are_told(path: Path) -> None:
+@pytest.mark.parametrize("lock", ["IMMEDIATE", "EXCLUSIVE"])
+async def test_all_who_wait_for_a_locked_database_are_told(path: Path, lock: str) -> None:
     async with SqliteUsers(path) as users:
         with closing(sqlite3.connect(path, isolation_level=None)) as other:
-            other.execute("BEGIN EXCLUSIVE")
+            other.execute(f"BEGIN {lock}")
             async with asyncio.timeout(10):
                 outcomes = await asyncio.gather(
                     *(users.add(person(f"user{n}")) for n in range(50)), return_exceptions=True

@@ -183,16 +183,17 @@ class TestAClientThatGoes:
         assert user["email"] == "alice@example.com"
         assert told == ["somebody"]
 
-    async def test_and_a_server_that_stops_are_not_the_same(self, server: FakeServer) -> None:
+    @pytest.mark.parametrize("more", [{}, {"waiting_client": while_client_waits}])
+    async def test_and_a_server_that_stops_are_not_the_same(self, server: FakeServer, more: dict[str, Any]) -> None:
         hasher = SlowHasher()
-        app = AiohttpASGI(
-            create_app(UserRegistrationService(InMemoryUsers(), hasher), waiting_client=while_client_waits)
-        )
+        app = AiohttpASGI(create_app(UserRegistrationService(InMemoryUsers(), hasher), **more))
         serving = asyncio.create_task(server.serve(app))
         await hasher.asked.wait()
         serving.cancel()
         await serving
 
-        assert server.status == 503
-        assert json.loads(server.body)["code"] == "overloaded"
+        document = json.loads(server.body)
+        assert (server.status, document["status"], document["code"]) == (503, 503, "overloaded")
+        assert server.headers[b"content-type"] == b"application/problem+json"
+        assert server.headers[b"x-request-id"].decode() in document["instance"]
         assert int(server.headers[b"retry-after"]) > 0

@@ -19,6 +19,7 @@ from aiosmtplib.email import quote_address
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from tests.e2e.launch import SHORT_RETRY
 from tests.e2e.server import DEADLINE, running
 from tests.smtp_server import HANG_UP, PASSWORD, STALL, USER, Mailbox, smtp_server
 from usersvc.adapters.smtp_notifier import QUIT_TIMEOUT, Security, SmtpNotifier, SmtpServer
@@ -466,7 +467,7 @@ async def test_a_mail_arrives_although_the_mail_server_was_down_at_registration(
     person = {"email": "alice@example.com", "password": "correct horse battery", "age": 30}
 
     with ExitStack() as stack:
-        service = await asyncio.to_thread(stack.enter_context, running(tmp_path, settings))
+        service = await asyncio.to_thread(stack.enter_context, running(tmp_path, settings, SHORT_RETRY))
         async with service.async_client() as client:
             registered = await client.post("/register", json=person)
         assert registered.status_code == 201

@@ -63,6 +63,8 @@ def test_an_accept_header_admits_json(accept: str) -> None:
         "application/jsonx",
         "application/json;q=0",
         "application/json;q=0.000, */*",
+        "application/xml, text/*",
+        "image/*;q=1",
         "*/*;q=0",
         "application/*;q=0, */*;q=1",
     ],
