@@ -1,4 +1,4 @@
-"""Writes tools/poetry.txt: the requirements of tools/poetry.in and all that they need, each with the hashes of its files.
+"""Writes tools/poetry.txt: the requirements of tools/poetry.in and all that they need, with the hashes of their files.
 
 Run it with the interpreter that Poetry is installed for, as `make lock-tools` does. Poetry resolves for every platform
 and Python version at once, from the index that pip is configured for; no address of an index is written.

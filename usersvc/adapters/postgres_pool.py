@@ -48,6 +48,8 @@ SETTINGS = {
     "tcp_keepalives_idle": "60",
     # Takes longer to compile than these statements take to run.
     "jit": "off",
+    # A day is 24 hours in every sum of times.
+    "TimeZone": "UTC",
 }
 """Of each session. Behind PgBouncer it takes ``ignore_startup_parameters`` and the same settings of the role."""
 
