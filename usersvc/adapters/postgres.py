@@ -92,11 +92,11 @@ limited AS (
     ) AS given (number, digest, gap, burst) USING (number)
 ),
 ended AS (
-    DELETE FROM mail_limits WHERE digest IN (
+    DELETE FROM mail_limits WHERE digest = ANY (ARRAY(
         SELECT digest FROM mail_limits
         WHERE until <= (SELECT min(occurred_at) FROM limited) AND digest <> ALL (${cause + 4}::text[])
         ORDER BY until LIMIT {FORGOTTEN_AT_ONCE} FOR UPDATE SKIP LOCKED
-    )
+    ))
 ),
 reserved AS (
     INSERT INTO mail_limits AS before (digest, since, until)
@@ -362,7 +362,8 @@ class PostgresOutbox:
     async def lease(self, *, now: datetime, until: datetime, limit: int, latest: datetime = LAST) -> list[OutboxEntry]:
         """See ``Outbox.lease``."""
         # Who comes second does not wait for the first, but takes what is left. A lease whose answer is lost is nobody's
-        # until it ends. Each half reads the first rows of an index: the cost does not grow with the number of entries.
+        # until it ends. Each half reads the first rows of an index, and the ids are an array, since a join would be
+        # planned for many more than there are: the cost does not grow with the number of entries.
         rows = await self._pool.run(
             f"""
             WITH due AS (
@@ -373,12 +374,12 @@ class PostgresOutbox:
                 SELECT id AS due_id, due_at AS since FROM outbox WHERE due_at > $2 AND {_UNLIMITED}
                 ORDER BY due_at LIMIT $3 - (SELECT count(*) FROM due) FOR UPDATE SKIP LOCKED
             ),
+            taken AS (SELECT * FROM due UNION ALL SELECT * FROM put_off),
             leased AS (
                 UPDATE outbox SET attempts = attempts + 1, due_at = $4, lease = gen_random_uuid()
-                FROM (SELECT * FROM due UNION ALL SELECT * FROM put_off) AS taken WHERE id = due_id
-                RETURNING {ENTRY}, since
+                WHERE id = ANY (ARRAY(SELECT due_id FROM taken)) RETURNING {ENTRY}
             )
-            SELECT {ENTRY} FROM leased ORDER BY since, id
+            SELECT {ENTRY} FROM leased JOIN taken ON id = due_id ORDER BY since, id
             """,  # noqa: S608  # constants
             now,
             latest,

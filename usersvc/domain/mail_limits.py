@@ -24,7 +24,7 @@ class MailLimit:
 MAILBOX = MailLimit(burst=5, gap=timedelta(days=1) / 5)
 """Of one kind of mail: never more than ten in any 24 hours."""
 DOMAIN = MailLimit(burst=1200, gap=timedelta(seconds=3))
-"""1,200 an hour in the long run, a third of what Gmail and Exchange Online take for a single mailbox (3,600)."""
+"""1,200 an hour in the long run: what Exchange Online takes from one sender for one mailbox."""
 
 
 @dataclass(frozen=True, slots=True)
