@@ -1,11 +1,15 @@
+# By digest, so that every build gets the same files; it names the index of all platforms.
+# CPython 3.13.15 on Debian 13 (3.13.15-slim-trixie)
+FROM python:3.13-slim@sha256:7c61056e61ac89e852de05f3dc6fa51a6dd2181797bceed46aa725dd7cb2cd3b AS base
+
 # --- build: has pip and Poetry, none of which reaches the image -----------------------------------------------------
-FROM python:3.13-slim AS build
+FROM base AS build
 WORKDIR /build
 
 # pip's own configuration names the index; this is for a mirror that only the caller's environment knows.
 ARG PIP_INDEX_URL=""
 COPY tools/poetry.txt tools/poetry.py tools/
-RUN python -m venv .tools && .tools/bin/python -m pip install -qq --no-cache-dir --requirement tools/poetry.txt
+RUN python -m venv .tools && .tools/bin/python -m pip install -qq --no-cache-dir --require-hashes --requirement tools/poetry.txt
 
 # The path is the final one: an environment does not survive a move.
 RUN python -m venv --without-pip /opt/usersvc
@@ -23,7 +27,7 @@ RUN .tools/bin/python -m poetry build --quiet --format wheel --no-interaction \
 RUN /opt/usersvc/bin/python -m compileall -qq -j 0 --invalidation-mode unchecked-hash /opt/usersvc/lib
 
 # --- the image ------------------------------------------------------------------------------------------------------
-FROM python:3.13-slim
+FROM base
 LABEL org.opencontainers.image.title="usersvc" \
       org.opencontainers.image.description="A RESTful user-registration service" \
       org.opencontainers.image.licenses="MIT" \

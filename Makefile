@@ -91,6 +91,10 @@ oldest: .venv/everything.stamp .tools/oldest/made.stamp ## the ASGI shim's tests
 lock: .tools/poetry/made.stamp .venv/made.stamp ## resolve the dependencies anew after a change in pyproject.toml
 	$(POETRY) lock
 
+.PHONY: lock-tools
+lock-tools: .tools/poetry/made.stamp ## resolve Poetry itself anew after a change in tools/poetry.in
+	.tools/poetry/bin/python tools/lock_poetry.py
+
 .PHONY: build
 build: .tools/poetry/made.stamp ## build the wheel and the source package, into dist/
 	$(POETRY) build --clean
@@ -137,7 +141,7 @@ FORCE:
 	@echo 'Setting up Poetry in .tools/poetry ...'
 	@rm -rf .tools/poetry
 	@read -r python <.tools/python && "$$python" -m venv .tools/poetry
-	@.tools/poetry/bin/python -m pip install -qq --disable-pip-version-check --requirement tools/poetry.txt
+	@.tools/poetry/bin/python -m pip install -qq --disable-pip-version-check --require-hashes --requirement tools/poetry.txt
 	@touch $@
 
 # Without pip: Poetry installs with its own.

@@ -15,6 +15,9 @@ class OpenOutbox(InMemoryOutbox):
     def forget_mails(self) -> None:
         self._entries = {entry_id: entry for entry_id, entry in self._entries.items() if entry.lease is not None}
 
+    def forget_limits(self) -> None:
+        self._reserved.clear()
+
 
 class OpenUsers(InMemoryUsers):
     """The one store of this process."""
@@ -49,6 +52,7 @@ class OpenUsers(InMemoryUsers):
         else:
             for record in await self.archive.users(after=None, limit=EVERYBODY):
                 await self.remove(record.id)
+            self.outbox.forget_limits()
 
 
 def create_asgi_app() -> Any:

@@ -50,6 +50,23 @@ Feature: Notification
       When 20 people register as "alice@example.com" at once, each in another spelling
       Then everybody who registered is sent one welcome, and nobody else is sent any
 
+  Rule: Nobody is flooded with mails
+
+    # Only time that is a fake can be made to pass.
+    @use.with_level=use_cases
+    Scenario: Somebody registers Bob's mailbox again and again
+      Given "bob@example.com" has been registered 12 times, with another tag each time
+      When 24 hours pass
+      Then Bob has found 10 welcomes in the mailbox "bob@example.com"
+      When 12 hours pass
+      Then everybody who registered is sent one welcome, and nobody else is sent any
+
+    Scenario: Bob's mail is not held up by a flood to Alice
+      Given "alice@example.com" has been registered 12 times, with another tag each time
+      When Bob registers as "bob@example.com"
+      Then he is registered
+      And he has found 1 welcomes in the mailbox "bob@example.com"
+
   @mail_server
   Rule: Nobody waits for the mail server
 

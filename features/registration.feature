@@ -201,7 +201,7 @@ Feature: Registration
         | alice.liddell+tea@example.co.uk |
         | o'hara@example.ie               |
         | "white rabbit"@example.com      |
-        | alice@[192.0.2.1]               |
+        | alice@[8.8.8.8]                 |
         | αλίκη@παράδειγμα.example        |
         | 爱丽丝@例子.example             |
 
@@ -222,6 +222,8 @@ Feature: Registration
         | alice.@example.com        |
         | alice liddell@example.com |
         | Alice <alice@example.com> |
+        | alice@[127.0.0.1]         |
+        | alice@[IPv6:::1]          |
 
     Scenario Outline: An address may be as long as 254 octets of "<letter>"
       When Alice registers with an address of 254 octets, made of the letter "<letter>"

@@ -115,9 +115,8 @@ class PostgresStorage:
         return dict(rows)
 
     def everything(self) -> bytes:
-        rows = [
-            query(self._url, f"SELECT {table}::text FROM {table}") for table in ("users", "outbox", "idempotency_keys")
-        ]
+        tables = ("users", "outbox", "idempotency_keys", "mail_limits")
+        rows = [query(self._url, f"SELECT {table}::text FROM {table}") for table in tables]
         return repr(rows).encode()
 
     def forget_mails(self) -> None:
@@ -125,7 +124,7 @@ class PostgresStorage:
 
     def forget_everybody(self) -> None:
         # Keys go with their users.
-        query(self._url, "WITH told AS (DELETE FROM outbox) DELETE FROM users")
+        query(self._url, "WITH told AS (DELETE FROM outbox), limits AS (DELETE FROM mail_limits) DELETE FROM users")
 
 
 class MemoryStorage:

@@ -24,6 +24,7 @@ SERVER_URL = os.environ.get("TEST_POSTGRES_URL", "postgresql:///postgres")
 EMPTY = """
 DELETE FROM users;
 DELETE FROM outbox;
+DELETE FROM mail_limits;
 DROP TABLE IF EXISTS usersvc_copy;
 ALTER SEQUENCE users_position RESTART;
 ALTER SEQUENCE outbox_id_seq RESTART;

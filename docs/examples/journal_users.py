@@ -17,6 +17,7 @@ from usersvc.application.ports import (
     CAUSE,
     KEY_LIFETIME,
     LAST,
+    RATE_LIMITED,
     Cause,
     EarlierRegistration,
     IdempotencyKey,
@@ -28,14 +29,18 @@ from usersvc.application.ports import (
     UserRecord,
     UserView,
     timestamp,
+    utc_now,
     view_of,
 )
 from usersvc.domain.errors import EmailAlreadyRegistered
 from usersvc.domain.events import UserRegistered
+from usersvc.domain.mail_limits import Reserved, limits, reserve
 from usersvc.domain.user import User
 
-USERS, KEYS, OUTBOX, LAST_GIVEN = "users", "keys", "outbox", "last"
-"""The tables: users by position, keys by digest, entries by id, and the last position and id that were given out."""
+USERS, KEYS, OUTBOX, LIMITS, LAST_GIVEN = "users", "keys", "outbox", "limits", "last"
+"""The tables: users by position, keys by digest, entries by id, limits on mails by digest, and the last position and id
+that were given out.
+"""
 
 
 # --8<-- [start:users]
@@ -200,12 +205,15 @@ class JournalUsers:
         self._journal.open()
         for position, row in self._rows.items():
             self._index(int(position), row)
+        ended = [digest for digest, row in self._journal.tables[LIMITS].items() if row["until"] <= timestamp(utc_now())]
+        self._journal.write((LIMITS, digest, None) for digest in ended)
 
     # --8<-- [start:write]
     def _added(self, users: Sequence[User], cause: Cause | None) -> Iterator[Change]:
         """What stores users and their events, and the numbers that they take."""
         given = self._journal.tables[LAST_GIVEN]
         position, entry_id = given.get(USERS, 0), given.get(OUTBOX, 0)
+        reserved: dict[str, Reserved] = {}
         for user in users:
             position += 1
             yield (
@@ -215,10 +223,23 @@ class JournalUsers:
             )
             for event in user.events:
                 entry_id += 1
-                entry = OutboxEntry(entry_id, event, attempts=0, due_at=event.occurred_at, reason=None, cause=cause)
-                yield (OUTBOX, entry_id, _row(entry))
+                due_at, after = reserve(event, self._reserved(event) | reserved)
+                reserved |= after
+                reason = RATE_LIMITED if due_at > event.occurred_at else None
+                yield (OUTBOX, entry_id, _row(OutboxEntry(entry_id, event, 0, due_at, reason, cause=cause)))
+        for digest, each in reserved.items():
+            yield (LIMITS, digest, {"since": timestamp(each.since), "until": timestamp(each.until)})
         yield (LAST_GIVEN, USERS, position)
         yield (LAST_GIVEN, OUTBOX, entry_id)
+
+    def _reserved(self, event: UserRegistered) -> dict[str, Reserved]:
+        """What mails have reserved under the limits on the one about this event."""
+        rows = self._journal.tables[LIMITS]
+        return {
+            digest: Reserved(*(datetime.fromisoformat(rows[digest][name]) for name in ("since", "until")))
+            for digest in limits(event)
+            if digest in rows
+        }
 
     def _write(self, changes: Iterable[Change]) -> None:
         """Store changes, and keep up the indexes with what became of users."""
@@ -277,7 +298,12 @@ class JournalOutbox:
 
         def work() -> list[OutboxEntry]:
             waiting = ((row["due_at"], key) for key, row in self._rows.items() if row["due_at"] is not None)
-            due = (each for each in waiting if not timestamp(now) < each[0] <= timestamp(latest))
+            due = (
+                (due_at, key)
+                for due_at, key in waiting
+                if due_at <= timestamp(now)
+                or (due_at > timestamp(latest) and not _entry(key, self._rows[key]).is_rate_limited)
+            )
             leased = [
                 replace(entry, attempts=entry.attempts + 1, due_at=until, lease=str(uuid4()))
                 for entry in (_entry(key, self._rows[key]) for _, key in nsmallest(limit, due))
@@ -331,11 +357,12 @@ class JournalOutbox:
         """See ``Outbox.state``."""
 
         def work() -> OutboxState:
-            pending = [row["occurred_at"] for _, row in sorted(self._rows.items()) if row["due_at"] is not None]
+            entries = [_entry(key, row) for key, row in sorted(self._rows.items())]
+            pending = [entry for entry in entries if entry.due_at is not None]
             return OutboxState(
                 pending=len(pending),
-                set_aside=len(self._rows) - len(pending),
-                oldest=datetime.fromisoformat(pending[0]) if pending else None,
+                set_aside=len(entries) - len(pending),
+                oldest=next((entry.event.occurred_at for entry in pending if not entry.is_rate_limited), None),
             )
 
         return await self._journal.run(work)

@@ -1,11 +1,13 @@
+import re
+from dataclasses import replace
 from datetime import timedelta
 from itertools import pairwise
 
 from behave import given, then, when
 
-from features.driver import Trouble, Unsent
+from features.driver import Registered, Trouble, Unsent
 from features.http_driver import HttpDriver
-from features.scene import Context
+from features.scene import Context, usual_application
 from features.use_case_driver import UseCaseDriver
 from usersvc.application.notifications import FIRST_WAIT, LONGEST_WAIT
 
@@ -33,6 +35,23 @@ def mail_meets_with_no_trouble(context: Context, email: str) -> None:
 @when("{count:Number} hours pass")
 def hours_pass(context: Context, count: int) -> None:
     in_fake_time(context).pass_time(timedelta(hours=count))
+
+
+@given("{email:Text} has been registered {count:Number} times, with another tag each time")
+def is_registered_with_tags(context: Context, email: str, count: int) -> None:
+    local, _, domain = email.partition("@")
+    usual = usual_application(local)
+    crowd = [replace(usual, email=f"{local}+{number}@{domain}") for number in range(count)]
+    context.scene.crowd = context.scene.driver.register_at_once(crowd)
+    assert all(isinstance(answer, Registered) for answer in context.scene.crowd), context.scene.crowd
+
+
+@then("{who:Who} has found {count:Number} welcomes in the mailbox {email:Text}")
+def found_welcomes(context: Context, who: str, count: int, email: str) -> None:
+    context.scene.name(who)
+    addresses = [address for address, _ in context.scene.driver.welcomes()]
+    found = [address for address in addresses if re.sub(r"\+\d+@", "@", address) == email]
+    assert len(found) == count, addresses
 
 
 @when("a minute passes")

@@ -303,3 +303,14 @@ async def test_the_cause_of_an_entry_comes_along(users: CompleteStore) -> None:
     await users.add(person("alice@example.com"))
     [entry] = await everything_told(users)
     assert entry.cause == Cause("4711", "a" * 32, "b" * 16)
+
+
+async def test_a_user_whose_address_a_later_rule_forbids_stays_readable(users: CompleteStore) -> None:
+    stored = [record(1, "ali\u3164ce@example.com"), record(2, "alice@[127.0.0.1]")]
+    await users.archive.put_users(stored, instead_of=[])
+
+    page = await users.page(limit=10, order=Order.ASC, after=None, mailbox=None)
+    assert [view["email"] for view in page.users] == [user.email for user in stored]
+    assert await users.find(stored[0].id) == page.users[0]
+    assert await users.archive.users(after=None, limit=10) == stored
+    assert await users.remove(stored[0].id)

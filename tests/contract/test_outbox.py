@@ -3,6 +3,7 @@
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -10,8 +11,9 @@ from typing import Any
 import pytest
 
 from tests.contract.adapters import Views
-from usersvc.application.ports import CAUSE, Cause, Order, Outbox, OutboxEntry, OutboxState, Store
+from usersvc.application.ports import CAUSE, RATE_LIMITED, Cause, Order, Outbox, OutboxEntry, OutboxState, Store
 from usersvc.domain.errors import EmailAlreadyRegistered
+from usersvc.domain.mail_limits import MAILBOX, MailLimit
 from usersvc.domain.user import PasswordHash, User
 
 NOW = datetime(2026, 1, 31, 9, 30, 0, 123, tzinfo=UTC)
@@ -319,6 +321,112 @@ async def test_the_state_tells_how_many_wait_and_since_when(users: Store, outbox
 
     await outbox.delivered(carol)
     assert await outbox.state() == OutboxState(pending=1, set_aside=1, oldest=NOW + MINUTE)
+
+
+# --- limits on mails to one mailbox and one domain -------------------------------------------------------------------
+
+
+async def due_times(outbox: Outbox) -> list[timedelta]:
+    """How long after ``NOW`` each entry is due, in order of registration."""
+    return [entry.due_at - NOW for entry in await outbox.entries() if entry.due_at is not None]
+
+
+async def test_mails_to_one_mailbox_under_many_tags_are_spread_over_days(views: Views) -> None:
+    # By turns through two processes: the limit is in the store.
+    for number in range(12):
+        await views[number % 2].add(person(f"{'Victim' if number % 3 else 'v.ictim'}+{number}@example.com"))
+    await views[0].add(person("other+1@example.com"))
+    await views[0].add(person("victim@example.org"))
+
+    gap = MAILBOX.gap
+    waits = [timedelta(0)] * MAILBOX.burst + [n * gap for n in range(1, 13 - MAILBOX.burst)]
+    assert await due_times(views[1].outbox) == [*waits, timedelta(0), timedelta(0)]
+    in_a_day = [sum(timedelta(0) <= later - first <= timedelta(days=1) for later in waits) for first in waits]
+    assert max(in_a_day) == 10
+    held = (await views[0].outbox.entries())[MAILBOX.burst]
+    assert (held.attempts, held.reason, held.lease, held.is_rate_limited) == (0, RATE_LIMITED, None, True)
+
+
+async def test_a_mail_that_waits_for_a_limit_is_sent_in_its_turn_with_all_its_tries(views: Views) -> None:
+    for number in range(MAILBOX.burst + 2):
+        await views[0].add(person(f"victim+{number}@example.com"))
+
+    # Not even a time that is centuries away is taken for the mistake of a clock.
+    assert len(await views[0].outbox.lease(now=NOW, until=NOW + MINUTE, limit=100, latest=NOW)) == MAILBOX.burst
+    for entry in await views[1].outbox.lease(now=NOW + MINUTE, until=NOW + 2 * MINUTE, limit=100):
+        await views[1].outbox.delivered(entry)
+    assert await views[1].outbox.next_due() == NOW + MAILBOX.gap
+    assert await lease(views[1].outbox, at=NOW + MAILBOX.gap - timedelta(microseconds=1)) == []
+    [first] = await lease(views[1].outbox, at=NOW + MAILBOX.gap)
+    assert (first.event.email, first.attempts, first.is_rate_limited) == (
+        f"victim+{MAILBOX.burst}@example.com",
+        1,
+        False,
+    )
+    await views[0].outbox.postpone(first, due_at=NOW + timedelta(days=3650), reason="busy")
+    # Once it has been tried, it is put off by clocks alone.
+    [again] = await views[0].outbox.lease(now=NOW + MAILBOX.gap, until=LONG_AFTER, limit=9, latest=LONG_AFTER)
+    assert (again.id, again.attempts) == (first.id, 2)
+
+
+async def test_a_limit_is_forgotten_with_time(users: Store, outbox: Outbox) -> None:
+    for number in range(MAILBOX.burst):
+        await users.add(person(f"victim+{number}@example.com"))
+    later = NOW + 2 * MAILBOX.gap
+    for number in range(MAILBOX.burst):
+        await users.add(person(f"victim+later{number}@example.com", at=later))
+
+    waits = [due - (later - NOW) for due in (await due_times(outbox))[MAILBOX.burst :]]
+    assert waits == [timedelta(0), timedelta(0), *(n * MAILBOX.gap for n in range(1, MAILBOX.burst - 1))]
+
+
+async def test_mails_to_one_domain_are_spread(monkeypatch: pytest.MonkeyPatch, users: Store, outbox: Outbox) -> None:
+    monkeypatch.setattr("usersvc.domain.mail_limits.DOMAIN", MailLimit(burst=3, gap=MINUTE))
+    await add_people(users, *"abcde")
+    await users.add(person("f@EXAMPLE.com"))
+    await users.add(person("g@sub.example.com"))
+
+    assert await due_times(outbox) == [n * MINUTE for n in (0, 0, 0, 1, 2, 3, 0)]
+
+
+async def test_the_limits_hold_for_many_who_are_added_at_once(users: Store, outbox: Outbox) -> None:
+    await users.add(person("victim+0@example.com"))
+    people = [person(f"victim+{number}@example.com") for number in range(MAILBOX.burst + 2)]
+    assert await users.add_all(people) == [False, *[True] * (MAILBOX.burst + 1)]
+
+    assert await due_times(outbox) == [timedelta(0)] * MAILBOX.burst + [MAILBOX.gap, 2 * MAILBOX.gap]
+
+
+async def test_a_refused_user_reserves_no_mail(users: Store, outbox: Outbox) -> None:
+    for _ in range(2 * MAILBOX.burst):
+        with suppress(EmailAlreadyRegistered):
+            await users.add(person("victim@example.com"))
+    await users.add(person("victim+1@example.com"))
+
+    assert await due_times(outbox) == [timedelta(0), timedelta(0)]
+
+
+async def test_a_clock_that_was_wrong_delays_nobody_for_long(views: Views) -> None:
+    await views[0].add(person("victim+0@example.com"))
+    await views[1].add(person("victim+1@example.com", at=NOW + timedelta(days=3650)))
+    for number in range(2, MAILBOX.burst + 2):
+        await views[0].add(person(f"victim+{number}@example.com"))
+
+    due = await due_times(views[0].outbox)
+    assert [*due[:1], *due[2:]] == [*[timedelta(0)] * MAILBOX.burst, MAILBOX.gap]
+    # Nor is the mail forgotten that the clock itself put off.
+    assert "victim+1" in names(await views[0].outbox.lease(now=NOW, until=LONG_AFTER, limit=9, latest=LONG_AFTER))
+
+
+async def test_what_waits_for_a_limit_does_not_count_as_old(users: Store, outbox: Outbox) -> None:
+    for number in range(MAILBOX.burst + 2):
+        await users.add(person(f"victim+{number}@example.com"))
+    for entry in await lease(outbox, limit=100):
+        await outbox.delivered(entry)
+
+    assert await outbox.state() == OutboxState(pending=2, set_aside=0, oldest=None)
+    assert await outbox.retry((await outbox.entries())[0].id, now=NOW)
+    assert len(await lease(outbox)) == 1
 
 
 async def test_an_entry_keeps_what_led_to_it(users: Store, outbox: Outbox) -> None:

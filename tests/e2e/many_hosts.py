@@ -56,7 +56,8 @@ class Registration:
 def registrations(mailboxes: int, contested: int) -> Iterator[Registration]:
     """All who want one of so many mailboxes: the contested ones are spread evenly among the others."""
     for number in range(mailboxes):
-        mailbox = f"person{number}@example.com"
+        # Of many domains: the limit on mails to one of them would make the mails wait.
+        mailbox = f"person{number}@{number % 16}.example.com"
         is_contested = (number + 1) * contested // mailboxes > number * contested // mailboxes
         spellings = SPELLINGS if is_contested else SPELLINGS[:1]
         together = threading.Barrier(len(spellings))

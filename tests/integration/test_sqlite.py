@@ -6,15 +6,18 @@ from pathlib import Path
 
 import pytest
 
-from usersvc.adapters import sqlite_file
+from usersvc.adapters import sqlite, sqlite_file
 from usersvc.adapters.sqlite import SqliteUsers
 from usersvc.application.ports import Order, StorageUnavailable
+from usersvc.domain.mail_limits import MAILBOX
 from usersvc.domain.user import PasswordHash, User
 
+NOW = datetime(2026, 1, 31, 9, 30, tzinfo=UTC)
 
-def person(email: str) -> User:
+
+def person(email: str, *, at: datetime = NOW) -> User:
     registration = User.register(email=email, password="correct horse battery", age=30)
-    return registration.complete(PasswordHash("$hash"), at=datetime.now(UTC))
+    return registration.complete(PasswordHash("$hash"), at=at)
 
 
 async def open_and_close(path: Path) -> None:
@@ -178,3 +181,26 @@ async def test_the_file_is_for_its_owner_alone(tmp_path: Path) -> None:
         await users.add(person("alice@example.com"))
         found = modes(tmp_path)
     assert found == dict.fromkeys(("users.db", "users.db-wal", "users.db-shm"), 0o600)
+
+
+async def test_a_lease_reads_the_first_rows_of_indexes_and_sorts_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "users.db"
+    async with SqliteUsers(path):
+        with closing(sqlite3.connect(path)) as connection:
+            plan = [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {sqlite._DUE}", ("", "", 8))]
+    assert [step for step in plan if "outbox" in step] == [
+        "SEARCH outbox USING INDEX outbox_due_at (due_at<?)",
+        "SEARCH outbox USING INDEX outbox_unlimited (due_at>?)",
+    ]
+    assert not [step for step in plan if "B-TREE" in step]
+
+
+async def test_limits_on_mails_that_have_ended_are_deleted(tmp_path: Path) -> None:
+    path = tmp_path / "users.db"
+    async with SqliteUsers(path) as users:
+        for number in range(10):
+            await users.add(person(f"user{number}@d{number}.example.com"))
+        # A gap of the limit on a mailbox later, nothing of them has an effect.
+        await users.add(person("late@example.com", at=NOW + MAILBOX.gap))
+        with closing(sqlite3.connect(path)) as connection:
+            assert connection.execute("SELECT count(*) FROM mail_limits").fetchone() == (2,)

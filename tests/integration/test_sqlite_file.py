@@ -115,7 +115,7 @@ async def test_an_upgrade_that_fails_leaves_all_as_it_was(tmp_path: Path, monkey
 async def test_a_newer_file_keeps_every_byte(tmp_path: Path) -> None:
     make(tmp_path / "users.db", "CREATE TABLE users (something, newer); PRAGMA user_version = 99")
     before = (tmp_path / "users.db").read_bytes()
-    with pytest.raises(StorageUnavailable, match="schema 99, made by a newer usersvc; this one knows up to 5"):
+    with pytest.raises(StorageUnavailable, match="schema 99, made by a newer usersvc; this one knows up to 6"):
         await open_and_close(tmp_path / "users.db")
     assert (tmp_path / "users.db").read_bytes() == before
     with pytest.raises(StorageUnavailable, match="newer"):
@@ -239,7 +239,7 @@ async def test_damage_is_met_only_by_those_who_ask_for_it(tmp_path: Path, monkey
 async def test_a_file_that_is_well_has_no_damage(tmp_path: Path) -> None:
     path = tmp_path / "users.db"
     make(path, SCHEMA_1)
-    assert sqlite_file.damage(path) == ["its schema is 1; the next start brings it to 5"]
+    assert sqlite_file.damage(path) == ["its schema is 1; the next start brings it to 6"]
     async with SqliteUsers(path):
         assert sqlite_file.damage(path) == []
     with pytest.raises(StorageUnavailable, match="cannot read"):

@@ -105,6 +105,30 @@ def test_compose_gives_nobody_more_than_is_needed() -> None:
     assert COMPOSE["networks"]["inside"]["internal"] is True
 
 
+def test_images_of_others_are_pinned_by_digest_with_the_version_in_a_comment() -> None:
+    text = f"{(ROOT / 'Dockerfile').read_text('utf-8')}\n{(DEPLOY / 'compose.yaml').read_text('utf-8')}"
+    images = re.findall(r"^(.*)\n(?:FROM| +image:) (?!base\b|usersvc$)(\S+)", text, re.MULTILINE)
+    assert {image.partition(":")[0] for _, image in images} == {"python", "nginx", "postgres", "redis"}
+    for comment, image in images:
+        assert re.fullmatch(r"[a-z]+:[\w.-]+@sha256:[0-9a-f]{64}", image), image
+        assert re.search(r"# \w+ \d+\.\d+", comment), image
+
+
+def test_the_build_tool_is_pinned_by_hashes_of_every_file() -> None:
+    pinned = (ROOT / "tools" / "poetry.txt").read_text("utf-8")
+    wanted = (ROOT / "tools" / "poetry.in").read_text("utf-8")
+    requirements = [each.split() for each in re.sub(r"(?m)^#.*\n", "", pinned).replace("\\\n", "").splitlines()]
+    for requirement in requirements:
+        assert re.fullmatch(r"[a-z0-9-]+==[\w.]+", requirement[0]), requirement[0]
+        assert re.fullmatch(r"--hash=sha256:[0-9a-f]{64}", requirement[-1]), requirement[0]
+    assert set(re.findall("(?m)^[^#].+", wanted)) <= {requirement[0] for requirement in requirements}
+    # No address of an index.
+    assert "://" not in pinned
+    for file in ("Makefile", "Dockerfile"):
+        for line in re.findall(r".*-requirement tools/poetry\.txt", (ROOT / file).read_text("utf-8")):
+            assert "--require-hashes" in line
+
+
 def test_ports_are_the_ones_that_are_listened_on() -> None:
     dockerfile = (ROOT / "Dockerfile").read_text("utf-8")
     assert "EXPOSE 8000" in dockerfile

@@ -1,3 +1,4 @@
+import sys
 import unicodedata
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 
 from usersvc.domain.errors import RulesBroken
 from usersvc.domain.events import UserRegistered
-from usersvc.domain.user import Age, EmailAddress, Password, PasswordHash, User
+from usersvc.domain.user import _INVISIBLE, Age, EmailAddress, Password, PasswordHash, User
 
 GOOD: dict[str, Any] = {"email": "alice@example.com", "password": "correct horse battery", "age": 30}
 NOW = datetime(2026, 1, 31, 9, 30, tzinfo=UTC)
@@ -17,6 +18,28 @@ NOW = datetime(2026, 1, 31, 9, 30, tzinfo=UTC)
 
 def broken_rules(**changed: object) -> set[tuple[str, str]]:
     return {(violation.field, violation.code) for violation in User.violations(**{**GOOD, **changed})}
+
+
+# DerivedCoreProperties.txt, Default_Ignorable_Code_Point.
+DEFAULT_IGNORABLE = [
+    (0x00AD, 0x00AD),
+    (0x034F, 0x034F),
+    (0x061C, 0x061C),
+    (0x115F, 0x1160),
+    (0x17B4, 0x17B5),
+    (0x180B, 0x180F),
+    (0x200B, 0x200F),
+    (0x202A, 0x202E),
+    (0x2060, 0x206F),
+    (0x3164, 0x3164),
+    (0xFE00, 0xFE0F),
+    (0xFEFF, 0xFEFF),
+    (0xFFA0, 0xFFA0),
+    (0xFFF0, 0xFFF8),
+    (0x1BCA0, 0x1BCA3),
+    (0x1D173, 0x1D17A),
+    (0xE0000, 0xE0FFF),
+]
 
 
 def mailbox(address: str) -> str:
@@ -103,8 +126,8 @@ class TestEmailAddress:
             "o'brien@example.com",
             "!#$%&'*+-/=?^_`{|}~@example.com",
             '"quoted local"@example.com',
-            "alice@[192.0.2.1]",
-            "alice@[IPv6:2001:db8::1]",
+            "alice@[8.8.8.8]",
+            "alice@[IPv6:2606:4700:4700::1111]",
             "用户@例子.广告",
             "θσερ@εχαμπλε.ψομ",
             "alice@xn--mnchen-3ya.de",
@@ -145,10 +168,54 @@ class TestEmailAddress:
             "alice@example.com\r\nBcc: bob@example.com",
             f"{'a' * 65}@example.com",
             f"alice@{'b' * 64}.com",
+            "alice@[IPv6:fe80::1%eth0]",
         ],
     )
     def test_refuses_what_they_do_not(self, address: str) -> None:
         assert broken_rules(email=address) == {("email", "invalid-email")}
+
+    @pytest.mark.parametrize(
+        "literal",
+        [
+            # Special-purpose addresses by the IANA registries (RFC 6890), and multicast.
+            *("127.0.0.1", "0.0.0.0", "10.0.0.1", "172.16.0.1", "192.168.0.1", "169.254.169.254", "100.64.0.1"),
+            *("192.0.2.1", "198.18.0.1", "224.0.0.1", "240.0.0.1", "255.255.255.255"),
+            *(
+                "IPv6:::1",
+                "IPv6:::",
+                "IPv6:fe80::1",
+                "IPv6:fec0::1",
+                "IPv6:fc00::1",
+                "IPv6:ff02::1",
+                "IPv6:2001:db8::1",
+            ),
+            # IPv6 addresses that stand for an IPv4 address: mapped, compatible, NAT64, 6to4, Teredo.
+            *("IPv6:::ffff:127.0.0.1", "IPv6:::ffff:8.8.8.8", "IPv6:::127.0.0.1", "IPv6:64:ff9b::7f00:1"),
+            *("IPv6:2002:7f00:1::1", "IPv6:2001:0:7f00:1::1"),
+        ],
+    )
+    def test_refuses_address_literals_that_are_not_global(self, literal: str) -> None:
+        assert broken_rules(email=f"alice@[{literal}]") == {("email", "invalid-email")}
+
+    @pytest.mark.parametrize(("first", "last"), DEFAULT_IGNORABLE)
+    def test_refuses_invisible_characters_before_the_at_sign(self, first: int, last: int) -> None:
+        for code_point in {first, last}:
+            for local in (f"ali{chr(code_point)}ce", f"{chr(code_point)}alice", f'"ali {chr(code_point)}ce"'):
+                assert broken_rules(email=f"{local}@example.com") == {("email", "invalid-email")}, hex(code_point)
+
+    @given(st.characters(exclude_categories=["Cs"]), st.sampled_from(["al{}ice", "alice{}", '"al {}ice"']))
+    def test_no_default_ignorable_code_point_is_in_a_local_part(self, character: str, local: str) -> None:
+        try:
+            address = EmailAddress(f"{local.format(character)}@example.com")
+        except RulesBroken:
+            return
+        assert not any(first <= ord(each) <= last for each in address.mailbox for first, last in DEFAULT_IGNORABLE)
+
+    def test_the_table_of_invisible_characters_is_whole(self) -> None:
+        # The section in DerivedCoreProperties.txt ends with "Total code points: 4174".
+        table = {code_point for first, last in DEFAULT_IGNORABLE for code_point in range(first, last + 1)}
+        assert len(table) == 4174
+        assert {code_point for code_point in range(sys.maxunicode + 1) if _INVISIBLE.match(chr(code_point))} == table
 
     def test_has_at_most_254_octets(self) -> None:
         def of_octets(count: int) -> str:

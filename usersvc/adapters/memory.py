@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
 from heapq import nsmallest
+from itertools import islice
 from uuid import UUID, uuid4
 
 from usersvc.application.ports import (
     CAUSE,
     KEY_LIFETIME,
     LAST,
+    RATE_LIMITED,
     UNFINISHED,
     EarlierRegistration,
     IdempotencyKey,
@@ -29,6 +31,7 @@ from usersvc.application.ports import (
 )
 from usersvc.domain.errors import EmailAlreadyRegistered
 from usersvc.domain.events import UserRegistered
+from usersvc.domain.mail_limits import Reserved, reserve
 from usersvc.domain.user import User
 
 
@@ -37,22 +40,39 @@ class InMemoryOutbox:
 
     def __init__(self) -> None:
         self._entries: dict[int, OutboxEntry] = {}
+        self._reserved: dict[str, Reserved] = {}
         self.last_id = 0
         """That was given out."""
 
     def put(self, event: UserRegistered) -> None:
-        """Add an event, due at once."""
+        """Add an event, due as soon as the limits on mails allow."""
+        due_at, reserved = reserve(event, self._reserved)
+        self._forget_ended(event.occurred_at)
+        self._reserved |= reserved
         self.last_id += 1
         self._entries[self.last_id] = OutboxEntry(
-            id=self.last_id, event=event, attempts=0, due_at=event.occurred_at, reason=None, cause=CAUSE.get()
+            id=self.last_id,
+            event=event,
+            attempts=0,
+            due_at=due_at,
+            reason=RATE_LIMITED if due_at > event.occurred_at else None,
+            cause=CAUSE.get(),
         )
+
+    def _forget_ended(self, now: datetime) -> None:
+        # A few each time, in turn: more than a mail adds.
+        for digest, reserved in [*islice(self._reserved.items(), 4)]:
+            del self._reserved[digest]
+            if reserved.until > now:
+                self._reserved[digest] = reserved
 
     async def lease(self, *, now: datetime, until: datetime, limit: int, latest: datetime = LAST) -> list[OutboxEntry]:
         """See ``Outbox.lease``."""
         due = [
             (entry.due_at, entry.id, entry)
             for entry in self._entries.values()
-            if entry.due_at is not None and not now < entry.due_at <= latest
+            if entry.due_at is not None
+            and (entry.due_at <= now or (entry.due_at > latest and not entry.is_rate_limited))
         ]
         leased = [
             replace(entry, attempts=entry.attempts + 1, due_at=until, lease=str(uuid4()))
@@ -94,11 +114,11 @@ class InMemoryOutbox:
 
     async def state(self) -> OutboxState:
         """See ``Outbox.state``."""
-        pending = [entry.event.occurred_at for entry in self._entries.values() if entry.due_at is not None]
+        pending = [entry for entry in self._entries.values() if entry.due_at is not None]
         return OutboxState(
             pending=len(pending),
             set_aside=len(self._entries) - len(pending),
-            oldest=pending[0] if pending else None,
+            oldest=next((entry.event.occurred_at for entry in pending if not entry.is_rate_limited), None),
         )
 
     def forget(self, user_id: UUID) -> None:

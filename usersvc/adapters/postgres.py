@@ -16,6 +16,7 @@ from usersvc.application.ports import (
     CAUSE,
     KEY_LIFETIME,
     LAST,
+    RATE_LIMITED,
     EarlierRegistration,
     IdempotencyKey,
     IdempotencyKeyUsed,
@@ -28,14 +29,18 @@ from usersvc.application.ports import (
     timestamp,
 )
 from usersvc.domain.errors import EmailAlreadyRegistered
+from usersvc.domain.events import UserRegistered
+from usersvc.domain.mail_limits import limits
 from usersvc.domain.user import PasswordHash, User
 
 POOL_SIZE = 5
 """How many connections a process has, beside the one that it listens on."""
 
 FORGOTTEN_AT_ONCE = 100
-"""How many ended keys one registration deletes; more than it adds, and few enough to cost nothing."""
+"""How many ended keys, and limits, one registration deletes; more than it adds, and few enough to cost nothing."""
 
+_UNLIMITED = "(attempts > 0 OR reason IS NULL)"
+"""An entry that no limit on mails puts off; an index has the same words."""
 _VIEW = "id, email, age, registered_at"
 # PostgreSQL writes the JSON of a whole page, which is sent as it is. Its own functions for objects add spaces.
 _LINE = """
@@ -58,17 +63,85 @@ _TURN = f"turn AS MATERIALIZED (SELECT pg_advisory_xact_lock({ADDING}))"
 _KEY = f"""
 forgotten AS (
     DELETE FROM idempotency_keys WHERE digest IN (
-        SELECT digest FROM idempotency_keys WHERE used_at <= $14 AND digest <> $13
+        SELECT digest FROM idempotency_keys WHERE used_at <= $18 AND digest <> $17
         ORDER BY used_at LIMIT {FORGOTTEN_AT_ONCE} FOR UPDATE SKIP LOCKED
     )
 ),
 named AS (
-    INSERT INTO idempotency_keys (digest, user_id, used_at) SELECT $13, $1, $6 FROM turn
+    INSERT INTO idempotency_keys (digest, user_id, used_at) SELECT $17, $1, $6 FROM turn
     ON CONFLICT (digest) DO UPDATE SET user_id = excluded.user_id, used_at = excluded.used_at
-    WHERE idempotency_keys.used_at <= $14
+    WHERE idempotency_keys.used_at <= $18
     RETURNING digest
 )
 """  # noqa: S608  # a constant
+
+
+def _put(told: str, cause: int) -> str:
+    """What stores events in the outbox, as ``mail_limits.reserve`` does: all mails under one limit together.
+
+    Args:
+        told: gives the events, of the columns user_id, email, occurred_at and number, which counts them.
+        cause: the first of seven parameters: three of the cause, then of all limits on all events the number of the
+            event, the digest, the gap, and the burst as a time.
+    """
+    return f"""
+told AS ({told}),
+limited AS (
+    SELECT number, occurred_at, digest, gap, burst FROM told JOIN unnest(
+        ${cause + 3}::bigint[], ${cause + 4}::text[], ${cause + 5}::interval[], ${cause + 6}::interval[]
+    ) AS given (number, digest, gap, burst) USING (number)
+),
+ended AS (
+    DELETE FROM mail_limits WHERE digest = ANY (ARRAY(
+        SELECT digest FROM mail_limits
+        WHERE until <= (SELECT min(occurred_at) FROM limited) AND digest <> ALL (${cause + 4}::text[])
+        ORDER BY until LIMIT {FORGOTTEN_AT_ONCE} FOR UPDATE SKIP LOCKED
+    ))
+),
+reserved AS (
+    INSERT INTO mail_limits AS before (digest, since, until)
+    SELECT digest, min(occurred_at), min(occurred_at) + sum(gap) FROM limited GROUP BY digest ORDER BY digest
+    ON CONFLICT (digest) DO UPDATE SET
+        since = CASE WHEN before.until <= excluded.since THEN excluded.since
+            ELSE least(before.since, excluded.since) END,
+        until = greatest(excluded.since, before.until - greatest(before.since - excluded.since, interval '0'))
+            + (excluded.until - excluded.since)
+    RETURNING digest, until
+),
+due AS (
+    SELECT number, greatest(occurred_at, max(until - behind - burst)) AS due_at FROM (
+        SELECT *, sum(gap) OVER (PARTITION BY digest ORDER BY number DESC) - gap AS behind FROM limited
+    ) AS each JOIN reserved USING (digest) GROUP BY number, occurred_at
+),
+put AS (
+    INSERT INTO outbox (user_id, email, occurred_at, due_at, reason, request_id, trace_id, span_id)
+    SELECT user_id, email, occurred_at, due_at, CASE WHEN due_at > occurred_at THEN '{RATE_LIMITED}' END,
+        ${cause}::text, ${cause + 1}::text, ${cause + 2}::text
+    FROM told JOIN due USING (number) ORDER BY number
+)
+"""  # noqa: S608  # constants
+
+
+def _limits(events: Sequence[UserRegistered]) -> list[list[object]]:
+    """The last four parameters of ``_put``."""
+    rows = [
+        (number, digest, limit.gap, limit.burst * limit.gap)
+        for number, event in enumerate(events, start=1)
+        for digest, limit in limits(event).items()
+    ]
+    return [list(column) for column in zip(*rows, strict=True)] or [[], [], [], []]
+
+
+_TOLD = """
+    SELECT event.* FROM added, unnest($7::uuid[], $8::text[], $9::timestamptz[])
+        WITH ORDINALITY AS event (user_id, email, occurred_at, number)
+"""
+_TOLD_OF_ALL = """
+    SELECT event.user_id, event.email, event.occurred_at, event.number
+    FROM added JOIN unnest($7::uuid[], $8::text[], $9::uuid[], $10::text[], $11::timestamptz[])
+        WITH ORDINALITY AS event (holder, mailbox, user_id, email, occurred_at, number)
+        ON added.id = event.holder AND added.mailbox = event.mailbox
+"""
 _ADD = f"""
 added AS (
     INSERT INTO users (position, id, mailbox, email, age, password_hash, registered_at)
@@ -76,11 +149,7 @@ added AS (
     ON CONFLICT (mailbox) DO NOTHING
     RETURNING id
 ),
-told AS (
-    INSERT INTO outbox (user_id, email, occurred_at, due_at, request_id, trace_id, span_id)
-    SELECT event.user_id, event.email, event.occurred_at, event.occurred_at, $10::text, $11::text, $12::text
-    FROM added, unnest($7::uuid[], $8::text[], $9::timestamptz[]) AS event (user_id, email, occurred_at)
-)
+{_put(_TOLD, cause=10)}
 SELECT pg_notify('{CHANNEL}', '') FROM added
 """  # noqa: S608  # a constant
 # Who comes first in the batch is first in line for the mailbox and the id. Pairs of both are different ones here.
@@ -97,15 +166,7 @@ added AS (
     ON CONFLICT DO NOTHING
     RETURNING id, mailbox
 ),
-told AS (
-    INSERT INTO outbox (user_id, email, occurred_at, due_at, request_id, trace_id, span_id)
-    SELECT event.user_id, event.email, event.occurred_at, event.occurred_at, $12::text, $13::text, $14::text
-    FROM added JOIN unnest($7::uuid[], $8::text[], $9::uuid[], $10::text[], $11::timestamptz[])
-        WITH ORDINALITY AS event (holder, mailbox, user_id, email, occurred_at, number)
-        ON added.id = event.holder AND added.mailbox = event.mailbox
-    ORDER BY event.number
-    RETURNING user_id
-)
+{_put(_TOLD_OF_ALL, cause=12)}
 SELECT id, mailbox, CASE WHEN EXISTS (SELECT FROM told) THEN pg_notify('{CHANNEL}', '') END FROM added
 """  # noqa: S608  # a constant
 _ADD_WITHOUT_KEY = f"WITH {_TURN}, allowed AS (SELECT FROM turn), {_ADD}"
@@ -161,6 +222,7 @@ class PostgresUsers:
             cause and cause.request_id,
             cause and cause.trace_id,
             cause and cause.span_id,
+            *_limits(user.events),
         ]
         try:
             if key is None:
@@ -201,6 +263,7 @@ class PostgresUsers:
             cause and cause.request_id,
             cause and cause.trace_id,
             cause and cause.span_id,
+            *_limits([event for _, event in events]),
         )
         new = {(uuid_of(row["id"]), row["mailbox"]) for row in rows}
         stored = []
@@ -290,18 +353,24 @@ class PostgresOutbox:
     async def lease(self, *, now: datetime, until: datetime, limit: int, latest: datetime = LAST) -> list[OutboxEntry]:
         """See ``Outbox.lease``."""
         # Who comes second does not wait for the first, but takes what is left. A lease whose answer is lost is nobody's
-        # until it ends.
+        # until it ends. Each half reads the first rows of an index, and the ids are an array, since a join would be
+        # planned for many more than there are: the cost does not grow with the number of entries.
         rows = await self._pool.run(
             f"""
             WITH due AS (
-                SELECT id AS due_id, due_at AS since FROM outbox WHERE due_at <= $1 OR due_at > $2
+                SELECT id AS due_id, due_at AS since FROM outbox WHERE due_at <= $1
                 ORDER BY due_at, id LIMIT $3 FOR UPDATE SKIP LOCKED
             ),
+            put_off AS (
+                SELECT id AS due_id, due_at AS since FROM outbox WHERE due_at > $2 AND {_UNLIMITED}
+                ORDER BY due_at LIMIT $3 - (SELECT count(*) FROM due) FOR UPDATE SKIP LOCKED
+            ),
+            taken AS (SELECT * FROM due UNION ALL SELECT * FROM put_off),
             leased AS (
                 UPDATE outbox SET attempts = attempts + 1, due_at = $4, lease = gen_random_uuid()
-                FROM due WHERE id = due_id RETURNING {ENTRY}, since
+                WHERE id = ANY (ARRAY(SELECT due_id FROM taken)) RETURNING {ENTRY}
             )
-            SELECT {ENTRY} FROM leased ORDER BY since, id
+            SELECT {ENTRY} FROM leased JOIN taken ON id = due_id ORDER BY since, id
             """,  # noqa: S608  # constants
             now,
             latest,
@@ -352,7 +421,9 @@ class PostgresOutbox:
         """See ``Outbox.state``."""
         # The first entry that is pending is the oldest, as far as clocks went right. It is found at once, and asked for
         # by itself: when so many wait that they are not counted within STATEMENT_TIMEOUT, it is what matters.
-        first = await self._pool.run("SELECT occurred_at FROM outbox WHERE due_at IS NOT NULL ORDER BY id LIMIT 1")
+        first = await self._pool.run(
+            f"SELECT occurred_at FROM outbox WHERE due_at IS NOT NULL AND {_UNLIMITED} ORDER BY id LIMIT 1"  # noqa: S608  # a constant
+        )
         oldest = first[0]["occurred_at"] if first else None
         try:
             [[pending, in_all]] = await self._pool.run(

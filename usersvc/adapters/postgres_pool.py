@@ -48,6 +48,8 @@ SETTINGS = {
     "tcp_keepalives_idle": "60",
     # Compiling takes longer than these statements do.
     "jit": "off",
+    # A day is 24 hours in every sum of times.
+    "TimeZone": "UTC",
 }
 """Of each session. PgBouncer needs ``ignore_startup_parameters`` for them, and the same settings on the role."""
 

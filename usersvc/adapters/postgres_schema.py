@@ -54,6 +54,17 @@ MIGRATIONS = (
     CREATE INDEX idempotency_keys_used_at ON idempotency_keys (used_at);
     CREATE INDEX idempotency_keys_user_id ON idempotency_keys (user_id);
     """,
+    # See usersvc.domain.mail_limits. A row has no effect from its second time on. The index on the outbox has all
+    # entries but those that the limits put off: see PostgresOutbox.lease.
+    """
+    CREATE TABLE mail_limits (
+        digest text COLLATE "C" PRIMARY KEY,
+        since timestamptz NOT NULL,
+        until timestamptz NOT NULL
+    ) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
+    CREATE INDEX mail_limits_until ON mail_limits (until);
+    CREATE INDEX outbox_unlimited ON outbox (due_at) WHERE due_at IS NOT NULL AND (attempts > 0 OR reason IS NULL);
+    """,
 )
 """What leads from each schema version to the next.
 

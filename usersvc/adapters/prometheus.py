@@ -120,7 +120,8 @@ class PrometheusMetrics:
         )
         self.outbox_oldest_seconds = Gauge(
             "usersvc_outbox_oldest_age_seconds",
-            "How long ago the person registered who has waited longest to be told; 0 when nobody waits.",
+            "How long ago the person registered who has waited longest to be told, limits on mails aside; "
+            "0 when nobody waits.",
             multiprocess_mode="mostrecent",
             registry=registry,
         )

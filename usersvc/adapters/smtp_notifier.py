@@ -12,11 +12,12 @@ from enum import Enum
 from html import escape
 from importlib.resources import files
 from string import Template
-from unicodedata import normalize
+from unicodedata import category, normalize
 
 import aiosmtplib
 
 from usersvc.application.ports import Undeliverable
+from usersvc.domain.errors import RulesBroken
 from usersvc.domain.events import UserRegistered
 from usersvc.domain.user import EmailAddress
 
@@ -85,14 +86,18 @@ class SmtpNotifier:
         self._html = Template((templates / "welcome.html").read_text("utf-8"))
 
     async def welcome(self, event: UserRegistered) -> None:
-        """See ``Notifier.welcome``.
+        """Send the mail to a new user (``Notifier.welcome``).
 
         Raises:
-            Undeliverable: the server refuses the recipient or the message for good.
+            Undeliverable: the server refuses the recipient or the message for good, or the address was stored before a
+                rule forbade it.
             aiosmtplib.SMTPException: anything else that an SMTP server can say, or not say.
             OSError: the network has trouble.
         """
-        recipient = _Path(event.email)
+        try:
+            recipient = _Path(event.email)
+        except RulesBroken:
+            raise Undeliverable("the rules for addresses do not allow this one any more") from None
         international = not (recipient.is_ascii and self._sender.is_ascii)
         # Without the parameter, no address beyond ASCII may be in the envelope or the head (RFC 6531, section 3.4).
         options, encoding = (["SMTPUTF8", "BODY=8BITMIME"], "utf-8") if international else ([], "ascii")
@@ -154,8 +159,11 @@ class SmtpNotifier:
         message["Message-ID"] = f"<welcome.{event.user_id}@{self._sender.domain}>"
         # No vacation notice answers it (RFC 3834, section 5).
         message["Auto-Submitted"] = "auto-generated"
-        message.set_content(self._text.substitute(email=event.email))
-        message.add_alternative(self._html.substitute(email=escape(event.email)), subtype="html")
+        text, html = "this address", "this address"
+        if _is_plain(event.email):
+            text, html = f"the address {event.email}", f"the address <b>{escape(event.email)}</b>"
+        message.set_content(self._text.substitute(address=text))
+        message.add_alternative(self._html.substitute(address=html), subtype="html")
         # EmailMessage takes an address for text to be read: it decodes one that looks like an encoded word, which is
         # another address then, and writes one beyond ASCII as an encoded word, which is none (RFC 2047, section 5).
         head = f"From: {self._sender.address}\r\nTo: {_Path(event.email).address}\r\n"
@@ -173,6 +181,15 @@ class _Path:
         # In NFC, as RFC 6532 (section 3.1) wants it; the case is the owner's.
         self.address = f"{normalize('NFC', typed.rpartition('@')[0])}@{self.domain}"
         self.is_ascii = self.address.isascii()
+
+
+def _is_plain(email: str) -> bool:
+    """Whether an address can be repeated in a mail: letters, digits and the usual signs alone before the @.
+
+    The syntax allows sentences in quotation marks, and slashes without them, so that anybody who registers an address
+    could have a text or a link of their choice sent to it.
+    """
+    return all(category(character)[0] in "LMN" or character in "._+-'" for character in email.rpartition("@")[0])
 
 
 def _is_final(code: int) -> bool:

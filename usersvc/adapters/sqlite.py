@@ -20,6 +20,7 @@ from usersvc.application.ports import (
     CAUSE,
     KEY_LIFETIME,
     LAST,
+    RATE_LIMITED,
     EarlierRegistration,
     IdempotencyKey,
     IdempotencyKeyUsed,
@@ -33,12 +34,21 @@ from usersvc.application.ports import (
 )
 from usersvc.domain.errors import EmailAlreadyRegistered
 from usersvc.domain.events import UserRegistered
+from usersvc.domain.mail_limits import Reserved, limits, reserve
 from usersvc.domain.user import User
 
 FORGOTTEN_AT_ONCE = 100
-"""How many ended keys one registration deletes; more than it adds, and few enough to cost nothing."""
+"""How many ended keys, and limits, one registration deletes; more than it adds, and few enough to cost nothing."""
 
-_DUE = "(due_at <= ? OR due_at > ?)"
+_UNLIMITED = "(attempts > 0 OR reason IS NULL)"
+"""An entry that no limit on mails puts off; an index has the same words."""
+# In two halves, each of which reads the first rows of an index: the cost does not grow with the number of entries.
+_DUE = f"""
+    SELECT * FROM (SELECT {ENTRY} FROM outbox WHERE due_at <= ?1 ORDER BY due_at, id LIMIT ?3)
+    UNION ALL
+    SELECT * FROM (SELECT {ENTRY} FROM outbox WHERE due_at > ?2 AND {_UNLIMITED} ORDER BY due_at LIMIT ?3)
+    LIMIT ?3
+"""  # noqa: S608  # constants
 _VIEW = "id, email, age, registered_at"
 # SQLite writes the JSON, of a whole page in one step: the thread that reads needs Python's lock once, not for each row.
 # A subquery with a limit is read in its own order.
@@ -197,16 +207,13 @@ class SqliteOutbox:
 
     async def lease(self, *, now: datetime, until: datetime, limit: int, latest: datetime = LAST) -> list[OutboxEntry]:
         """See ``Outbox.lease``."""
-        due = [timestamp(now), timestamp(latest)]
+        due = timestamp(now), timestamp(latest)
         # Looking is cheap and harms nobody; a write transaction is neither.
-        if not await self._file.read(f"SELECT 1 FROM outbox WHERE {_DUE} LIMIT 1", due):  # noqa: S608  # a constant
+        if not await self._file.read(_DUE, (*due, 1)):
             return []
 
         async def take(connection: aiosqlite.Connection) -> list[OutboxEntry]:
-            rows = await connection.execute_fetchall(
-                f"SELECT {ENTRY} FROM outbox WHERE {_DUE} ORDER BY due_at, id LIMIT ?",  # noqa: S608  # constants
-                (*due, limit),
-            )
+            rows = await connection.execute_fetchall(_DUE, (*due, limit))
             leased = [
                 replace(entry, attempts=entry.attempts + 1, due_at=until, lease=str(uuid4()))
                 for entry in map(entry_of, map(tuple, rows))
@@ -256,10 +263,10 @@ class SqliteOutbox:
         """See ``Outbox.state``."""
         # The first entry that is pending is the oldest, as far as clocks went right.
         [[pending, in_all, oldest]] = await self._file.read(
-            """
+            f"""
             SELECT (SELECT count(*) FROM outbox WHERE due_at IS NOT NULL), (SELECT count(*) FROM outbox),
-                (SELECT occurred_at FROM outbox WHERE due_at IS NOT NULL ORDER BY id LIMIT 1)
-            """
+                (SELECT occurred_at FROM outbox WHERE due_at IS NOT NULL AND {_UNLIMITED} ORDER BY id LIMIT 1)
+            """  # noqa: S608  # a constant
         )
         return OutboxState(
             pending=pending,
@@ -272,25 +279,50 @@ class SqliteOutbox:
 
 
 async def _put(connection: aiosqlite.Connection, events: Sequence[UserRegistered]) -> None:
-    """Store events in the outbox, due at once."""
+    """Store events in the outbox, due as soon as the limits on mails allow."""
     cause = CAUSE.get()
     for event in events:
         occurred_at = timestamp(event.occurred_at)
+        due_at = timestamp(await _reserve(connection, event))
         await connection.execute(
             """
-            INSERT INTO outbox (user_id, email, occurred_at, due_at, request_id, trace_id, span_id)
-            VALUES (?, ?, ?, ?, ?, ?, ?)
+            INSERT INTO outbox (user_id, email, occurred_at, due_at, reason, request_id, trace_id, span_id)
+            VALUES (?, ?, ?, ?, ?, ?, ?, ?)
             """,
             (
                 str(event.user_id),
                 event.email,
                 occurred_at,
-                occurred_at,
+                due_at,
+                RATE_LIMITED if due_at > occurred_at else None,
                 cause and cause.request_id,
                 cause and cause.trace_id,
                 cause and cause.span_id,
             ),
         )
+
+
+async def _reserve(connection: aiosqlite.Connection, event: UserRegistered) -> datetime:
+    """When the mail about an event is due; forgets some limits that have ended."""
+    digests = json.dumps([*limits(event)])
+    rows = await connection.execute_fetchall(
+        "SELECT digest, since, until FROM mail_limits WHERE digest IN (SELECT value FROM json_each(?))", [digests]
+    )
+    before = {row[0]: Reserved(datetime.fromisoformat(row[1]), datetime.fromisoformat(row[2])) for row in rows}
+    due_at, after = reserve(event, before)
+    await connection.execute(
+        """
+        DELETE FROM mail_limits WHERE digest IN (
+            SELECT digest FROM mail_limits WHERE until <= ? ORDER BY until LIMIT ?
+        )
+        """,
+        (timestamp(event.occurred_at), FORGOTTEN_AT_ONCE),
+    )
+    await connection.executemany(
+        "INSERT OR REPLACE INTO mail_limits (digest, since, until) VALUES (?, ?, ?)",
+        [(digest, timestamp(each.since), timestamp(each.until)) for digest, each in after.items()],
+    )
+    return due_at
 
 
 async def _use(connection: aiosqlite.Connection, key: IdempotencyKey, user: User) -> None:

@@ -82,6 +82,17 @@ MIGRATIONS = (
     """,
     # What the request is in its trace.
     "ALTER TABLE outbox ADD COLUMN span_id TEXT;",
+    # See usersvc.domain.mail_limits. A row has no effect from its second time on. The index on the outbox has all
+    # entries but those that the limits put off: see SqliteOutbox.lease.
+    """
+    CREATE TABLE mail_limits (
+        digest TEXT PRIMARY KEY,
+        since TEXT NOT NULL,
+        until TEXT NOT NULL
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX mail_limits_until ON mail_limits (until);
+    CREATE INDEX outbox_unlimited ON outbox (due_at) WHERE attempts > 0 OR reason IS NULL;
+    """,
 )
 """What leads from each schema version (``PRAGMA user_version``) to the next."""
 

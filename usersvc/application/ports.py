@@ -134,7 +134,8 @@ class Users(Protocol):
     async def add(self, user: User, *, key: IdempotencyKey | None = None) -> None:
         """Store a new user, its events and the key in one transaction; when this returns, all are durable.
 
-        The events are stored with the ``CAUSE`` of this context.
+        The events are stored with the ``CAUSE`` of this context. The mail about each is due as soon as the limits on
+        its mailbox and its domain allow (``usersvc.domain.mail_limits``).
 
         Args:
             user: with its events.
@@ -225,11 +226,16 @@ class OutboxEntry:
     due_at: datetime | None
     """When it is to be tried next, in UTC; None when it has been set aside."""
     reason: str | None
-    """Why the last attempt failed."""
+    """Why the last attempt failed; before the first one, ``RATE_LIMITED`` or None."""
     lease: str | None = None
     """Names who holds it, for the answers below."""
     cause: Cause | None = None
     """What led to the event."""
+
+    @property
+    def is_rate_limited(self) -> bool:
+        """Whether it was put off when it was stored, and has not been tried yet."""
+        return self.attempts == 0 and self.reason is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,8 +246,12 @@ class OutboxState:
     """Entries that are to be tried, also later or just now."""
     set_aside: int | None
     oldest: datetime | None
-    """When what the longest pending entry tells of has happened, in UTC; None when none is pending."""
+    """When what the longest pending entry tells of has happened, in UTC, but for those that wait because of a limit;
+    None when there is none."""
 
+
+RATE_LIMITED = "waits, since many mails went to this mailbox or domain"
+"""The reason of an entry that was put off when it was stored (``usersvc.domain.mail_limits``)."""
 
 LAST = datetime.max.replace(tzinfo=UTC)
 """No time is later."""
@@ -258,7 +268,8 @@ class Outbox(Protocol):
     async def lease(self, *, now: datetime, until: datetime, limit: int, latest: datetime = LAST) -> list[OutboxEntry]:
         """Take at most ``limit`` entries that are due, the longest due first; nobody else has them before ``until``.
 
-        One that is due only after ``latest`` was put off by a clock that was wrong, and is taken too.
+        One that is due only after ``latest`` was put off by a clock that was wrong, and is taken too, unless it waits
+        for its first attempt because of a limit (``is_rate_limited``), which may take any time.
         """
         ...
 

@@ -1,28 +1,31 @@
-"""Cells of a CSV file that a spreadsheet would take for formulas (OWASP, "CSV Injection"), made harmless and back."""
+"""CSV injection (OWASP): cells of a CSV file that a spreadsheet would take for formulas, made harmless and back."""
 
-FORMULA_MARKS = tuple("=+-@\t\r\n＝＋－＠")
-"""What a cell begins with that spreadsheets may calculate, or skip before they do; the wide ones are East Asian."""
+import re
+
 QUOTE = "'"
 SEPARATOR = ";"
-"""Where spreadsheets of many countries begin another cell, which is then in no quotation marks."""
+"""The field separator of spreadsheets in many countries. The cell behind it is not in quotation marks there."""
+
+_FORMULA = re.compile(
+    # Spreadsheets skip white space and control characters before a formula, and take off quotation marks.
+    r"[\s\x00-\x1f\x7f-\x9f\ufeff\"＂]*"
+    # The full-width and small forms are East Asian.
+    r"[=+\-@＝＋－＠﹦﹢﹣﹫]"
+    # White space alone is marked as well, as OWASP has it; and the mark, so that `original` can tell ours.
+    r"|[\t\r\n']"
+)
 
 
 def harmless(cell: str) -> str:
-    """A cell that spreadsheets show as it is: with an apostrophe before what may be a formula.
+    """A cell that spreadsheets show as it is: with an apostrophe before each part that may be a formula.
 
-    And before an apostrophe, so that ``original`` can tell ours from one that was there.
+    Also before an apostrophe, so that ``original`` can tell ours from one that was there.
     """
-    return SEPARATOR.join(map(_harmless, cell.split(SEPARATOR)))
+    return SEPARATOR.join(f"{QUOTE}{part}" if _FORMULA.match(part) else part for part in cell.split(SEPARATOR))
 
 
 def original(cell: str) -> str:
     """What ``harmless`` was given. Other cells stay as they are, also those that begin with a lone apostrophe."""
-    return SEPARATOR.join(map(_original, cell.split(SEPARATOR)))
-
-
-def _harmless(part: str) -> str:
-    return f"{QUOTE}{part}" if part.startswith((*FORMULA_MARKS, QUOTE)) else part
-
-
-def _original(part: str) -> str:
-    return part[1:] if part.startswith(QUOTE) and part[1:].startswith((*FORMULA_MARKS, QUOTE)) else part
+    return SEPARATOR.join(
+        part[1:] if part.startswith(QUOTE) and _FORMULA.match(part, 1) else part for part in cell.split(SEPARATOR)
+    )
