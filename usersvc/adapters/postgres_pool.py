@@ -5,11 +5,11 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
-from urllib.parse import urlsplit
 
 import asyncpg
 from asyncpg.connect_utils import SessionAttribute
 
+from usersvc.adapters.server_url import one_url_per_host
 from usersvc.application.ports import StorageUnavailable
 
 log = logging.getLogger(__name__)
@@ -90,7 +90,7 @@ class PostgresPool:
             url: ``postgresql://``, perhaps with several hosts; one that can be written to is used.
             size: how many connections there are at most.
         """
-        self._addresses = _one_for_each_host(url)
+        self._addresses = one_url_per_host(url)
         self._size = size
         self._room = asyncio.Semaphore(size)
         # Each with when it was given back.
@@ -315,10 +315,3 @@ def _is_about_the_server(error: BaseException) -> bool:
     if isinstance(error, asyncpg.PostgresError):
         return error.sqlstate in ENDED | {"25006"} or isinstance(error, asyncpg.PostgresConnectionError)
     return isinstance(error, OSError)
-
-
-def _one_for_each_host(url: str) -> list[str]:
-    """The same URL with each of its hosts alone."""
-    parts = urlsplit(url)
-    user, at, hosts = parts.netloc.rpartition("@")
-    return [parts._replace(netloc=f"{user}{at}{host}").geturl() for host in hosts.split(",")]
