@@ -150,6 +150,8 @@ async def smtp_server(
     finally:
         server.close()
         for conversation in conversations:
-            if isinstance(conversation.transport, asyncio.Transport):
-                conversation.transport.abort()
+            transport = conversation.transport
+            # aiosmtpd closes some transports twice, and in CPython 3.11.2 abort() fails on a TLS transport after that.
+            if isinstance(transport, asyncio.Transport) and not transport.is_closing():
+                transport.abort()
         await server.wait_closed()

@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
-from urllib.parse import parse_qsl, unquote, urlsplit
 
 from usersvc.adapters.bcrypt_hasher import MAX_COST, MIN_COST
+from usersvc.adapters.postgres_url import check_postgres_url
+from usersvc.adapters.redis_url import check_redis_url
 from usersvc.domain.errors import RulesBroken
 from usersvc.domain.user import EmailAddress, Password
 
@@ -42,7 +43,6 @@ DATABASE_URL_FORMS = (
     "sqlite:///relative/file, sqlite:////absolute/file, memory:// or postgresql://user:password@host:port/database "
     "(with percent-encoded parts, several hosts as host1,host2 and options as ?sslmode=verify-full)"
 )
-SSL_MODES = {"disable", "allow", "prefer", "require", "verify-ca", "verify-full"}
 
 
 def cores() -> int:
@@ -321,7 +321,8 @@ def _database(url: str) -> Database:
     if url == "memory://":
         return MemoryDatabase()
     if url.startswith(("postgresql:", "postgres:")):
-        return _postgres(url)
+        check_postgres_url(url)
+        return PostgresDatabase(url)
     path = url.removeprefix("sqlite:///")
     # SQLite gives names with a colon or a question mark meanings that a file does not have.
     if path == url or not Path(path).name or path.startswith((":", "file:")) or "?" in path or "\0" in path:
@@ -329,57 +330,14 @@ def _database(url: str) -> Database:
     return SqliteDatabase(Path(path))
 
 
-def _postgres(url: str) -> PostgresDatabase:
-    parts = urlsplit(url)
-    options = dict(parse_qsl(parts.query, keep_blank_values=True, strict_parsing=True)) if parts.query else {}
-    # The driver, too, takes the first @ for the one before the hosts.
-    before, _, after = parts.netloc.partition("@")
-    for host in (after or before).split(","):
-        match = re.fullmatch(r"(?:\[[0-9A-Fa-f:.]+\]|[^:@\[\]]*)(?::([1-9][0-9]{0,4}))?", host, re.ASCII)
-        if match is None or int(match[1] or 0) > LAST_PORT:
-            raise ValueError
-    # Control characters, which urlsplit drops, and bytes that are no UTF-8 are not printable.
-    if not re.fullmatch(r"/[^/]+", parts.path) or parts.fragment or not url.isprintable() or " " in url:
-        raise ValueError
-    if not url.startswith(f"{parts.scheme}://") or options.get("sslmode", "prefer") not in SSL_MODES:
-        raise ValueError
-    # Several hosts are tried one after the other, each for itself; the driver would wait for the first that hangs.
-    if "," in options.get("host", "") or options.pop("target_session_attrs", "read-write") != "read-write":
-        raise ValueError
-    return PostgresDatabase(url)
-
-
 def _smtp(url: str) -> "SmtpServer":
-    from usersvc.adapters.smtp_notifier import Security, SmtpServer  # noqa: PLC0415  # for those who send mail
+    from usersvc.adapters.smtp_notifier import SmtpServer  # noqa: PLC0415  # slow to import, needed only to send mail
 
-    parts = urlsplit(url)
-    security = {"smtp": Security.NONE, "smtps": Security.TLS, "smtp+starttls": Security.STARTTLS}.get(parts.scheme)
-    host, port = parts.hostname, parts.port
-    if security is None or not host or parts.path not in {"", "/"} or parts.query or parts.fragment:
-        raise ValueError
-    # urlsplit would drop some control characters; bytes that are no UTF-8 are not printable either.
-    if not url.isprintable() or " " in url or port == 0:
-        raise ValueError
-    if bool(parts.username) != bool(parts.password):
-        raise ValueError
-    return SmtpServer(
-        host=host,
-        port=port or security.default_port,
-        security=security,
-        user=unquote(parts.username) if parts.username else None,
-        password=unquote(parts.password) if parts.password else None,
-    )
+    return SmtpServer.from_url(url)
 
 
 def _redis(url: str) -> str:
-    parts = urlsplit(url)
-    if parts.scheme not in {"redis", "rediss"} or not parts.hostname or parts.query or parts.fragment:
-        raise ValueError
-    if not re.fullmatch(r"/?|/[0-9]{1,5}", parts.path, re.ASCII) or parts.port == 0:
-        raise ValueError
-    # urlsplit would drop some control characters; bytes that are no UTF-8 are not printable either.
-    if not url.isprintable() or " " in url:
-        raise ValueError
+    check_redis_url(url)
     return url
 
 

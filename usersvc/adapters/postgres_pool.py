@@ -4,12 +4,12 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
-from urllib.parse import urlsplit
 
 import asyncpg
 from asyncpg.connect_utils import SessionAttribute
 from asyncpg.pool import PoolConnectionProxy
 
+from usersvc.adapters.server_url import one_url_per_host
 from usersvc.application.ports import StorageUnavailable
 
 log = logging.getLogger(__name__)
@@ -91,7 +91,7 @@ class PostgresPool:
             url: ``postgresql://``, with one host or several; the first one that accepts writes is used.
             size: the maximum number of connections.
         """
-        self._addresses = _one_for_each_host(url)
+        self._addresses = one_url_per_host(url)
         self._size = size
         self._pool: asyncpg.Pool | None = None
 
@@ -286,10 +286,3 @@ def _is_server_lost(error: BaseException) -> bool:
     if isinstance(error, asyncpg.PostgresError):
         return error.sqlstate in SERVER_LOST or isinstance(error, asyncpg.PostgresConnectionError)
     return isinstance(error, OSError)
-
-
-def _one_for_each_host(url: str) -> list[str]:
-    """The URL once for each of its hosts."""
-    parts = urlsplit(url)
-    user, at, hosts = parts.netloc.rpartition("@")
-    return [parts._replace(netloc=f"{user}{at}{host}").geturl() for host in hosts.split(",")]

@@ -12,10 +12,13 @@ from enum import Enum
 from html import escape
 from importlib.resources import files
 from string import Template
+from typing import Self
 from unicodedata import category, normalize
+from urllib.parse import unquote, urlsplit
 
 import aiosmtplib
 
+from usersvc.adapters.server_url import one_url_per_host
 from usersvc.application.ports import Undeliverable
 from usersvc.domain.errors import RulesBroken
 from usersvc.domain.events import UserRegistered
@@ -56,6 +59,28 @@ class SmtpServer:
     security: Security = Security.NONE
     user: str | None = None
     password: str | None = field(default=None, repr=False)
+
+    @classmethod
+    def from_url(cls, url: str) -> Self:
+        """Parse ``smtp://``, ``smtps://`` or ``smtp+starttls://``; user and password are percent-encoded.
+
+        Raises:
+            ValueError: the URL is malformed, or has a user without a password, a path or a query.
+        """
+        [only] = one_url_per_host(url)
+        parts = urlsplit(only)
+        security = {"smtp": Security.NONE, "smtps": Security.TLS, "smtp+starttls": Security.STARTTLS}.get(parts.scheme)
+        if security is None or not parts.hostname or parts.path not in {"", "/"} or parts.query:
+            raise ValueError
+        if bool(parts.username) != bool(parts.password):
+            raise ValueError
+        return cls(
+            host=parts.hostname,
+            port=parts.port or security.default_port,
+            security=security,
+            user=unquote(parts.username) if parts.username else None,
+            password=unquote(parts.password) if parts.password else None,
+        )
 
     @property
     def shows_its_password(self) -> bool:
