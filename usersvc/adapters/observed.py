@@ -162,10 +162,10 @@ class ObservedOutbox:
         with self._call("outbox_next_due"):
             return await self._outbox.next_due()
 
-    async def entries(self) -> list[OutboxEntry]:
+    async def entries(self, *, after: int = 0, limit: int | None = None) -> list[OutboxEntry]:
         """See ``Outbox.entries``."""
         with self._call("outbox_entries"):
-            return await self._outbox.entries()
+            return await self._outbox.entries(after=after, limit=limit)
 
     async def retry(self, entry_id: int, *, now: datetime) -> bool:
         """See ``Outbox.retry``."""

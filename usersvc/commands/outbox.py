@@ -11,7 +11,7 @@ from usersvc.commands.stores import HIGHEST_PLACE, on_store
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from usersvc.application.ports import CompleteStore, OutboxEntry
+    from usersvc.application.ports import OutboxEntry, Store
 
 READ_AT_ONCE = 1000
 
@@ -34,7 +34,7 @@ def list_entries(*, as_json: bool) -> None:
     """
     from usersvc.application.ports import timestamp
 
-    async def work(store: "CompleteStore") -> None:
+    async def work(store: "Store") -> None:
         is_empty = True
         async for entry in _entries(store):
             is_empty = False
@@ -54,7 +54,7 @@ def list_entries(*, as_json: bool) -> None:
 def show(entry_id: int) -> None:
     """Show the entry ID as JSON, with the address that the mail goes to."""
 
-    async def work(store: "CompleteStore") -> None:
+    async def work(store: "Store") -> None:
         print_json(_document(await _entry(store, entry_id)))
 
     on_store(work)
@@ -78,7 +78,7 @@ def retry(entry_id: int | None, *, all_: bool) -> None:
     if all_ == (entry_id is not None):
         raise click.UsageError("Give either an ID or --all.")
 
-    async def work(store: "CompleteStore") -> None:
+    async def work(store: "Store") -> None:
         retried = 0
         if entry_id is None:
             async for entry in _entries(store):
@@ -91,21 +91,21 @@ def retry(entry_id: int | None, *, all_: bool) -> None:
         # The service notices by itself; it looks every now and then.
         print(f"{retried} to be sent again")
 
-    on_store(work, alone=True)
+    on_store(work)
 
 
-async def _entries(store: "CompleteStore") -> "AsyncIterator[OutboxEntry]":
-    """Everything in the outbox, of which little is in memory at a time: there may be millions."""
-    after = None
-    while entries := await store.archive.entries(after=after, limit=READ_AT_ONCE):
+async def _entries(store: "Store") -> "AsyncIterator[OutboxEntry]":
+    """All entries, read in batches: there may be millions."""
+    after = 0
+    while entries := await store.outbox.entries(after=after, limit=READ_AT_ONCE):
         for entry in entries:
             yield entry
         after = entries[-1].id
 
 
-async def _entry(store: "CompleteStore", entry_id: int) -> "OutboxEntry":
+async def _entry(store: "Store", entry_id: int) -> "OutboxEntry":
     if 0 < entry_id <= HIGHEST_PLACE:
-        for entry in await store.archive.entries(after=entry_id - 1, limit=1):
+        for entry in await store.outbox.entries(after=entry_id - 1, limit=1):
             if entry.id == entry_id:
                 return entry
     raise Failure(f"the outbox has no entry {entry_id}")
