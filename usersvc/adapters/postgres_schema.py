@@ -66,7 +66,8 @@ async def upgrade(pool: PostgresPool) -> None:
     """Bring the schema up to date: in one transaction, one process at a time.
 
     Raises:
-        StorageUnavailable: the server cannot be reached, or is not fit; or the schema is of a newer version.
+        StorageUnavailable: the server cannot be reached, or is not fit; or the schema is of a newer version, of a
+            pre-release version, or of another program.
     """
     with told_as_unavailable():
         connection = await pool.connect()
@@ -87,22 +88,28 @@ async def _upgrade(connection: Connection) -> None:
         # A change of a large table takes what it takes.
         await connection.execute("SET LOCAL statement_timeout = 0")
         await connection.execute("SELECT pg_advisory_xact_lock($1)", UPGRADING)
-        await connection.execute("CREATE TABLE IF NOT EXISTS usersvc_schema (version integer PRIMARY KEY)")
+        await connection.execute("CREATE TABLE IF NOT EXISTS usersvc_schema_version (version integer PRIMARY KEY)")
         # Asked again: another process may have been quicker.
         for version in range(await _version(connection), len(MIGRATIONS)):
-            await connection.execute(MIGRATIONS[version])
-            await connection.execute("INSERT INTO usersvc_schema VALUES ($1)", version + 1)
+            try:
+                await connection.execute(MIGRATIONS[version])
+            except asyncpg.DuplicateTableError:
+                raise StorageUnavailable(
+                    "the database has tables of a pre-release usersvc or of another program; export the users with "
+                    "the version that made them, and import them into a new database: docs/moving.md"
+                ) from None
+            await connection.execute("INSERT INTO usersvc_schema_version VALUES ($1)", version + 1)
 
 
 async def _version(connection: Connection) -> int:
-    """Which schema the database has.
+    """The schema version of the database; 0 if it has none. Pre-release versions used a table of another name.
 
     Raises:
-        StorageUnavailable: one that this version does not know.
+        StorageUnavailable: the schema is of a newer version.
     """
     try:
         async with connection.transaction():
-            version = await connection.fetchval("SELECT max(version) FROM usersvc_schema") or 0
+            version = await connection.fetchval("SELECT max(version) FROM usersvc_schema_version") or 0
     except asyncpg.UndefinedTableError:
         return 0
     if version > len(MIGRATIONS):

@@ -36,8 +36,13 @@ large file waiting. There, damage is found by whoever meets the page (it is told
 data), and by ``usersvc db check``.
 """
 
+APPLICATION_ID = 0x75737663
+"""Marks a SQLite file as one of this service ("usvc"); pre-release versions, whose schemas differ, did not set it."""
+
 MIGRATIONS = (
     # AUTOINCREMENT: a position is never given out again, even when its user is gone.
+    # outbox.due_at is null for an entry that is set aside, and the end of the lease for one that is leased.
+    # idempotency_keys.digest is that of the key alone.
     """
     CREATE TABLE users (
         position INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -48,10 +53,6 @@ MIGRATIONS = (
         password_hash TEXT NOT NULL,
         registered_at TEXT NOT NULL
     ) STRICT;
-    """,
-    # Who was registered before there was an outbox has been told. due_at is null for an entry that is set aside, and
-    # the end of the lease for one that is leased.
-    """
     CREATE TABLE outbox (
         id INTEGER PRIMARY KEY AUTOINCREMENT,
         user_id TEXT NOT NULL,
@@ -60,12 +61,12 @@ MIGRATIONS = (
         attempts INTEGER NOT NULL DEFAULT 0,
         due_at TEXT,
         reason TEXT,
-        lease TEXT
+        lease TEXT,
+        request_id TEXT,
+        trace_id TEXT,
+        span_id TEXT
     ) STRICT;
     CREATE INDEX outbox_due_at ON outbox (due_at) WHERE due_at IS NOT NULL;
-    """,
-    # The digest is that of the key alone; what was registered is told by the user.
-    """
     CREATE TABLE idempotency_keys (
         digest TEXT PRIMARY KEY,
         user_id TEXT NOT NULL,
@@ -73,15 +74,8 @@ MIGRATIONS = (
     ) STRICT, WITHOUT ROWID;
     CREATE INDEX idempotency_keys_used_at ON idempotency_keys (used_at);
     """,
-    # The request that led to the entry, and its trace.
-    """
-    ALTER TABLE outbox ADD COLUMN request_id TEXT;
-    ALTER TABLE outbox ADD COLUMN trace_id TEXT;
-    """,
-    # What the request is in its trace.
-    "ALTER TABLE outbox ADD COLUMN span_id TEXT;",
 )
-"""What leads from each schema version (``PRAGMA user_version``) to the next."""
+"""The statements that lead from each schema version (``PRAGMA user_version``) to the next; see ``docs/upgrade.md``."""
 
 
 class DatabaseFile:
@@ -354,13 +348,24 @@ def _prepare(path: Path, *, create: bool) -> None:
 
 
 def _schema_version(connection: sqlite3.Connection) -> int:
-    """Which schema the file has.
+    """The schema version of the file; 0 if the file is empty.
 
     Raises:
-        StorageUnavailable: one that this version does not know.
+        StorageUnavailable: the schema is of a newer version, of a pre-release version, or of another program.
     """
+    # One statement reads one snapshot: another process may be creating the tables.
     version: int
-    [version] = connection.execute("PRAGMA user_version").fetchone()
+    version, application_id, is_empty = connection.execute(
+        """
+        SELECT user_version, application_id, NOT EXISTS (SELECT 1 FROM sqlite_schema)
+        FROM pragma_user_version, pragma_application_id
+        """
+    ).fetchone()
+    if application_id != APPLICATION_ID and not (is_empty and version == application_id == 0):
+        raise StorageUnavailable(
+            "the file is of a pre-release usersvc or of another program; export the users with the version that made "
+            "it, and import them into a new file: docs/moving.md"
+        )
     if version > len(MIGRATIONS):
         raise StorageUnavailable(
             f"the database has schema {version}, made by a newer usersvc; this one knows up to {len(MIGRATIONS)}"
@@ -406,6 +411,7 @@ def _migrate(connection: sqlite3.Connection) -> None:
         for migration in MIGRATIONS[_schema_version(connection) :]:
             for statement in filter(str.strip, migration.split(";")):
                 connection.execute(statement)
+        connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         connection.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
         connection.execute("COMMIT")
     except BaseException:
