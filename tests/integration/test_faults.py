@@ -91,6 +91,7 @@ async def test_a_folder_that_goes_is_missed_until_it_is_back(path: Path, users: 
 async def test_another_database_in_its_place_is_used(path: Path, users: SqliteUsers, tmp_path: Path) -> None:
     await users.add(person("alice"))
     saved = tmp_path / "saved.db"
+    saved.touch()
     sqlite_file.backup(path, saved)
     await users.add(person("bob"))
     shutil.rmtree(path.parent)
@@ -112,6 +113,7 @@ async def test_another_database_beside_the_old_wal_is_not_touched(
 ) -> None:
     await users.add(person("alice"))
     saved = tmp_path / "saved.db"
+    saved.touch()
     sqlite_file.backup(path, saved)
     await users.add(person("bob"))
     before = saved.read_bytes()

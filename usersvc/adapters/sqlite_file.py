@@ -3,7 +3,6 @@
 import asyncio
 import os
 import sqlite3
-import tempfile
 import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -425,40 +424,19 @@ def backup(source: Path, target: Path) -> None:
 
     Args:
         source: the database.
-        target: where the copy appears, whole or not at all; it must be in a folder that exists.
+        target: an empty file.
 
     Raises:
         StorageUnavailable: one of the two cannot be read or written.
     """
-    with _told_as_unavailable(f"cannot copy {source} to {target}"):
-        # For its owner alone, as what it holds demands.
-        descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.absolute().parent)
-        os.close(descriptor)
-        unfinished = Path(name)
-        try:
-            with (
-                closing(sqlite3.connect(_uri(source, "rw"), uri=True, timeout=BUSY_TIMEOUT)) as original,
-                closing(sqlite3.connect(_uri(unfinished, "rw"), uri=True)) as copy,
-            ):
-                original.backup(copy)
-                # One file, that needs no other beside it.
-                copy.execute("PRAGMA journal_mode = DELETE")
-            _sync(unfinished)
-            # Unlike a renaming, this takes nobody's place.
-            os.link(unfinished, target)
-            _sync(target.absolute().parent)
-        finally:
-            for suffix in ("", "-journal", "-wal", "-shm"):
-                _beside(unfinished, suffix).unlink(missing_ok=True)
-
-
-def _sync(path: Path) -> None:
-    """Have the disk keep a file, or the names in a folder."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    with (
+        _told_as_unavailable(f"cannot copy {source}"),
+        closing(sqlite3.connect(_uri(source, "rw"), uri=True, timeout=BUSY_TIMEOUT)) as original,
+        closing(sqlite3.connect(_uri(target, "rw"), uri=True)) as copy,
+    ):
+        original.backup(copy)
+        # One file, that needs no other beside it.
+        copy.execute("PRAGMA journal_mode = DELETE")
 
 
 def damage(path: Path) -> list[str]:

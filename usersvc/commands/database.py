@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from usersvc.commands.atomic_file import atomic_file
 from usersvc.commands.outcome import Failure
 from usersvc.commands.stores import database_file, storage_failures
 
@@ -27,10 +28,8 @@ def backup(file: Path) -> None:
     """
     from usersvc.adapters import sqlite_file
 
-    if file.exists():
-        raise Failure(f"{file} exists already")
-    with storage_failures():
-        sqlite_file.backup(database_file(), file)
+    with atomic_file(file) as unfinished, storage_failures():
+        sqlite_file.backup(database_file(), unfinished)
     print(f"saved to {file}")
 
 
