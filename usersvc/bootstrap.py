@@ -18,7 +18,7 @@ from usersvc.adapters.observed import Instrument, observed
 from usersvc.adapters.prometheus import PrometheusMetrics
 from usersvc.adapters.sqlite import SqliteUsers
 from usersvc.application.notifications import LEASE, NotificationDispatcher
-from usersvc.application.ports import CompleteStore, Notifier, Outbox, PasswordHasher, Users
+from usersvc.application.ports import Notifier, Outbox, PasswordHasher, Store, Users
 from usersvc.application.registration import UserRegistrationService
 from usersvc.asgi import AiohttpASGI, while_client_waits
 from usersvc.config import MIN_TOKEN_LENGTH, BadSetting, MemoryDatabase, PostgresDatabase, Settings, SqliteDatabase
@@ -87,8 +87,6 @@ def create_service_app(settings: Settings, *, lease: timedelta = LEASE) -> web.A
                 await stack.enter_async_context(tracing)
             if not isinstance(users, InMemoryUsers):
                 await stack.enter_async_context(users)
-            # Nobody is let in, and nobody told, from the half of what was copied; nor is what is done here overwritten.
-            await users.archive.stand_alone()
             await stack.enter_async_context(hasher)
             if shared_counts is not None:
                 await stack.enter_async_context(shared_counts)
@@ -179,7 +177,7 @@ def create_users(settings: Settings) -> "InMemoryUsers | SqliteUsers | PostgresU
 
 
 @asynccontextmanager
-async def opened_store(settings: Settings) -> AsyncIterator[CompleteStore]:
+async def opened_store(settings: Settings) -> AsyncIterator[Store]:
     """The store that the settings name, open while this is entered; a database file is made if it is missing.
 
     Raises:
@@ -196,10 +194,9 @@ async def check_storage(settings: Settings) -> None:
     """Open the storage once as the service would, and close it.
 
     Raises:
-        StorageUnavailable: it cannot be opened, or is a copy that is not finished.
+        StorageUnavailable: it cannot be opened.
     """
     async with opened_store(settings) as store:
-        await store.archive.stand_alone()
         await store.check()
 
 

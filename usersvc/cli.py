@@ -15,7 +15,6 @@ import usersvc
 from usersvc.commands.outcome import FAILED, Failure, Stopped
 
 COMMANDS: Final = {
-    "completion": "completion.command",
     "config": "settings.commands",
     "db": "database.commands",
     "outbox": "outbox.commands",

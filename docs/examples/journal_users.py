@@ -337,9 +337,11 @@ class JournalOutbox:
 
         return await self._journal.run(work)
 
-    async def entries(self) -> list[OutboxEntry]:
+    async def entries(self, *, after: int | None = None, limit: int | None = None) -> list[OutboxEntry]:
         """See ``Outbox.entries``."""
-        return await self._journal.run(lambda: [_entry(key, self._rows[key]) for key in sorted(self._rows)])
+        return await self._journal.run(
+            lambda: [_entry(key, self._rows[key]) for key in sorted(self._rows) if int(key) > after][:limit]
+        )
 
     async def retry(self, entry_id: int, *, now: datetime) -> bool:
         """See ``Outbox.retry``."""

@@ -70,6 +70,15 @@ async def test_an_event_is_stored_with_its_user(users: Store, outbox: Outbox, em
     assert (entry.attempts, entry.due_at, entry.reason, entry.lease) == (0, NOW, None, None)
 
 
+async def test_entries_are_read_in_pieces_and_in_order(users: Store, outbox: Outbox) -> None:
+    await add_people(users, *"abcde")
+    entries = await outbox.entries()
+    assert names(entries) == list("abcde")
+    assert await outbox.entries(after=entries[1].id, limit=2) == entries[2:4]
+    assert await outbox.entries(after=entries[1].id) == entries[2:]
+    assert await outbox.entries(after=entries[-1].id, limit=2) == []
+
+
 async def test_a_refused_user_leaves_no_event(users: Store, outbox: Outbox) -> None:
     await users.add(person("alice@example.com"))
     with pytest.raises(EmailAlreadyRegistered):

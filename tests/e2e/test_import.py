@@ -2,6 +2,7 @@
 
 import os
 import pty
+import re
 import select
 import signal
 import sqlite3
@@ -16,6 +17,7 @@ import pytest
 
 from tests.e2e.api import person
 from tests.e2e.server import DEADLINE, StartService, environment, run_to_end
+from tests.postgres import query
 from usersvc.application.transfer import STORED_AT_ONCE
 
 USERSVC = (sys.executable, "-m", "usersvc")
@@ -28,8 +30,11 @@ def people(count: int, *, first: int = 0) -> str:
     return "".join(f"person{n}@example.com,30,{HASH}\n" for n in range(first, first + count))
 
 
-def stored(folder: Path) -> int:
+def stored(folder: Path, postgres_url: str | None = None) -> int:
     """How many users there are just now."""
+    if postgres_url is not None:
+        [count] = query(postgres_url, "SELECT count(*) FROM users")
+        return int(count)
     database = folder / "usersvc.db"
     if not database.exists():
         return 0
@@ -42,20 +47,20 @@ def stored(folder: Path) -> int:
     return int(count)
 
 
-def wait_until_stored(folder: Path, least: int) -> None:
+def wait_until_stored(folder: Path, least: int, postgres_url: str | None = None) -> None:
     deadline = time.monotonic() + DEADLINE
-    while stored(folder) < least:
+    while stored(folder, postgres_url) < least:
         assert time.monotonic() < deadline
         time.sleep(0.005)
 
 
 @contextmanager
-def importing(folder: Path, *arguments: str) -> Iterator["subprocess.Popen[str]"]:
+def importing(folder: Path, *arguments: str, url: str = "sqlite:///usersvc.db") -> Iterator["subprocess.Popen[str]"]:
     """An import that runs."""
     process = subprocess.Popen(
         [*USERSVC, "users", "import", *arguments],
         cwd=folder,
-        env=environment({}),
+        env=environment({"USERSVC_DATABASE_URL": url}),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -84,6 +89,40 @@ def test_an_import_that_was_killed_is_taken_up_by_the_same_command(tmp_path: Pat
     assert again.stdout == f"{MANY - before} imported, {before} already there, 0 rejected\n"
     assert stored(tmp_path) == MANY
     assert run_to_end(tmp_path, {}, [*USERSVC, "db", "check"]).stdout == "ok\n"
+
+
+def test_users_move_between_storages_unchanged_even_if_the_import_is_killed(tmp_path: Path, postgres_url: str) -> None:
+    def usersvc(url: str, *arguments: str) -> str:
+        ended = run_to_end(tmp_path, {"USERSVC_DATABASE_URL": url}, [*USERSVC, "users", *arguments])
+        assert ended.returncode == 0, ended
+        return ended.stdout
+
+    count = 8 * STORED_AT_ONCE
+    first, last = "sqlite:///usersvc.db", "sqlite:///last.db"
+    odd = f'1970-01-01T00:00:00.000001Z,0B9F6F1C-58AB-4F5C-9D5F-0F6B9A3A3A3A,130,{HASH},"""a,;b""@Bücher.example"\n'
+    tmp_path.joinpath("odd.csv").write_text("registered_at,id,age,password_hash,email\n" + odd, "utf-8")
+    tmp_path.joinpath("people.csv").write_text(HEAD + people(count))
+    usersvc(first, "import", "people.csv")
+    usersvc(first, "import", "odd.csv")
+    usersvc(first, "export", "--with-password-hashes", "first.ndjson")
+
+    with importing(tmp_path, "first.ndjson", url=postgres_url) as process:
+        wait_until_stored(tmp_path, STORED_AT_ONCE, postgres_url)
+        process.kill()
+        process.wait(DEADLINE)
+    told = usersvc(postgres_url, "import", "first.ndjson")
+    imported, there = map(int, re.findall(r"(\d+) imported, (\d+) already there, 0 rejected", told)[0])
+    assert (imported + there, imported > 0, there > 0) == (count + 1, True, True)
+    usersvc(postgres_url, "export", "--with-password-hashes", "second.csv")
+    usersvc(last, "import", "second.csv")
+    usersvc(postgres_url, "export", "--with-password-hashes", "second.ndjson")
+    usersvc(last, "export", "--with-password-hashes", "last.ndjson")
+
+    moved = tmp_path.joinpath("first.ndjson").read_bytes()
+    assert moved.count(b"\n") == count + 1
+    assert tmp_path.joinpath("second.ndjson").read_bytes() == moved
+    assert tmp_path.joinpath("last.ndjson").read_bytes() == moved
+    assert query(postgres_url, "SELECT count(*) FROM outbox") == [0]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

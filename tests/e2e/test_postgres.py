@@ -8,6 +8,7 @@ import re
 import shutil
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -17,6 +18,7 @@ from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from secrets import token_hex
+from typing import Self
 
 import httpx
 import pytest
@@ -351,3 +353,52 @@ def test_the_outbox_is_looked_after_from_another_process(server: Server, tmp_pat
         done = run_to_end(tmp_path, settings, (*SERVE[:-1], "outbox", "retry", "--all"))
         assert done.stdout == "1 to be sent again\n", done.stderr
         service.wait_for_output(MAIL, 2)
+
+
+class _Asking:
+    """A server that asks for a clear-text password and rejects it."""
+
+    def __init__(self) -> None:
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        self.told: list[bytes] = []
+        self._thread = threading.Thread(target=self._ask)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.join(DEADLINE)
+        self._listener.close()
+
+    def _ask(self) -> None:
+        connection, _ = self._listener.accept()
+        with connection, connection.makefile("rb") as stream:
+            stream.read(int.from_bytes(stream.read(4)) - 4)
+            # AuthenticationCleartextPassword
+            connection.sendall(b"R" + (8).to_bytes(4) + (3).to_bytes(4))
+            stream.read(1)
+            self.told.append(stream.read(int.from_bytes(stream.read(4)) - 4).rstrip(b"\0"))
+            fields = b"SFATAL\0C28P01\0Mno way in for that password\0\0"
+            connection.sendall(b"E" + (4 + len(fields)).to_bytes(4) + fields)
+
+
+@pytest.mark.parametrize("way", ["URL", "PGPASSWORD", "PGPASSFILE"])
+def test_a_password_may_be_outside_the_url_and_is_never_printed(tmp_path: Path, way: str) -> None:
+    with _Asking() as server:
+        passwords = tmp_path / "passwords"
+        passwords.write_text(f"127.0.0.1:{server.port}:users:somebody:S3cr3t p@ss\n")
+        passwords.chmod(0o600)
+        settings = {
+            "URL": {},
+            "PGPASSWORD": {"PGPASSWORD": "S3cr3t p@ss"},
+            "PGPASSFILE": {"PGPASSFILE": str(passwords)},
+        }[way]
+        user = "somebody:S3cr3t%20p%40ss" if way == "URL" else "somebody"
+        settings["USERSVC_DATABASE_URL"] = f"postgresql://{user}@127.0.0.1:{server.port}/users?sslmode=disable"
+        ended = run_to_end(tmp_path, settings, [sys.executable, "-m", "usersvc", "users", "list"])
+    assert server.told == [b"S3cr3t p@ss"]
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("usersvc: PostgreSQL: ")
+    assert "S3cr3t" not in ended.stdout + ended.stderr

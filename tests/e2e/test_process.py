@@ -15,6 +15,7 @@ import pytest
 import usersvc
 from tests.e2e.api import assert_user, person, read_responses, register, users_from
 from tests.e2e.server import DEADLINE, SERVE, UVICORN, StartService, free_port, run_to_end, running
+from usersvc.adapters.sqlite_file import APPLICATION_ID
 
 USERSVC = str(Path(sys.executable).with_name("usersvc"))
 
@@ -158,7 +159,7 @@ def corrupt(path: Path) -> None:
 
 def newer(path: Path) -> None:
     connection = sqlite3.connect(path)
-    connection.execute("PRAGMA user_version = 1000")
+    connection.executescript(f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = 1000")
     connection.close()
 
 

@@ -305,7 +305,7 @@ def test_a_backup_never_takes_the_place_of_a_file(usersvc: Commands, tmp_path: P
 
 def test_a_backup_to_nowhere_is_told(usersvc: Commands, tmp_path: Path) -> None:
     fill(usersvc.database)
-    assert "cannot copy" in usersvc.fails("db", "backup", tmp_path / "missing" / "copy.db")
+    assert "cannot write" in usersvc.fails("db", "backup", tmp_path / "missing" / "copy.db")
 
 
 def test_a_backup_is_nobody_elses_to_read_than_the_database(usersvc: Commands, tmp_path: Path) -> None:

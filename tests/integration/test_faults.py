@@ -93,6 +93,7 @@ async def test_another_database_in_its_place_is_used_after_a_restart(path: Path,
     async with SqliteUsers(path) as users:
         await users.add(person("alice"))
         saved = tmp_path / "saved.db"
+        saved.touch()
         sqlite_file.backup(path, saved)
         await users.add(person("bob"))
         shutil.rmtree(path.parent)
@@ -119,6 +120,7 @@ async def test_another_database_beside_the_old_wal_is_not_touched(
 ) -> None:
     await users.add(person("alice"))
     saved = tmp_path / "saved.db"
+    saved.touch()
     sqlite_file.backup(path, saved)
     await users.add(person("bob"))
     before = saved.read_bytes()

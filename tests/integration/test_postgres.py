@@ -162,7 +162,7 @@ def empty_database() -> Iterator[str]:
 
 async def test_many_can_open_a_new_database_at_once(empty_database: str) -> None:
     await asyncio.gather(*(open_and_close(empty_database) for _ in range(8)))
-    assert query(empty_database, "SELECT version FROM usersvc_schema ORDER BY version") == [
+    assert query(empty_database, "SELECT version FROM usersvc_schema_version ORDER BY version") == [
         version + 1 for version in range(len(postgres_schema.MIGRATIONS))
     ]
 
@@ -189,9 +189,17 @@ async def test_a_migration_that_fails_leaves_everything_as_it_was(
 
 async def test_a_newer_schema_is_refused(empty_database: str) -> None:
     await open_and_close(empty_database)
-    execute(empty_database, "INSERT INTO usersvc_schema VALUES (99)")
+    execute(empty_database, "INSERT INTO usersvc_schema_version VALUES (99)")
     with pytest.raises(StorageUnavailable, match="has schema 99, made by a newer usersvc; this one knows up to"):
         await open_and_close(empty_database)
+
+
+async def test_the_tables_of_a_pre_release_version_are_refused_and_left_alone(empty_database: str) -> None:
+    execute(empty_database, "CREATE TABLE users (); CREATE TABLE usersvc_schema (version integer PRIMARY KEY)")
+    execute(empty_database, "INSERT INTO usersvc_schema VALUES (1)")
+    with pytest.raises(StorageUnavailable, match="pre-release usersvc or of another program; export the users"):
+        await open_and_close(empty_database)
+    assert query(empty_database, "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'") == [2]
 
 
 async def test_a_database_in_another_encoding_is_refused() -> None:
@@ -323,7 +331,7 @@ async def test_a_deadlock_is_tried_again(users: PostgresUsers, postgres_url: str
         postgres_url,
         """
         CREATE FUNCTION lock_schema() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
-            PERFORM FROM usersvc_schema FOR UPDATE; RETURN old;
+            PERFORM FROM usersvc_schema_version FOR UPDATE; RETURN old;
         END $$;
         CREATE TRIGGER lock_schema AFTER DELETE ON users FOR EACH ROW EXECUTE FUNCTION lock_schema();
         """,
@@ -332,7 +340,7 @@ async def test_a_deadlock_is_tried_again(users: PostgresUsers, postgres_url: str
     try:
         crossing = other.transaction()
         await crossing.start()
-        await other.execute("SELECT FROM usersvc_schema FOR UPDATE")
+        await other.execute("SELECT FROM usersvc_schema_version FOR UPDATE")
         removing = asyncio.create_task(users.remove(alice.id))
         async with asyncio.timeout(DEADLINE):
             while not await other.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"):

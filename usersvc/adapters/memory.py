@@ -1,7 +1,7 @@
 """Users and their outbox in memory: for tests, and for a service whose users may be forgotten."""
 
 import json
-from bisect import bisect_left, bisect_right, insort
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
@@ -14,17 +14,13 @@ from usersvc.application.ports import (
     KEY_LIFETIME,
     LAST,
     RATE_LIMITED,
-    UNFINISHED,
     EarlierRegistration,
     IdempotencyKey,
     IdempotencyKeyUsed,
-    KeyRecord,
     Order,
     OutboxEntry,
     OutboxState,
     Page,
-    Places,
-    StorageUnavailable,
     UserRecord,
     UserView,
     timestamp,
@@ -41,17 +37,16 @@ class InMemoryOutbox:
     def __init__(self) -> None:
         self._entries: dict[int, OutboxEntry] = {}
         self._reserved: dict[str, Reserved] = {}
-        self.last_id = 0
-        """That was given out."""
+        self._last_id = 0
 
     def put(self, event: UserRegistered) -> None:
         """Add an event, due as soon as the limits on mails allow."""
         due_at, reserved = reserve(event, self._reserved)
         self._forget_ended(event.occurred_at)
         self._reserved |= reserved
-        self.last_id += 1
-        self._entries[self.last_id] = OutboxEntry(
-            id=self.last_id,
+        self._last_id += 1
+        self._entries[self._last_id] = OutboxEntry(
+            id=self._last_id,
             event=event,
             attempts=0,
             due_at=due_at,
@@ -100,9 +95,9 @@ class InMemoryOutbox:
         """See ``Outbox.next_due``."""
         return min((entry.due_at for entry in self._entries.values() if entry.due_at is not None), default=None)
 
-    async def entries(self) -> list[OutboxEntry]:
+    async def entries(self, *, after: int | None = None, limit: int | None = None) -> list[OutboxEntry]:
         """See ``Outbox.entries``."""
-        return list(self._entries.values())
+        return [entry for entry in self._entries.values() if entry.id > (after or 0)][:limit]
 
     async def retry(self, entry_id: int, *, now: datetime) -> bool:
         """See ``Outbox.retry``."""
@@ -122,20 +117,8 @@ class InMemoryOutbox:
         )
 
     def forget(self, user_id: UUID) -> None:
-        """Take out whatever is about this user."""
-        self.replace([entry.id for entry in self._entries.values() if entry.event.user_id == user_id], [])
-
-    def replace(self, gone: Sequence[int], new: Sequence[OutboxEntry]) -> None:
-        """Take entries out, and put others in as they are."""
-        for entry_id in gone:
-            self._entries.pop(entry_id, None)
-        self._entries.update((entry.id, entry) for entry in new)
-        self._entries = dict(sorted(self._entries.items()))
-        self.give_out_behind(max(self._entries, default=0))
-
-    def give_out_behind(self, entry_id: int) -> None:
-        """Give out no id up to this one."""
-        self.last_id = max(self.last_id, entry_id)
+        """Delete the entries of this user."""
+        self._entries = {key: entry for key, entry in self._entries.items() if entry.event.user_id != user_id}
 
     def _is_held(self, entry: OutboxEntry) -> bool:
         held = self._entries.get(entry.id)
@@ -152,27 +135,22 @@ class _People:
         self.positions: list[int] = []
         self.position_of_mailbox: dict[str, int] = {}
         self.position_of_id: dict[UUID, int] = {}
-        # In the order in which they were used, and so in which they end.
-        self.keys: dict[str, KeyRecord] = {}
+        # Who registered with a key, and when, by its digest: in the order of use, and so of expiry.
+        self.keys: dict[str, tuple[UUID, datetime]] = {}
 
     def put(self, user: UserRecord) -> None:
-        """Take somebody in."""
-        is_last = user.position > self.last_position
+        """Store a user behind all others."""
+        self.last_position = user.position
+        self.positions.append(user.position)
         self.users[user.position] = user
         self.position_of_mailbox[user.mailbox] = self.position_of_id[user.id] = user.position
-        if is_last:
-            self.last_position = user.position
-            self.positions.append(user.position)
-        else:
-            insort(self.positions, user.position)
-            self.users = dict(sorted(self.users.items()))
 
     def remove(self, position: int) -> UUID:
         """Forget somebody, keys and all; gives their id."""
         user = self.users.pop(position)
         del self.positions[bisect_left(self.positions, position)]
         del self.position_of_mailbox[user.mailbox], self.position_of_id[user.id]
-        self.keys = {digest: key for digest, key in self.keys.items() if key.user_id != user.id}
+        self.keys = {digest: key for digest, key in self.keys.items() if key[0] != user.id}
         return user.id
 
 
@@ -185,7 +163,7 @@ class InMemoryUsers:
     def __init__(self) -> None:
         self._people = _People()
         self.outbox = InMemoryOutbox()
-        self.archive = InMemoryArchive(self._people, self.outbox)
+        self.archive = InMemoryArchive(self._people)
 
     async def add(self, user: User, *, key: IdempotencyKey | None = None) -> None:
         """See ``Users.add``."""
@@ -197,7 +175,7 @@ class InMemoryUsers:
             raise EmailAlreadyRegistered
         self._put(user)
         if key is not None:
-            people.keys[key.digest] = KeyRecord(key.digest, user.id, user.registered_at)
+            people.keys[key.digest] = user.id, user.registered_at
 
     async def add_all(self, users: Sequence[User]) -> list[bool]:
         """See ``Users.add_all``."""
@@ -236,18 +214,18 @@ class InMemoryUsers:
     async def registered_with(self, key: IdempotencyKey, *, at: datetime) -> EarlierRegistration | None:
         """See ``Users.registered_with``."""
         used = self._people.keys.get(key.digest)
-        if used is None or used.used_at + KEY_LIFETIME <= at:
+        if used is None or used[1] + KEY_LIFETIME <= at:
             return None
-        user = self._people.users[self._people.position_of_id[used.user_id]]
+        user = self._people.users[self._people.position_of_id[used[0]]]
         return EarlierRegistration(_view(user), user.password_hash)
 
     def _forget_keys(self, at: datetime) -> None:
         keys = self._people.keys
         while keys:
-            oldest = next(iter(keys.values()))
-            if oldest.used_at + KEY_LIFETIME > at:
+            digest, (_, used_at) = next(iter(keys.items()))
+            if used_at + KEY_LIFETIME > at:
                 return
-            del keys[oldest.digest]
+            del keys[digest]
 
     async def find(self, user_id: UUID) -> UserView | None:
         """See ``Users.find``."""
@@ -280,32 +258,15 @@ class InMemoryUsers:
 
 
 class InMemoryArchive:
-    """A ``CompleteArchive`` of what an ``InMemoryUsers`` holds."""
+    """An ``Archive`` of what an ``InMemoryUsers`` holds."""
 
-    def __init__(self, people: _People, outbox: InMemoryOutbox) -> None:
+    def __init__(self, people: _People) -> None:
         self._people = people
-        self._outbox = outbox
-        self._is_finished: bool | None = None
-        """As a copy; None when it is none."""
 
     async def users(self, *, after: int | None, limit: int) -> list[UserRecord]:
         """See ``Archive.users``."""
         begin = 0 if after is None else bisect_right(self._people.positions, after)
         return [self._people.users[position] for position in self._people.positions[begin : begin + limit]]
-
-    async def entries(self, *, after: int | None, limit: int) -> list[OutboxEntry]:
-        """See ``CompleteArchive.entries``."""
-        behind = [entry for entry in await self._outbox.entries() if entry.id > (after or 0)]
-        return [replace(entry, lease=None) for entry in behind[:limit]]
-
-    async def keys(self, *, after: str | None, limit: int) -> list[KeyRecord]:
-        """See ``CompleteArchive.keys``."""
-        behind = sorted(digest for digest in self._people.keys if digest > (after or ""))
-        return [self._people.keys[digest] for digest in behind[:limit]]
-
-    async def places(self) -> Places:
-        """See ``CompleteArchive.places``."""
-        return Places(position=self._people.last_position, entry=self._outbox.last_id)
 
     async def holders(self, *, mailboxes: Sequence[str], ids: Sequence[UUID]) -> list[UserRecord]:
         """See ``Archive.holders``."""
@@ -316,46 +277,6 @@ class InMemoryArchive:
     async def count(self) -> int:
         """See ``Archive.count``."""
         return len(self._people.users)
-
-    async def begin_copy(self) -> bool:
-        """See ``CompleteArchive.begin_copy``."""
-        if self._is_finished is None and (self._people.users or await self._outbox.entries()):
-            return False
-        self._is_finished = False
-        return True
-
-    async def put_users(self, records: Sequence[UserRecord], *, instead_of: Sequence[int]) -> None:
-        """See ``CompleteArchive.put_users``."""
-        in_the_way = await self.holders(mailboxes=[user.mailbox for user in records], ids=[user.id for user in records])
-        for position in {user.position for user in in_the_way}.union(instead_of).intersection(self._people.users):
-            self._outbox.forget(self._people.remove(position))
-        for user in records:
-            self._people.put(user)
-
-    async def put_entries(self, records: Sequence[OutboxEntry], *, instead_of: Sequence[int]) -> None:
-        """See ``CompleteArchive.put_entries``."""
-        self._outbox.replace(instead_of, [replace(entry, lease=None) for entry in records])
-
-    async def put_keys(self, records: Sequence[KeyRecord], *, instead_of: Sequence[str]) -> None:
-        """See ``CompleteArchive.put_keys``."""
-        keys = {digest: key for digest, key in self._people.keys.items() if digest not in {*instead_of}}
-        keys |= {key.digest: key for key in records if key.user_id in self._people.position_of_id}
-        self._people.keys = dict(sorted(keys.items(), key=lambda item: item[1].used_at))
-
-    async def put_places(self, places: Places) -> None:
-        """See ``CompleteArchive.put_places``."""
-        self._people.last_position = max(self._people.last_position, places.position)
-        self._outbox.give_out_behind(places.entry)
-
-    async def end_copy(self) -> None:
-        """See ``CompleteArchive.end_copy``."""
-        self._is_finished = True
-
-    async def stand_alone(self) -> None:
-        """See ``CompleteArchive.stand_alone``."""
-        if self._is_finished is False:
-            raise StorageUnavailable(UNFINISHED)
-        self._is_finished = None
 
 
 def _view(user: UserRecord) -> UserView:

@@ -397,9 +397,14 @@ class PostgresOutbox:
         found: datetime | None = due_at
         return found
 
-    async def entries(self) -> list[OutboxEntry]:
+    async def entries(self, *, after: int | None = None, limit: int | None = None) -> list[OutboxEntry]:
         """See ``Outbox.entries``."""
-        return [entry_of(row) for row in await self._pool.run(f"SELECT {ENTRY} FROM outbox ORDER BY id")]  # noqa: S608  # a constant
+        rows = await self._pool.run(
+            f"SELECT {ENTRY} FROM outbox WHERE id > $1 ORDER BY id LIMIT $2",  # noqa: S608  # a constant
+            after or 0,
+            limit,
+        )
+        return [entry_of(row) for row in rows]
 
     async def retry(self, entry_id: int, *, now: datetime) -> bool:
         """See ``Outbox.retry``."""

@@ -19,7 +19,9 @@ MIGRATIONS = (
     # COLLATE "C": an index in the order of a locale is wrong once the system's locales change, and a mailbox would be
     # free again. Citus: a table has to be distributed by a column of its every UNIQUE constraint; of these tables it
     # could only make reference tables.
-    # due_at is null for an entry that is set aside, and the end of the lease for one that is leased. An outbox is all
+    # due_at is null for an entry that is set aside, and the end of the lease for one that is leased.
+    # outbox_unlimited has all entries but those that the limits on mails put off: see PostgresOutbox.lease.
+    # mail_limits: see usersvc.domain.mail_limits. A row has no effect from its second time on. An outbox is all
     # change, and small: by default vacuum would come only after a fifth of it had changed.
     """
     CREATE TABLE users (
@@ -46,6 +48,13 @@ MIGRATIONS = (
         span_id text
     ) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
     CREATE INDEX outbox_due_at ON outbox (due_at, id) WHERE due_at IS NOT NULL;
+    CREATE INDEX outbox_unlimited ON outbox (due_at) WHERE due_at IS NOT NULL AND (attempts > 0 OR reason IS NULL);
+    CREATE TABLE mail_limits (
+        digest text COLLATE "C" PRIMARY KEY,
+        since timestamptz NOT NULL,
+        until timestamptz NOT NULL
+    ) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
+    CREATE INDEX mail_limits_until ON mail_limits (until);
     CREATE TABLE idempotency_keys (
         digest text COLLATE "C" PRIMARY KEY,
         user_id uuid NOT NULL CONSTRAINT key_of_a_user REFERENCES users (id) ON DELETE CASCADE,
@@ -53,17 +62,6 @@ MIGRATIONS = (
     );
     CREATE INDEX idempotency_keys_used_at ON idempotency_keys (used_at);
     CREATE INDEX idempotency_keys_user_id ON idempotency_keys (user_id);
-    """,
-    # See usersvc.domain.mail_limits. A row has no effect from its second time on. The index on the outbox has all
-    # entries but those that the limits put off: see PostgresOutbox.lease.
-    """
-    CREATE TABLE mail_limits (
-        digest text COLLATE "C" PRIMARY KEY,
-        since timestamptz NOT NULL,
-        until timestamptz NOT NULL
-    ) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
-    CREATE INDEX mail_limits_until ON mail_limits (until);
-    CREATE INDEX outbox_unlimited ON outbox (due_at) WHERE due_at IS NOT NULL AND (attempts > 0 OR reason IS NULL);
     """,
 )
 """What leads from each schema version to the next.
@@ -77,7 +75,8 @@ async def upgrade(pool: PostgresPool) -> None:
     """Bring the schema up to date: in one transaction, one process at a time.
 
     Raises:
-        StorageUnavailable: the server cannot be reached, or is not fit; or the schema is of a newer version.
+        StorageUnavailable: the server cannot be reached, or is not fit; or the schema is of a newer version, of a
+            pre-release version, or of another program.
     """
     with storage_errors():
         connection = await pool.connect()
@@ -98,22 +97,28 @@ async def _upgrade(connection: Connection) -> None:
         # A change of a large table takes what it takes.
         await connection.execute("SET LOCAL statement_timeout = 0")
         await connection.execute("SELECT pg_advisory_xact_lock($1)", UPGRADING)
-        await connection.execute("CREATE TABLE IF NOT EXISTS usersvc_schema (version integer PRIMARY KEY)")
+        await connection.execute("CREATE TABLE IF NOT EXISTS usersvc_schema_version (version integer PRIMARY KEY)")
         # Asked again: another process may have been quicker.
         for version in range(await _version(connection), len(MIGRATIONS)):
-            await connection.execute(MIGRATIONS[version])
-            await connection.execute("INSERT INTO usersvc_schema VALUES ($1)", version + 1)
+            try:
+                await connection.execute(MIGRATIONS[version])
+            except asyncpg.DuplicateTableError:
+                raise StorageUnavailable(
+                    "the database has tables of a pre-release usersvc or of another program; export the users with "
+                    "the version that made them, and import them into a new database: docs/moving.md"
+                ) from None
+            await connection.execute("INSERT INTO usersvc_schema_version VALUES ($1)", version + 1)
 
 
 async def _version(connection: Connection) -> int:
-    """Which schema the database has.
+    """The schema version of the database; 0 if it has none. Pre-release versions used a table of another name.
 
     Raises:
-        StorageUnavailable: one that this version does not know.
+        StorageUnavailable: the schema is of a newer version.
     """
     try:
         async with connection.transaction():
-            version = await connection.fetchval("SELECT max(version) FROM usersvc_schema") or 0
+            version = await connection.fetchval("SELECT max(version) FROM usersvc_schema_version") or 0
     except asyncpg.UndefinedTableError:
         return 0
     if version > len(MIGRATIONS):

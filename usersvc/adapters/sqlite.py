@@ -243,9 +243,13 @@ class SqliteOutbox:
         [[due_at]] = await self._file.read("SELECT min(due_at) FROM outbox WHERE due_at IS NOT NULL")
         return None if due_at is None else datetime.fromisoformat(due_at)
 
-    async def entries(self) -> list[OutboxEntry]:
+    async def entries(self, *, after: int | None = None, limit: int | None = None) -> list[OutboxEntry]:
         """See ``Outbox.entries``."""
-        return [entry_of(row) for row in await self._file.read(f"SELECT {ENTRY} FROM outbox ORDER BY id")]  # noqa: S608  # a constant
+        rows = await self._file.read(
+            f"SELECT {ENTRY} FROM outbox WHERE id > ? ORDER BY id LIMIT ?",  # noqa: S608  # a constant
+            [after or 0, -1 if limit is None else limit],
+        )
+        return [entry_of(row) for row in rows]
 
     async def retry(self, entry_id: int, *, now: datetime) -> bool:
         """See ``Outbox.retry``."""

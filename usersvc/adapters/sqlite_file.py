@@ -3,7 +3,6 @@
 import asyncio
 import os
 import sqlite3
-import tempfile
 import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -38,8 +37,15 @@ large file waiting. There, damage is found by whoever meets the page (it is told
 data), and by ``usersvc db check``.
 """
 
+APPLICATION_ID = 0x75737663
+"""Marks a SQLite file as one of this service ("usvc"); pre-release versions, whose schemas differ, did not set it."""
+
 MIGRATIONS = (
     # AUTOINCREMENT: a position is never given out again, even when its user is gone.
+    # outbox.due_at is null for an entry that is set aside, and the end of the lease for one that is leased.
+    # outbox_unlimited has all entries but those that the limits on mails put off: see SqliteOutbox.lease.
+    # mail_limits: see usersvc.domain.mail_limits. A row has no effect from its second time on.
+    # idempotency_keys.digest is that of the key alone.
     """
     CREATE TABLE users (
         position INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -50,10 +56,6 @@ MIGRATIONS = (
         password_hash TEXT NOT NULL,
         registered_at TEXT NOT NULL
     ) STRICT;
-    """,
-    # Who was registered before there was an outbox has been told. due_at is null for an entry that is set aside, and
-    # the end of the lease for one that is leased.
-    """
     CREATE TABLE outbox (
         id INTEGER PRIMARY KEY AUTOINCREMENT,
         user_id TEXT NOT NULL,
@@ -62,12 +64,19 @@ MIGRATIONS = (
         attempts INTEGER NOT NULL DEFAULT 0,
         due_at TEXT,
         reason TEXT,
-        lease TEXT
+        lease TEXT,
+        request_id TEXT,
+        trace_id TEXT,
+        span_id TEXT
     ) STRICT;
     CREATE INDEX outbox_due_at ON outbox (due_at) WHERE due_at IS NOT NULL;
-    """,
-    # The digest is that of the key alone; what was registered is told by the user.
-    """
+    CREATE INDEX outbox_unlimited ON outbox (due_at) WHERE attempts > 0 OR reason IS NULL;
+    CREATE TABLE mail_limits (
+        digest TEXT PRIMARY KEY,
+        since TEXT NOT NULL,
+        until TEXT NOT NULL
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX mail_limits_until ON mail_limits (until);
     CREATE TABLE idempotency_keys (
         digest TEXT PRIMARY KEY,
         user_id TEXT NOT NULL,
@@ -75,26 +84,8 @@ MIGRATIONS = (
     ) STRICT, WITHOUT ROWID;
     CREATE INDEX idempotency_keys_used_at ON idempotency_keys (used_at);
     """,
-    # The request that led to the entry, and its trace.
-    """
-    ALTER TABLE outbox ADD COLUMN request_id TEXT;
-    ALTER TABLE outbox ADD COLUMN trace_id TEXT;
-    """,
-    # What the request is in its trace.
-    "ALTER TABLE outbox ADD COLUMN span_id TEXT;",
-    # See usersvc.domain.mail_limits. A row has no effect from its second time on. The index on the outbox has all
-    # entries but those that the limits put off: see SqliteOutbox.lease.
-    """
-    CREATE TABLE mail_limits (
-        digest TEXT PRIMARY KEY,
-        since TEXT NOT NULL,
-        until TEXT NOT NULL
-    ) STRICT, WITHOUT ROWID;
-    CREATE INDEX mail_limits_until ON mail_limits (until);
-    CREATE INDEX outbox_unlimited ON outbox (due_at) WHERE attempts > 0 OR reason IS NULL;
-    """,
 )
-"""What leads from each schema version (``PRAGMA user_version``) to the next."""
+"""The statements that lead from each schema version (``PRAGMA user_version``) to the next; see ``docs/upgrade.md``."""
 
 
 class DatabaseFile:
@@ -321,13 +312,24 @@ def _prepare(path: Path) -> None:
 
 
 def _schema_version(connection: sqlite3.Connection) -> int:
-    """Which schema the file has.
+    """The schema version of the file; 0 if the file is empty.
 
     Raises:
-        StorageUnavailable: one that this version does not know.
+        StorageUnavailable: the schema is of a newer version, of a pre-release version, or of another program.
     """
+    # One statement reads one snapshot: another process may be creating the tables.
     version: int
-    [version] = connection.execute("PRAGMA user_version").fetchone()
+    version, application_id, is_empty = connection.execute(
+        """
+        SELECT user_version, application_id, NOT EXISTS (SELECT 1 FROM sqlite_schema)
+        FROM pragma_user_version, pragma_application_id
+        """
+    ).fetchone()
+    if application_id != APPLICATION_ID and not (is_empty and version == application_id == 0):
+        raise StorageUnavailable(
+            "the file is of a pre-release usersvc or of another program; export the users with the version that made "
+            "it, and import them into a new file: docs/moving.md"
+        )
     if version > len(MIGRATIONS):
         raise StorageUnavailable(
             f"the database has schema {version}, made by a newer usersvc; this one knows up to {len(MIGRATIONS)}"
@@ -373,6 +375,7 @@ def _migrate(connection: sqlite3.Connection) -> None:
         for migration in MIGRATIONS[_schema_version(connection) :]:
             for statement in filter(str.strip, migration.split(";")):
                 connection.execute(statement)
+        connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         connection.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
         connection.execute("COMMIT")
     except BaseException:
@@ -386,40 +389,19 @@ def backup(source: Path, target: Path) -> None:
 
     Args:
         source: the database.
-        target: where the copy appears, whole or not at all; it must be in a folder that exists.
+        target: an empty file.
 
     Raises:
         StorageUnavailable: one of the two cannot be read or written.
     """
-    with _told_as_unavailable(f"cannot copy {source} to {target}"):
-        # For its owner alone, as what it holds demands.
-        descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.absolute().parent)
-        os.close(descriptor)
-        unfinished = Path(name)
-        try:
-            with (
-                closing(sqlite3.connect(_uri(source, "rw"), uri=True, timeout=BUSY_TIMEOUT)) as original,
-                closing(sqlite3.connect(_uri(unfinished, "rw"), uri=True)) as copy,
-            ):
-                original.backup(copy)
-                # One file, that needs no other beside it.
-                copy.execute("PRAGMA journal_mode = DELETE")
-            _sync(unfinished)
-            # Unlike a renaming, this takes nobody's place.
-            os.link(unfinished, target)
-            _sync(target.absolute().parent)
-        finally:
-            for suffix in ("", "-journal", "-wal", "-shm"):
-                _beside(unfinished, suffix).unlink(missing_ok=True)
-
-
-def _sync(path: Path) -> None:
-    """Have the disk keep a file, or the names in a folder."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    with (
+        _told_as_unavailable(f"cannot copy {source}"),
+        closing(sqlite3.connect(_uri(source, "rw"), uri=True, timeout=BUSY_TIMEOUT)) as original,
+        closing(sqlite3.connect(_uri(target, "rw"), uri=True)) as copy,
+    ):
+        original.backup(copy)
+        # One file, that needs no other beside it.
+        copy.execute("PRAGMA journal_mode = DELETE")
 
 
 def damage(path: Path) -> list[str]:

@@ -289,8 +289,8 @@ class Outbox(Protocol):
         """When the first entry is, or ends being leased and is, due; None when none waits."""
         ...
 
-    async def entries(self) -> list[OutboxEntry]:
-        """Everything in it, in order of registration."""
+    async def entries(self, *, after: int | None = None, limit: int | None = None) -> list[OutboxEntry]:
+        """At most ``limit`` entries (None: all) in order of id, that is of registration, with ids above ``after``."""
         ...
 
     async def retry(self, entry_id: int, *, now: datetime) -> bool:
@@ -320,27 +320,6 @@ class UserRecord:
     """In UTC."""
 
 
-@dataclass(frozen=True, slots=True)
-class KeyRecord:
-    """An idempotency key as stored."""
-
-    digest: str
-    """See ``IdempotencyKey``."""
-    user_id: UUID
-    used_at: datetime
-    """In UTC."""
-
-
-@dataclass(frozen=True, slots=True)
-class Places:
-    """How far a store has come in giving out places; 0 where it has given out none."""
-
-    position: int
-    """Of users."""
-    entry: int
-    """Ids in the outbox."""
-
-
 class Archive(Protocol):
     """The users of a store as they are stored, for moving them in and out.
 
@@ -365,73 +344,6 @@ class Archive(Protocol):
         ...
 
 
-class CompleteArchive(Archive, Protocol):
-    """All that a store keeps, as it is stored: what it takes for the store to be copied, and to be a copy."""
-
-    async def entries(self, *, after: int | None, limit: int) -> list[OutboxEntry]:
-        """Entries of the outbox, as ``users`` has those, in order of id.
-
-        Leases are nobody's here: a leased entry is due when its lease ends.
-        """
-        ...
-
-    async def keys(self, *, after: str | None, limit: int) -> list[KeyRecord]:
-        """Idempotency keys, as ``users`` has those, whose users are there, in order of digest."""
-        ...
-
-    async def places(self) -> Places:
-        """How far places have been given out, also those of what is gone."""
-        ...
-
-    async def begin_copy(self) -> bool:
-        """Become a copy that is not finished, on which no service starts.
-
-        Returns:
-            False, with nothing done, when the store holds something and is no copy, or is seen to be in use.
-        """
-        ...
-
-    async def put_users(self, records: Sequence[UserRecord], *, instead_of: Sequence[int]) -> None:
-        """Store users at their positions, in one transaction. Nobody is told.
-
-        Args:
-            records: with different positions, mailboxes and ids.
-            instead_of: positions. Who is there goes, as does who has a mailbox or an id of ``records``; and with them
-                what the outbox has for them, and their keys.
-        """
-        ...
-
-    async def put_entries(self, records: Sequence[OutboxEntry], *, instead_of: Sequence[int]) -> None:
-        """Store entries of the outbox under their ids, held by nobody, in place of those with these ids."""
-        ...
-
-    async def put_keys(self, records: Sequence[KeyRecord], *, instead_of: Sequence[str]) -> None:
-        """Store idempotency keys, but for those whose users are not there, in place of those with these digests."""
-        ...
-
-    async def put_places(self, places: Places) -> None:
-        """Give out only what lies behind these places, and behind those that were given out already."""
-        ...
-
-    async def end_copy(self) -> None:
-        """Be a copy that is finished: until a service starts on it, it can be brought up to date."""
-        ...
-
-    async def stand_alone(self) -> None:
-        """Be a copy no longer, but a store in its own right.
-
-        Raises:
-            StorageUnavailable: it is a copy that is not finished.
-        """
-        ...
-
-
-UNFINISHED = (
-    "the database is a copy that is not finished: run usersvc db copy again, until it says that both are the same"
-)
-"""What ``CompleteArchive.stand_alone`` says."""
-
-
 class Store(Users, Protocol):
     """Everything that one store keeps."""
 
@@ -443,15 +355,6 @@ class Store(Users, Protocol):
     @property
     def archive(self) -> Archive:
         """The same as it is stored."""
-        ...
-
-
-class CompleteStore(Store, Protocol):
-    """One that can be copied."""
-
-    @property
-    def archive(self) -> CompleteArchive:
-        """All of it as it is stored."""
         ...
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from usersvc.commands import database_copy
+from usersvc.commands.atomic_file import atomic_file
 from usersvc.commands.outcome import Failure
 from usersvc.commands.stores import database_file, storage_failures
 
@@ -12,12 +12,9 @@ SHOWN_FINDINGS = 5
 """How much damage one line tells of."""
 
 
-@click.group(name="db", short_help="Look after the database, and move it.")
+@click.group(name="db", short_help="Back up and check a SQLite database.")
 def commands() -> None:
-    """Look after the database, and move it.
-
-    `backup` and `check` are only for SQLite: other databases have tools of their own.
-    """
+    """Back up and check a SQLite database. PostgreSQL has tools of its own."""
 
 
 @commands.command(short_help="Copy it as it is at one moment, while the service runs.")
@@ -31,10 +28,8 @@ def backup(file: Path) -> None:
     """
     from usersvc.adapters import sqlite_file
 
-    if file.exists():
-        raise Failure(f"{file} exists already")
-    with storage_failures():
-        sqlite_file.backup(database_file(), file)
+    with atomic_file(file) as unfinished, storage_failures():
+        sqlite_file.backup(database_file(), unfinished)
     print(f"saved to {file}")
 
 
@@ -51,6 +46,3 @@ def check() -> None:
         more = f"; and {len(damage) - SHOWN_FINDINGS} more" if len(damage) > SHOWN_FINDINGS else ""
         raise Failure(f"the database is not as it should be: {found}{more}")
     print("ok")
-
-
-commands.add_command(database_copy.command)

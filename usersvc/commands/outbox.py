@@ -11,7 +11,7 @@ from usersvc.commands.stores import HIGHEST_PLACE, on_store
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from usersvc.application.ports import CompleteStore, OutboxEntry
+    from usersvc.application.ports import OutboxEntry, Store
 
 
 @click.group(name="outbox", short_help="Look after mails that are still to be sent.")
@@ -32,7 +32,7 @@ def list_entries(*, as_json: bool) -> None:
     """
     from usersvc.application.ports import timestamp
 
-    async def work(store: "CompleteStore") -> None:
+    async def work(store: "Store") -> None:
         is_empty = True
         async for entry in _entries(store):
             is_empty = False
@@ -52,7 +52,7 @@ def list_entries(*, as_json: bool) -> None:
 def show(entry_id: int) -> None:
     """Show the entry ID as JSON, with the address that the mail goes to."""
 
-    async def work(store: "CompleteStore") -> None:
+    async def work(store: "Store") -> None:
         print_json(_document(await _entry(store, entry_id)))
 
     on_store(work)
@@ -76,7 +76,7 @@ def retry(entry_id: int | None, *, all_: bool) -> None:
     if all_ == (entry_id is not None):
         raise click.UsageError("Give either an ID or --all.")
 
-    async def work(store: "CompleteStore") -> None:
+    async def work(store: "Store") -> None:
         retried = 0
         if entry_id is None:
             async for entry in _entries(store):
@@ -89,21 +89,21 @@ def retry(entry_id: int | None, *, all_: bool) -> None:
         # The service notices by itself; it looks every now and then.
         print(f"{retried} to be sent again")
 
-    on_store(work, alone=True)
+    on_store(work)
 
 
-async def _entries(store: "CompleteStore") -> "AsyncIterator[OutboxEntry]":
+async def _entries(store: "Store") -> "AsyncIterator[OutboxEntry]":
     """All entries of the outbox, which are read page by page: there may be millions."""
     from usersvc.application.pages import in_pages
 
-    async for entries in in_pages(store.archive.entries, lambda entries: entries[-1].id if entries else None):
+    async for entries in in_pages(store.outbox.entries, lambda entries: entries[-1].id if entries else None):
         for entry in entries:
             yield entry
 
 
-async def _entry(store: "CompleteStore", entry_id: int) -> "OutboxEntry":
+async def _entry(store: "Store", entry_id: int) -> "OutboxEntry":
     if 0 < entry_id <= HIGHEST_PLACE:
-        for entry in await store.archive.entries(after=entry_id - 1, limit=1):
+        for entry in await store.outbox.entries(after=entry_id - 1, limit=1):
             if entry.id == entry_id:
                 return entry
     raise Failure(f"the outbox has no entry {entry_id}")

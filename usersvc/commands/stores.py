@@ -10,7 +10,7 @@ from usersvc.commands.outcome import Failure
 if TYPE_CHECKING:
     from asyncio import Runner
 
-    from usersvc.application.ports import Archive, CompleteStore
+    from usersvc.application.ports import Archive, Store
     from usersvc.config import Settings, SqliteDatabase
 
 T = TypeVar("T")
@@ -20,13 +20,12 @@ HIGHEST_PLACE = 2**63 - 1
 
 
 @asynccontextmanager
-async def opened(settings: "Settings", *, create: bool = False, alone: bool = False) -> AsyncIterator["CompleteStore"]:
+async def opened(settings: "Settings", *, create: bool = False) -> AsyncIterator["Store"]:
     """The store that the settings name, while this is entered.
 
     Args:
         settings: as read from the environment.
         create: make a database file that is missing.
-        alone: it is to be changed, and so is a copy no longer: a further copy into it would undo the change.
 
     Raises:
         Failure: it is in the memory of another process, or a file that is missing, or it does not answer.
@@ -41,8 +40,6 @@ async def opened(settings: "Settings", *, create: bool = False, alone: bool = Fa
         _expect(database)
     with storage_failures():
         async with opened_store(settings) as store:
-            if alone:
-                await store.archive.stand_alone()
             yield store
 
 
@@ -57,17 +54,17 @@ def storage_failures() -> Iterator[None]:
         raise Failure(str(error)) from None
 
 
-async def total(*archives: "Archive") -> int | None:
-    """How many users there are; None when it takes too long to count them, which is no reason to do nothing."""
+async def total(archive: "Archive") -> int | None:
+    """Count the users; None if that takes too long."""
     from usersvc.application.ports import StorageUnavailable
 
     try:
-        return sum([await archive.count() for archive in archives])
+        return await archive.count()
     except StorageUnavailable:
         return None
 
 
-def on_store(work: Callable[["CompleteStore"], Awaitable[T]], *, alone: bool = False) -> T:
+def on_store(work: Callable[["Store"], Awaitable[T]]) -> T:
     """Do some work on the store that the environment names; see ``opened``."""
     import asyncio
 
@@ -76,7 +73,7 @@ def on_store(work: Callable[["CompleteStore"], Awaitable[T]], *, alone: bool = F
     settings = settings_or_exit()
 
     async def run() -> T:
-        async with opened(settings, alone=alone) as store:
+        async with opened(settings) as store:
             return await work(store)
 
     return asyncio.run(run())

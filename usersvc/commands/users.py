@@ -104,7 +104,7 @@ def delete(who: str, *, yes: bool) -> None:
     async def remove(store: "Store") -> bool:
         return await store.remove(UUID(user["id"]))
 
-    if not on_store(remove, alone=True):
+    if not on_store(remove):
         raise Failure("the user was removed meanwhile")
     print(f"removed {user['id']}")
 

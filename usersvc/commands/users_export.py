@@ -41,9 +41,9 @@ def command(file: Path, *, chosen: str | None, with_password_hashes: bool) -> No
       usersvc users export | gzip > users.ndjson.gz
     """
     from usersvc.bootstrap import settings_or_exit
+    from usersvc.commands.atomic_file import atomic_file
     from usersvc.commands.interruption import Interruption
     from usersvc.commands.stores import storage_failures
-    from usersvc.commands.whole_file import whole_file
     from usersvc.commands.writing import Writer
 
     to_file = file != STDOUT
@@ -57,10 +57,11 @@ def command(file: Path, *, chosen: str | None, with_password_hashes: bool) -> No
     with ExitStack() as stack:
         interruption = stack.enter_context(Interruption())
         stack.enter_context(storage_failures())
-        stream = stack.enter_context(whole_file(file)) if to_file else sys.stdout.buffer
+        stream: BinaryIO = sys.stdout.buffer
+        if to_file:
+            stream = stack.enter_context(stack.enter_context(atomic_file(file)).open("wb"))
         exported = _run(settings, stream, writer, to_file=to_file, heed=interruption.heed)
-        if not to_file:
-            stream.flush()
+        stream.flush()
     if to_file:
         print(f"exported {exported} to {file}")
 

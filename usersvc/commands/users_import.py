@@ -118,7 +118,7 @@ def _import(loop: "asyncio.Runner", settings: "Settings", *, dry_run: bool) -> I
     from usersvc.commands.stores import entered, opened
     from usersvc.config import MemoryDatabase, SqliteDatabase
 
-    opening = opened(settings, create=True, alone=not dry_run)
+    opening = opened(settings, create=True)
     if dry_run and isinstance(settings.database, SqliteDatabase) and not settings.database.path.exists():
         # It would be made; so nobody is there.
         opening = opened_store(replace(settings, database=MemoryDatabase()))
