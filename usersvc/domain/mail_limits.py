@@ -56,7 +56,8 @@ def reserve(event: UserRegistered, reserved: Mapping[str, Reserved]) -> tuple[da
     Returns:
         When the mail is due, and what is reserved from now on under each of its limits.
     """
-    now, due_at, after = event.occurred_at, event.occurred_at, {}
+    now = due_at = event.occurred_at
+    after: dict[str, Reserved] = {}
     for digest, limit in limits(event).items():
         before = reserved.get(digest)
         if before is None or before.until <= now:
