@@ -1,6 +1,6 @@
-# By digest, so that every build gets the same files; it names the index of all platforms.
-# CPython 3.13.15 on Debian 13 (3.13.15-slim-trixie)
-FROM python:3.13-slim@sha256:7c61056e61ac89e852de05f3dc6fa51a6dd2181797bceed46aa725dd7cb2cd3b AS base
+# `make docker` and deploy/compose.yaml replace this tag by a digest (a named build context), so that every build of theirs
+# gets the same files.
+FROM python:3.13-slim AS base
 
 # --- build: has pip and Poetry, none of which reaches the image -----------------------------------------------------
 FROM base AS build

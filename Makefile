@@ -11,6 +11,8 @@ SHELL := /bin/sh
 BIN := .venv/bin
 POETRY := .tools/poetry/bin/python tools/poetry.py
 IMAGE := usersvc
+# CPython 3.13.15 on Debian 13 (3.13.15-slim-trixie); deploy/compose.yaml has it, too.
+BASE_IMAGE := python@sha256:7c61056e61ac89e852de05f3dc6fa51a6dd2181797bceed46aa725dd7cb2cd3b
 # Expanded only by the targets that need it.
 ENGINE = $(or $(shell command -v docker || command -v podman),$(error needs docker or podman on PATH))
 
@@ -114,7 +116,8 @@ fuzz: .venv/everything.stamp ## send every endpoint 20,000 requests that nobody 
 .PHONY: docker
 docker: ## build the container image
 # podman's own image format has no HEALTHCHECK
-	BUILDAH_FORMAT=docker $(ENGINE) build $(if $(PIP_INDEX_URL),--build-arg PIP_INDEX_URL) -t $(IMAGE) .
+	BUILDAH_FORMAT=docker $(ENGINE) build --build-context python:3.13-slim=docker-image://$(BASE_IMAGE) \
+		$(if $(PIP_INDEX_URL),--build-arg PIP_INDEX_URL) -t $(IMAGE) .
 
 .PHONY: docker-run
 docker-run: docker ## run the image: read-only, on 127.0.0.1:8000, data in the volume usersvc-data

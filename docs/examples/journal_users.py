@@ -340,7 +340,7 @@ class JournalOutbox:
     async def entries(self, *, after: int | None = None, limit: int | None = None) -> list[OutboxEntry]:
         """See ``Outbox.entries``."""
         return await self._journal.run(
-            lambda: [_entry(key, self._rows[key]) for key in sorted(self._rows) if int(key) > after][:limit]
+            lambda: [_entry(key, self._rows[key]) for key in sorted(self._rows) if int(key) > (after or 0)][:limit]
         )
 
     async def retry(self, entry_id: int, *, now: datetime) -> bool:

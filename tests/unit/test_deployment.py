@@ -106,12 +106,18 @@ def test_compose_gives_nobody_more_than_is_needed() -> None:
 
 
 def test_images_of_others_are_pinned_by_digest_with_the_version_in_a_comment() -> None:
-    text = f"{(ROOT / 'Dockerfile').read_text('utf-8')}\n{(DEPLOY / 'compose.yaml').read_text('utf-8')}"
-    images = re.findall(r"^(.*)\n(?:FROM| +image:) (?!base\b|usersvc$)(\S+)", text, re.MULTILINE)
-    assert {image.partition(":")[0] for _, image in images} == {"python", "nginx", "postgres", "redis"}
-    for comment, image in images:
-        assert re.fullmatch(r"[a-z]+:[\w.-]+@sha256:[0-9a-f]{64}", image), image
+    compose, makefile = (DEPLOY / "compose.yaml").read_text("utf-8"), (ROOT / "Makefile").read_text("utf-8")
+    images = re.findall(r"^(.*)\n +image: (?!usersvc$)(\S+)", compose, re.MULTILINE)
+    [base] = re.findall(r"^(.*)\n +python:3.13-slim: docker-image://(\S+)", compose, re.MULTILINE)
+    assert f"BASE_IMAGE := {base[1]}\n" in makefile
+    assert {re.split("[:@]", image)[0] for _, image in [*images, base]} == {"python", "nginx", "postgres", "redis"}
+    for comment, image in [*images, base]:
+        assert re.fullmatch(r"[a-z]+(:[\w.-]+)?@sha256:[0-9a-f]{64}", image), image
         assert re.search(r"# \w+ \d+\.\d+", comment), image
+    # What the build context replaces is the only image that the Dockerfile names.
+    assert re.findall(r"^FROM (?!base\b)(\S+)", (ROOT / "Dockerfile").read_text("utf-8"), re.MULTILINE) == [
+        "python:3.13-slim"
+    ]
 
 
 def test_the_build_tool_is_pinned_by_hashes_of_every_file() -> None:
