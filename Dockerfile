@@ -40,7 +40,7 @@ RUN groupadd --gid 10001 usersvc \
 COPY --from=build /opt/usersvc /opt/usersvc
 ENV PATH=/opt/usersvc/bin:$PATH
 # The base image's standard library comes without bytecode: make it for what the service imports, while this can write.
-RUN python -c "import usersvc.cli, usersvc.commands.serving, usersvc.web.rate_limit, usersvc.adapters.smtp_notifier, http.client"
+RUN python -c "import usersvc.cli, usersvc.cli.serve, usersvc.web.middleware.rate_limit, usersvc.adapters.mail.smtp_notifier, http.client"
 
 ENV PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \

@@ -19,7 +19,7 @@ from features.driver import KEY_REUSED, TAKEN, Answer, Application, MailServer, 
 from features.mail_server import HOST, SmtpServer
 from features.storage import MEMORY_SERVE, MemoryStorage, Storage, Waiting
 from tests.e2e.server import SERVE, Service, run_to_end, running
-from usersvc.adapters.bcrypt_hasher import MIN_COST, BcryptPasswordHasher
+from usersvc.adapters.bcrypt.hasher import MIN_COST, BcryptPasswordHasher
 from usersvc.application.ports import UserView, utc_now
 from usersvc.domain.user import Password, PasswordHash
 

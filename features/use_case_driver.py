@@ -14,7 +14,7 @@ from features.driver import KEY_REUSED, TAKEN, Answer, Application, Page, Refuse
 from tests.fake_time import FakeTimeLoop, now
 from tests.fakes import Mailbag, QuickHasher
 from usersvc.adapters.memory import InMemoryUsers
-from usersvc.application.notifications import NotificationDispatcher
+from usersvc.application.mail_delivery import NotificationDispatcher
 from usersvc.application.ports import IdempotencyKey, Order, Undeliverable, UserView
 from usersvc.application.registration import IdempotencyKeyReused, UserRegistrationService
 from usersvc.domain.errors import EmailAlreadyRegistered, RulesBroken

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 
 from aiohttp import web
 
-from usersvc.adapters.bcrypt_hasher import BcryptPasswordHasher
-from usersvc.adapters.logging_notifier import LoggingNotifier
+from usersvc.adapters.bcrypt.hasher import BcryptPasswordHasher
+from usersvc.adapters.mail.logging_notifier import LoggingNotifier
 from usersvc.adapters.memory import InMemoryUsers
-from usersvc.adapters.observed import Instrument, observed
-from usersvc.adapters.prometheus import PrometheusMetrics
 from usersvc.adapters.sqlite import SqliteUsers
-from usersvc.application.notifications import LEASE, NotificationDispatcher
+from usersvc.adapters.telemetry.instrumented import Instrument, observed
+from usersvc.adapters.telemetry.prometheus import PrometheusMetrics
+from usersvc.application.mail_delivery import LEASE, NotificationDispatcher
 from usersvc.application.ports import Notifier, Outbox, PasswordHasher, Store, Users
 from usersvc.application.registration import UserRegistrationService
 from usersvc.asgi import AiohttpASGI, while_client_waits
@@ -26,10 +26,10 @@ from usersvc.logs import configure_logging
 from usersvc.web.app import create_app
 
 if TYPE_CHECKING:
-    from usersvc.adapters.opentelemetry import OpenTelemetryTracing
     from usersvc.adapters.postgres import PostgresUsers
-    from usersvc.adapters.redis_counts import RedisCounts
-    from usersvc.web.rate_limit import Counts, FailureLimit, RateLimit
+    from usersvc.adapters.redis.counts import RedisCounts
+    from usersvc.adapters.telemetry.opentelemetry import OpenTelemetryTracing
+    from usersvc.web.middleware.rate_limit import Counts, FailureLimit, RateLimit
 
 log = logging.getLogger(__name__)
 
@@ -126,7 +126,7 @@ def _tracing(settings: Settings) -> "OpenTelemetryTracing | None":
     if settings.tracing == "off":
         return None
     try:
-        from usersvc.adapters.opentelemetry import OpenTelemetryTracing  # noqa: PLC0415  # an extra, and slow to import
+        from usersvc.adapters.telemetry.opentelemetry import OpenTelemetryTracing  # noqa: PLC0415  # an extra, and slow to import
 
         return OpenTelemetryTracing()
     except ValueError as error:
@@ -136,7 +136,7 @@ def _tracing(settings: Settings) -> "OpenTelemetryTracing | None":
 def _shared_counts(settings: Settings) -> "RedisCounts | None":
     if settings.rate_limit_store is None or (settings.register_rate is None and settings.admin_token is None):
         return None
-    from usersvc.adapters.redis_counts import RedisCounts  # noqa: PLC0415  # an extra, which may be missing
+    from usersvc.adapters.redis.counts import RedisCounts  # noqa: PLC0415  # an extra, which may be missing
 
     return RedisCounts(settings.rate_limit_store, secret=settings.password_pepper)
 
@@ -146,7 +146,7 @@ def _rate_limit(
 ) -> "RateLimit | None":
     if settings.register_rate is None:
         return None
-    from usersvc.web.rate_limit import BoundedMemory, FallingBack, OwnCounts, RateLimit  # noqa: PLC0415  # slow to import
+    from usersvc.web.middleware.rate_limit import BoundedMemory, FallingBack, OwnCounts, RateLimit  # noqa: PLC0415  # slow to import
 
     counts: Counts = OwnCounts(BoundedMemory())
     if shared_counts is not None:
@@ -157,7 +157,7 @@ def _rate_limit(
 def _failure_limit(settings: Settings, shared_counts: "RedisCounts | None") -> "FailureLimit | None":
     if settings.admin_token is None:
         return None
-    from usersvc.web.rate_limit import FailureLimit  # noqa: PLC0415  # slow to import
+    from usersvc.web.middleware.rate_limit import FailureLimit  # noqa: PLC0415  # slow to import
 
     return FailureLimit(trusted_proxies=settings.trusted_proxies, shared=shared_counts)
 
@@ -203,7 +203,7 @@ async def check_storage(settings: Settings) -> None:
 def _notifier(settings: Settings) -> Notifier:
     if settings.smtp is None:
         return LoggingNotifier()
-    from usersvc.adapters.smtp_notifier import SmtpNotifier  # noqa: PLC0415  # slow to import
+    from usersvc.adapters.mail.smtp_notifier import SmtpNotifier  # noqa: PLC0415  # slow to import
 
     return SmtpNotifier(settings.smtp, sender=settings.mail_from)
 

@@ -10,16 +10,16 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from usersvc.adapters.bcrypt_hasher import MAX_COST, MIN_COST
-from usersvc.adapters.postgres_url import check_postgres_url
-from usersvc.adapters.redis_url import check_redis_url
+from usersvc.adapters.bcrypt.hasher import MAX_COST, MIN_COST
+from usersvc.adapters.postgres.url import check_postgres_url
+from usersvc.adapters.redis.url import check_redis_url
 from usersvc.domain.errors import RulesBroken
 from usersvc.domain.user import EmailAddress, Password
 
 if TYPE_CHECKING:
     from limits import RateLimitItem
 
-    from usersvc.adapters.smtp_notifier import SmtpServer
+    from usersvc.adapters.mail.smtp_notifier import SmtpServer
 
 T = TypeVar("T")
 
@@ -331,7 +331,7 @@ def _database(url: str) -> Database:
 
 
 def _smtp(url: str) -> "SmtpServer":
-    from usersvc.adapters.smtp_notifier import SmtpServer  # noqa: PLC0415  # slow to import, needed only to send mail
+    from usersvc.adapters.mail.smtp_notifier import SmtpServer  # noqa: PLC0415  # slow to import, needed only to send mail
 
     return SmtpServer.from_url(url)
 

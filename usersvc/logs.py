@@ -13,7 +13,7 @@ from structlog.typing import EventDict, Processor
 
 from usersvc.application.ports import CAUSE
 
-MAIL_LOGGER = "usersvc.adapters.logging_notifier"
+MAIL_LOGGER = "usersvc.adapters.mail.logging_notifier"
 """Whose lines stand for mails, and so name the address in full."""
 
 NAMED_CAUSES, NAMED_PLACES = 5, 8

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from benchmarks.simulation.engine import Pass, Process, Resource, Simulation, Take, use
-from usersvc.application.notifications import AT_ONCE
+from usersvc.application.mail_delivery import AT_ONCE
 
 SLICE = 0.004
 """How long a thread has a core before another one that waits gets it, in seconds."""

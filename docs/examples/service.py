@@ -7,8 +7,8 @@ from pathlib import Path
 
 from docs.examples.journal_users import JournalUsers
 from docs.examples.webhook_notifier import WebhookNotifier
-from usersvc.adapters.bcrypt_hasher import BcryptPasswordHasher
-from usersvc.application.notifications import NotificationDispatcher
+from usersvc.adapters.bcrypt.hasher import BcryptPasswordHasher
+from usersvc.application.mail_delivery import NotificationDispatcher
 from usersvc.application.registration import UserRegistrationService
 from usersvc.asgi import AiohttpASGI, while_client_waits
 from usersvc.bootstrap import settings_or_exit

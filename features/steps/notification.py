@@ -9,7 +9,7 @@ from features.driver import Registered, Trouble, Unsent
 from features.http_driver import HttpDriver
 from features.scene import Context, usual_application
 from features.use_case_driver import UseCaseDriver
-from usersvc.application.notifications import FIRST_WAIT, LONGEST_WAIT
+from usersvc.application.mail_delivery import FIRST_WAIT, LONGEST_WAIT
 
 
 @given("the mail server is down")

@@ -16,7 +16,7 @@ from aiohttp import ClientConnectionResetError, web
 from aiohttp.test_utils import make_mocked_request
 from aiohttp.typedefs import Handler
 
-import usersvc.asgi
+import usersvc.asgi.application
 from tests.asgi.fake_server import FakeServer
 from usersvc.asgi import ASGI_SCOPE, ASGI_STATE, AiohttpASGI, while_client_waits
 
@@ -363,7 +363,7 @@ async def test_no_cookie_is_kept() -> None:
         return response
 
     assert b"a secret" in (await respond(handler)).headers[b"set-cookie"]
-    assert "a secret" not in str(vars(usersvc.asgi))
+    assert "a secret" not in str(vars(usersvc.asgi.application))
 
 
 @pytest.mark.parametrize(

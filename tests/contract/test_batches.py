@@ -9,7 +9,7 @@ import pytest
 
 from tests.contract.adapters import Views
 from tests.contract.test_users import person, quiet
-from usersvc.application.pages import BATCH, in_pages
+from usersvc.application.keyset import BATCH, in_pages
 from usersvc.application.ports import Order, Store, Users
 from usersvc.domain.user import User
 

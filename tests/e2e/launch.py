@@ -1,6 +1,6 @@
 """Runs a command of usersvc with other values for constants and default arguments, which are not settings.
 
-    python tests/e2e/launch.py usersvc.server:HEAD_TIMEOUT=1 usersvc.web.app:create_app.body_timeout=1 serve
+    python tests/e2e/launch.py usersvc.cli.serve:GRACE=1 usersvc.web.app:create_app.body_timeout=1 serve
 
 A worker process imports this file before it reports that it is alive, so the file itself imports little.
 """
@@ -22,17 +22,19 @@ def _serve_with(*values: str) -> tuple[str, ...]:
 
 
 # `usersvc serve` with times, in seconds, that a test can wait for.
-SHORT_GRACE = _serve_with("usersvc.commands.serving:GRACE=1")
+SHORT_GRACE = _serve_with("usersvc.cli.serve:GRACE=1")
 SHORT_LEASE = _serve_with("usersvc.bootstrap:create_service_app.lease=2")
-SHORT_LOCKS = _serve_with("usersvc.adapters.sqlite_file:BUSY_TIMEOUT=0.3", "usersvc.adapters.sqlite_file:PATIENCE=1")
-SHORT_PAUSE = _serve_with("usersvc.adapters.redis_counts:RedisCounts.pause=0.1")
-SHORT_RETRY = _serve_with("usersvc.application.notifications:FIRST_WAIT=0.5")
+SHORT_LOCKS = _serve_with(
+    "usersvc.adapters.sqlite.database:BUSY_TIMEOUT=0.3", "usersvc.adapters.sqlite.database:CALL_TIMEOUT=1"
+)
+SHORT_PAUSE = _serve_with("usersvc.adapters.redis.counts:RedisCounts.pause=0.1")
+SHORT_RETRY = _serve_with("usersvc.application.mail_delivery:FIRST_WAIT=0.5")
 SHORT_TIMES = _serve_with(
-    "usersvc.server:HEAD_TIMEOUT=0.5",
-    "usersvc.server:WRITE_TIMEOUT=0.5",
-    "usersvc.server:LINGER=0.5",
-    "usersvc.commands.serving:KEEP_ALIVE=0.5",
-    "usersvc.asgi:_LINGER=0.5",
+    "usersvc.server.http_protocol:HEAD_TIMEOUT=0.5",
+    "usersvc.server.http_protocol:WRITE_TIMEOUT=0.5",
+    "usersvc.server.http_protocol:LINGER=0.5",
+    "usersvc.cli.serve:KEEP_ALIVE=0.5",
+    "usersvc.asgi.application:_LINGER=0.5",
     "usersvc.web.app:create_app.body_timeout=0.5",
 )
 

@@ -28,7 +28,7 @@ from tests.e2e.proxy import Proxy, proxy
 from tests.e2e.server import DEADLINE, SERVE, Service, free_port
 from tests.postgres import query
 from tests.postgres_server import Server, own_server
-from usersvc.application.notifications import LEASE
+from usersvc.application.mail_delivery import LEASE
 
 CLIENTS = 24
 SPELLINGS = (str.lower, str.upper, str.title)

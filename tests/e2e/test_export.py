@@ -17,7 +17,7 @@ import pytest
 from tests.e2e.api import assert_problem, person
 from tests.e2e.server import DEADLINE, Service, StartService, break_reads, running
 from usersvc.adapters.sqlite import SqliteUsers
-from usersvc.application.pages import BATCH
+from usersvc.application.keyset import BATCH
 
 NDJSON = {"Accept": "application/x-ndjson"}
 CROWD = 2 * BATCH + 7

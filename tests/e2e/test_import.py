@@ -18,7 +18,7 @@ import pytest
 from tests.e2e.api import person
 from tests.e2e.server import DEADLINE, StartService, environment, run_to_end
 from tests.postgres import query
-from usersvc.application.transfer import STORED_AT_ONCE
+from usersvc.application.user_import import STORED_AT_ONCE
 
 USERSVC = (sys.executable, "-m", "usersvc")
 HEAD = "email,age,password_hash\n"

@@ -28,8 +28,8 @@ from tests.e2e.launch import SHORT_LEASE
 from tests.e2e.server import DEADLINE, SERVE, Service, free_port, run_to_end, running
 from tests.postgres import by_way_of, execute, holding, query
 from tests.postgres_server import Server, own_server, standby_of
-from usersvc.adapters import postgres_pool
 from usersvc.adapters.postgres import PostgresUsers
+from usersvc.adapters.postgres import pool as postgres_pool
 from usersvc.application.ports import IdempotencyKey, StorageUnavailable
 from usersvc.domain.user import PasswordHash, User
 

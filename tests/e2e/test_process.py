@@ -15,7 +15,7 @@ import pytest
 import usersvc
 from tests.e2e.api import assert_user, person, read_responses, register, users_from
 from tests.e2e.server import DEADLINE, SERVE, UVICORN, StartService, free_port, run_to_end, running
-from usersvc.adapters.sqlite_file import APPLICATION_ID
+from usersvc.adapters.sqlite.database import APPLICATION_ID
 
 USERSVC = str(Path(sys.executable).with_name("usersvc"))
 

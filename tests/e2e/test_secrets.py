@@ -20,7 +20,7 @@ import pytest
 from tests.e2e.api import person
 from tests.e2e.server import Service, break_reads, run_to_end, running
 from tests.e2e.test_codes import FAILING
-from usersvc.adapters.bcrypt_hasher import BcryptPasswordHasher
+from usersvc.adapters.bcrypt.hasher import BcryptPasswordHasher
 from usersvc.config import Settings
 from usersvc.domain.errors import RulesBroken
 from usersvc.domain.user import Password, PasswordHash, User

@@ -15,7 +15,7 @@ import pytest
 from tests.e2e.api import RawResponse, person, read_responses
 from tests.e2e.launch import SHORT_TIMES
 from tests.e2e.server import DEADLINE, Service, StartService, running
-from usersvc.server import MAX_WAITING
+from usersvc.server.http_protocol import MAX_WAITING
 
 HOST = b"Host: test\r\n"
 LIVEZ = b"GET /livez HTTP/1.1\r\n" + HOST + b"\r\n"

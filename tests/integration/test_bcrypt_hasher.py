@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from usersvc.adapters.bcrypt_hasher import BcryptPasswordHasher
+from usersvc.adapters.bcrypt.hasher import BcryptPasswordHasher
 from usersvc.domain.user import Password, PasswordHash
 
 

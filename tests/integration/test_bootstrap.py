@@ -10,7 +10,7 @@ import pytest
 from aiohttp.test_utils import TestClient, TestServer
 
 from usersvc.adapters.postgres import PostgresUsers
-from usersvc.application.notifications import LONGEST_SLEEP
+from usersvc.application.mail_delivery import LONGEST_SLEEP
 from usersvc.asgi import AiohttpASGI
 from usersvc.bootstrap import create_asgi_app, create_service_app
 from usersvc.config import Database, MemoryDatabase, PostgresDatabase, Settings, SqliteDatabase

@@ -18,7 +18,7 @@ import pytest
 from tests.e2e.server import run_to_end
 from usersvc import cli
 from usersvc.adapters.sqlite import SqliteUsers
-from usersvc.application import pages
+from usersvc.application import keyset
 from usersvc.application.ports import OutboxEntry
 from usersvc.domain.user import PasswordHash, User
 
@@ -181,7 +181,7 @@ def test_a_retry_of_all_is_of_those_that_were_set_aside(usersvc: Commands) -> No
 
 
 def test_an_outbox_of_many_pages_is_gone_through_to_its_end(usersvc: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pages, "BATCH", 2)
+    monkeypatch.setattr(keyset, "BATCH", 2)
     there = fill(usersvc.database, *(f"{name}@example.com" for name in "abcde"))
     for _ in there[:4]:
         fail_first(usersvc.database, for_good=True)

@@ -17,12 +17,12 @@ from typing import Any, NamedTuple, TypeVar
 import pytest
 
 from usersvc import cli
-from usersvc.adapters.bcrypt_hasher import BcryptPasswordHasher
+from usersvc.adapters.bcrypt.hasher import BcryptPasswordHasher
 from usersvc.adapters.sqlite import SqliteUsers
-from usersvc.adapters.sqlite_archive import SqliteArchive
-from usersvc.application import pages, transfer
+from usersvc.adapters.sqlite.archive import SqliteArchive
+from usersvc.application import keyset, user_import
 from usersvc.application.ports import IdempotencyKey, StorageUnavailable, UserRecord
-from usersvc.commands import users_import
+from usersvc.cli import users_import
 from usersvc.domain.user import Password, PasswordHash, User
 
 T = TypeVar("T")
@@ -262,7 +262,7 @@ def test_rejected_lines_are_told_by_number_and_reason_and_written_down_whole(
 
 @pytest.mark.parametrize("newest", [False, True])
 def test_a_long_list_is_read_in_parts(usersvc: Commands, monkeypatch: pytest.MonkeyPatch, newest: bool) -> None:
-    monkeypatch.setattr(pages, "BATCH", 2)
+    monkeypatch.setattr(keyset, "BATCH", 2)
     people = usersvc.register(*(f"{name}@example.com" for name in "abcde"))
     expected = [str(person.id) for person in people][:: -1 if newest else 1]
     order = ["--newest"] if newest else []
@@ -376,7 +376,7 @@ def test_a_file_that_may_not_be_read_is_told_like_one_that_is_not_there(
 def test_a_signal_stops_an_import_between_two_batches_and_the_rest_comes_later(
     usersvc: Commands, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
-    monkeypatch.setattr(transfer, "STORED_AT_ONCE", 3)
+    monkeypatch.setattr(user_import, "STORED_AT_ONCE", 3)
     taken, before = users_import._taken, signal.getsignal(signal.SIGTERM)
 
     async def taken_and_interrupted(*arguments: Any) -> Any:
@@ -420,7 +420,7 @@ def test_what_is_exported_with_hashes_is_imported_elsewhere_as_it_was(
 def test_an_export_to_standard_output_is_public_and_nothing_else_is_there(
     usersvc: Commands, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pages, "BATCH", 2)
+    monkeypatch.setattr(keyset, "BATCH", 2)
     usersvc.register(*(f"jörg{n}@example.com" for n in range(5)))
     code, out, err = usersvc("users", "export")
     assert (code, err) == (0, "")
@@ -437,7 +437,7 @@ def test_an_export_never_takes_the_place_of_a_file(usersvc: Commands) -> None:
 
 
 def test_an_export_that_fails_leaves_no_file(usersvc: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pages, "BATCH", 2)
+    monkeypatch.setattr(keyset, "BATCH", 2)
     usersvc.register(*(f"user{n}@example.com" for n in range(5)))
     before = {*usersvc.folder.iterdir()}
 
@@ -445,7 +445,7 @@ def test_an_export_that_fails_leaves_no_file(usersvc: Commands, monkeypatch: pyt
         signal.raise_signal(signal.SIGTERM)
         return b"half"
 
-    monkeypatch.setattr("usersvc.commands.writing.Writer.body", interrupted)
+    monkeypatch.setattr("usersvc.cli.writer.Writer.body", interrupted)
     assert usersvc("users", "export", "users.csv") == (143, "", "usersvc: stopped\n")
     assert {*usersvc.folder.iterdir()} == before
     assert usersvc("users", "export", "no/where.csv").code == 1

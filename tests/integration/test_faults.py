@@ -16,8 +16,8 @@ from uuid import uuid4
 import aiosqlite
 import pytest
 
-from usersvc.adapters import sqlite_file
 from usersvc.adapters.sqlite import SqliteUsers
+from usersvc.adapters.sqlite import database as sqlite_file
 from usersvc.application.ports import Order, StorageUnavailable
 from usersvc.domain.user import PasswordHash, User
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from usersvc.adapters.logging_notifier import LoggingNotifier
+from usersvc.adapters.mail.logging_notifier import LoggingNotifier
 from usersvc.application.ports import CAUSE, Cause
 from usersvc.domain.events import UserRegistered
 from usersvc.logs import configure_logging, formatter, masked

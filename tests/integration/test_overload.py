@@ -12,7 +12,7 @@ from aiohttp.test_utils import TestClient, TestServer
 
 from tests.asgi.fake_server import FakeServer
 from tests.fakes import QuickHasher
-from usersvc.adapters.bcrypt_hasher import BcryptPasswordHasher
+from usersvc.adapters.bcrypt.hasher import BcryptPasswordHasher
 from usersvc.adapters.memory import InMemoryUsers
 from usersvc.application.ports import IdempotencyKey, Order, QueueFull
 from usersvc.application.registration import UserRegistrationService

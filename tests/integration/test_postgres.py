@@ -16,9 +16,10 @@ import pytest
 from tests.e2e.server import DEADLINE, free_port
 from tests.postgres import by_way_of, execute, fresh_database, query, way_to
 from tests.tcp_proxy import Proxy, proxy
-from usersvc.adapters import postgres_pool, postgres_schema
 from usersvc.adapters.memory import InMemoryUsers
 from usersvc.adapters.postgres import PostgresUsers
+from usersvc.adapters.postgres import pool as postgres_pool
+from usersvc.adapters.postgres import schema as postgres_schema
 from usersvc.application.ports import (
     IdempotencyKey,
     IdempotencyKeyUsed,

@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 
 from tests.e2e.server import DEADLINE
 from tests.redis_server import RedisServer, needs_redis, redis_server
-from usersvc.adapters.redis_counts import RedisCounts
+from usersvc.adapters.redis.counts import RedisCounts
 
 pytestmark = needs_redis
 

@@ -5,7 +5,7 @@ import inspect
 import pytest
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from usersvc.server import HardenedProtocol
+from usersvc.server.http_protocol import HardenedProtocol
 
 
 @pytest.mark.parametrize(

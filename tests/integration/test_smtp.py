@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from tests.e2e.launch import SHORT_RETRY
 from tests.e2e.server import DEADLINE, running
 from tests.smtp_server import HANG_UP, PASSWORD, STALL, USER, Mailbox, smtp_server
-from usersvc.adapters.smtp_notifier import QUIT_TIMEOUT, Security, SmtpNotifier, SmtpServer, _is_plain
+from usersvc.adapters.mail.smtp_notifier import QUIT_TIMEOUT, Security, SmtpNotifier, SmtpServer, _is_plain
 from usersvc.application.ports import Undeliverable
 from usersvc.domain.errors import RulesBroken
 from usersvc.domain.events import UserRegistered
@@ -271,7 +271,7 @@ async def test_a_server_that_hangs_up_is_told(stage: str) -> None:
 async def test_a_mail_that_was_taken_is_sent_whatever_happens_to_the_farewell(
     mood: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("usersvc.adapters.smtp_notifier.QUIT_TIMEOUT", TOO_LONG)
+    monkeypatch.setattr("usersvc.adapters.mail.smtp_notifier.QUIT_TIMEOUT", TOO_LONG)
     async with smtp_server({"QUIT": mood}) as mailbox:
         await notifier(mailbox).welcome(event())
         await mailbox.disconnected.wait()
@@ -280,7 +280,7 @@ async def test_a_mail_that_was_taken_is_sent_whatever_happens_to_the_farewell(
 
 @pytest.mark.parametrize("mood", [STALL, HANG_UP])
 async def test_a_refusal_counts_whatever_happens_to_the_farewell(mood: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("usersvc.adapters.smtp_notifier.QUIT_TIMEOUT", TOO_LONG)
+    monkeypatch.setattr("usersvc.adapters.mail.smtp_notifier.QUIT_TIMEOUT", TOO_LONG)
     async with smtp_server({"RCPT": "550 nobody", "QUIT": mood}) as mailbox:
         with pytest.raises(Undeliverable):
             await notifier(mailbox).welcome(event())

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from usersvc.adapters import sqlite, sqlite_file
 from usersvc.adapters.sqlite import SqliteUsers
+from usersvc.adapters.sqlite import database as sqlite_file
+from usersvc.adapters.sqlite import users as sqlite
 from usersvc.application.ports import Order, StorageUnavailable
 from usersvc.domain.mail_limits import MAILBOX
 from usersvc.domain.user import PasswordHash, User

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from usersvc.adapters import sqlite_file
 from usersvc.adapters.sqlite import SqliteUsers
+from usersvc.adapters.sqlite import database as sqlite_file
 from usersvc.application.ports import Order, StorageUnavailable
 from usersvc.domain.errors import EmailAlreadyRegistered
 from usersvc.domain.user import PasswordHash, User
@@ -112,7 +112,7 @@ async def test_a_file_of_another_schema_is_refused_and_keeps_every_byte(
 OPENER = """
 import asyncio, sys
 from pathlib import Path
-from usersvc.adapters import sqlite_file
+from usersvc.adapters.sqlite import database as sqlite_file
 from usersvc.adapters.sqlite import SqliteUsers
 
 sqlite_file.MIGRATIONS = tuple(sys.argv[1:])

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from usersvc.web.access import AdminToken
+from usersvc.web.middleware.authentication import AdminToken
 from usersvc.web.problems import Unauthorized
 
 TOKEN = "s3cret-s3cret-s3cret-s3cret"

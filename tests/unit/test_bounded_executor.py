@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from usersvc.adapters.bounded_executor import NICENESS, BoundedExecutor
+from usersvc.adapters.bcrypt.executor import NICENESS, BoundedExecutor
 from usersvc.application.ports import QueueFull
 
 DEADLINE = 10.0

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from limits import RateLimitItemPerHour, RateLimitItemPerMinute
 
-from usersvc.adapters.smtp_notifier import Security, SmtpServer
+from usersvc.adapters.mail.smtp_notifier import Security, SmtpServer
 from usersvc.config import SECRETS, BadSetting, MemoryDatabase, PostgresDatabase, Settings, SqliteDatabase
 
 

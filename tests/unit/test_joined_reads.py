@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from tests.fake_time import in_fake_time
-from usersvc.adapters.sqlite_file import CALL_TIMEOUT
-from usersvc.adapters.sqlite_joined import MOST, JoinedReads
+from usersvc.adapters.sqlite.coalesced_reads import MOST, JoinedReads
+from usersvc.adapters.sqlite.database import CALL_TIMEOUT
 from usersvc.application.ports import CAUSE, Cause, StorageUnavailable
 
 DOUBLE = "SELECT 2 * ?"

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tests.fake_time import START, in_fake_time, now
 from tests.fakes import Mailbag, QuickHasher
 from usersvc.adapters.memory import InMemoryOutbox, InMemoryUsers
-from usersvc.application.notifications import (
+from usersvc.application.mail_delivery import (
     AT_ONCE,
     DELIVERY_TIMEOUT,
     FIRST_WAIT,

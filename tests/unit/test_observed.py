@@ -12,8 +12,8 @@ import pytest
 
 from tests.contract.test_users import quiet
 from usersvc.adapters.memory import InMemoryOutbox, InMemoryUsers
-from usersvc.adapters.observed import Around, observed
-from usersvc.adapters.prometheus import PrometheusMetrics, begin_anew
+from usersvc.adapters.telemetry.instrumented import Around, observed
+from usersvc.adapters.telemetry.prometheus import PrometheusMetrics, begin_anew
 from usersvc.application.ports import (
     Notifier,
     Outbox,

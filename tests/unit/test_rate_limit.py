@@ -6,8 +6,16 @@ import pytest
 from aiohttp.test_utils import make_mocked_request
 from limits import RateLimitItem, RateLimitItemPerMinute
 
+from usersvc.web.middleware.rate_limit import (
+    BoundedMemory,
+    Counts,
+    FailureLimit,
+    FallingBack,
+    Hit,
+    OwnCounts,
+    RateLimit,
+)
 from usersvc.web.problems import RateLimited
-from usersvc.web.rate_limit import BoundedMemory, Counts, FailureLimit, FallingBack, Hit, OwnCounts, RateLimit
 
 
 class Clock:
@@ -26,7 +34,7 @@ class Clock:
 @pytest.fixture
 def clock() -> Iterator[Clock]:
     clock = Clock()
-    with patch("usersvc.web.rate_limit.time", clock):
+    with patch("usersvc.web.middleware.rate_limit.time", clock):
         yield clock
 
 

@@ -99,7 +99,7 @@ def test_the_fakes_are_what_the_ports_ask_for() -> None:
 
 
 async def test_everybody_comes_in_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("usersvc.application.pages.BATCH", 3)
+    monkeypatch.setattr("usersvc.application.keyset.BATCH", 3)
     service = quick_service()
     users = [await service.register(email=f"u{n}@example.com", password="correct horse", age=30) for n in range(7)]
 
@@ -120,7 +120,7 @@ async def test_everybody_comes_in_batches(monkeypatch: pytest.MonkeyPatch) -> No
 async def test_who_comes_or_reads_meanwhile_makes_nobody_come_twice_or_be_skipped(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("usersvc.application.pages.BATCH", 2)
+    monkeypatch.setattr("usersvc.application.keyset.BATCH", 2)
     service = quick_service()
     for number in range(4):
         await service.register(email=f"u{number}@example.com", password="correct horse", age=30)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from usersvc.adapters.bcrypt_hasher import MAX_COST
+from usersvc.adapters.bcrypt.hasher import MAX_COST
 from usersvc.domain.errors import RulesBroken
 from usersvc.domain.stored_hash import MAX_HASH_COST, stored_hash
 

@@ -7,9 +7,9 @@ from uuid import UUID, uuid4
 import pytest
 
 from usersvc.adapters.memory import InMemoryUsers
-from usersvc.application import pages
+from usersvc.application import keyset
 from usersvc.application.ports import UserRecord
-from usersvc.application.transfer import Fate, Newcomer, Rehearsal, UserImport, everybody
+from usersvc.application.user_import import Fate, Newcomer, Rehearsal, UserImport, everybody
 from usersvc.domain.user import User
 
 NOW = datetime(2026, 1, 31, 9, 30, tzinfo=UTC)
@@ -172,7 +172,7 @@ async def test_nobody_never_reaches_the_store() -> None:
 
 
 async def test_everybody_comes_out_once(users: InMemoryUsers, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pages, "BATCH", 3)
+    monkeypatch.setattr(keyset, "BATCH", 3)
     assert [batch async for batch in everybody(users.archive)] == []
     people = [User.imported(email=f"u{n}@example.com", age=30, password_hash=HASH, at=NOW) for n in range(7)]
     await users.add_all(people)

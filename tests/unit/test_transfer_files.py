@@ -14,13 +14,13 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from usersvc.application.ports import UserRecord
-from usersvc.application.transfer import Newcomer
-from usersvc.commands.formats import Format
-from usersvc.commands.formulas import harmless, original
-from usersvc.commands.outcome import Failure
-from usersvc.commands.reading import LONGEST_LINE, Line, Source, read_lines
-from usersvc.commands.shape import newcomer
-from usersvc.commands.writing import Writer
+from usersvc.application.user_import import Newcomer
+from usersvc.cli.csv_injection import harmless, original
+from usersvc.cli.exit_codes import Failure
+from usersvc.cli.formats import Format
+from usersvc.cli.reader import LONGEST_LINE, Line, Source, read_lines
+from usersvc.cli.row_schema import newcomer
+from usersvc.cli.writer import Writer
 from usersvc.domain.errors import RulesBroken
 from usersvc.domain.user import EmailAddress, PasswordHash
 

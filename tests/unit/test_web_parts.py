@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 
 from usersvc.application.ports import Order
 from usersvc.web.app import MAX_ACCEPT, weight
-from usersvc.web.schemas import Cursor
+from usersvc.web.schemas.users import Cursor
 
 
 @given(st.sampled_from(Order), st.integers(1, 10**18 - 1))

@@ -8,7 +8,7 @@ from datetime import datetime
 from functools import partial
 from uuid import UUID
 
-from usersvc.application.pages import in_pages
+from usersvc.application.keyset import in_pages
 from usersvc.application.ports import (
     EarlierRegistration,
     IdempotencyKey,

@@ -19,16 +19,18 @@ from uuid_utils import uuid4
 from usersvc.application.ports import CAUSE, Cause
 from usersvc.application.registration import UserRegistrationService
 from usersvc.domain.errors import Violation
-from usersvc.web import cors, handlers, openapi
-from usersvc.web.access import AdminToken
+from usersvc.web import openapi
+from usersvc.web import users as handlers
 from usersvc.web.client_address import Network, client_address
+from usersvc.web.middleware import cors
+from usersvc.web.middleware.authentication import AdminToken
 from usersvc.web.parsing import BODY_TIMEOUT, VIOLATIONS, StrictParser, refuse_too_many
 from usersvc.web.problems import InvalidRequest, NotAcceptable, RateLimited, Stopping, Unauthorized, problem_response
 from usersvc.web.router import BoundedRouter
-from usersvc.web.schemas import NO_PARAMETER, RegistrationSchema, shown
+from usersvc.web.schemas.users import NO_PARAMETER, RegistrationSchema, shown
 
 if TYPE_CHECKING:
-    from usersvc.web.rate_limit import FailureLimit, RateLimit
+    from usersvc.web.middleware.rate_limit import FailureLimit, RateLimit
 
 access_log = logging.getLogger("usersvc.access")
 

@@ -22,7 +22,7 @@ from marshmallow import Schema
 import usersvc
 from usersvc.web import problems
 from usersvc.web.problems import PROBLEMS, Problem
-from usersvc.web.schemas import FieldErrorSchema, ProblemSchema
+from usersvc.web.schemas.users import FieldErrorSchema, ProblemSchema
 
 DOCUMENT = web.AppKey("DOCUMENT", bytes)
 """The OpenAPI document, as it is sent."""

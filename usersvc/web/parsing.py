@@ -12,7 +12,7 @@ from webargs.aiohttpparser import AIOHTTPParser
 from usersvc.domain.errors import Violation
 from usersvc.web import strict_json
 from usersvc.web.problems import BodyTooLarge, InvalidRequest, RequestTimeout, UnsupportedMediaType
-from usersvc.web.schemas import violations_in
+from usersvc.web.schemas.users import violations_in
 
 # The library's middleware puts what it read under a plain string, which aiohttp advises against.
 warnings.filterwarnings("ignore", category=web.NotAppKeyWarning, module=r"aiohttp_apispec\.")

@@ -1,0 +1,105 @@
+"""``usersvc config``: tells what the settings are."""
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import click
+
+from usersvc.cli.exit_codes import REFUSED
+from usersvc.cli.output import print_json, say
+
+HIDDEN = "(set)"
+_SECRET = re.compile(r"_(PEPPER|TOKEN|SECRET|KEY|PASSWORD)$")
+_PASSWORDS = re.compile(r"(?P<before>://[^:@]*:).*(?P<after>@)|(?P<name>password=)[^&#]*", re.IGNORECASE)
+"""Within a URL: what stands between a colon and the last @, and what is called so in its query."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """A variable, what it is set to, as far as anybody may see, and where that comes from."""
+
+    name: str
+    value: str | None
+    source: str
+
+
+@click.group(name="config", short_help="Look at the settings.")
+def commands() -> None:
+    """Look at the settings."""
+
+
+@commands.command(short_help="Every setting with its value; exit code 2 for a bad one.")
+@click.option("--json", "as_json", is_flag=True, help="As one JSON object.")
+def check(*, as_json: bool) -> None:
+    """Read the settings as the service would, and list them with their values and where those come from.
+
+    Secrets are hidden: `(set)`. A value that is not accepted is told on standard error, with exit code 2.
+
+    \b
+    Examples:
+      usersvc config check && systemctl restart usersvc
+      usersvc config check --json | jq -r .settings.USERSVC_PORT.value
+    """
+    from usersvc.config import BadSetting
+
+    try:
+        settings, without_effect = _read()
+    except BadSetting as error:
+        say(f"usersvc: {error}")
+        raise SystemExit(REFUSED) from None
+    if as_json:
+        told = {setting.name: {"value": setting.value, "source": setting.source} for setting in settings}
+        print_json({"settings": told, "without_effect": [*without_effect]})
+        return
+    width = max(len(setting.name) for setting in settings)
+    for setting in settings:
+        print(f"{setting.name:{width}}  {'(none)' if setting.value is None else setting.value}  [{setting.source}]")
+    for name in without_effect:
+        say(f"usersvc: {name} has no effect in this version")
+
+
+def _read() -> tuple[Sequence[Setting], Sequence[str]]:
+    from usersvc.config import Settings, stored
+    from usersvc.logs import plain
+
+    in_file = stored()
+    environ = in_file | dict(os.environ)
+    found: list[Setting] = []
+
+    def told(name: str, value: object) -> None:
+        text = environ.get(name)
+        if file := environ.get(f"{name}_FILE"):
+            found.append(Setting(name, HIDDEN, plain(file)))
+        elif text is None or (text == "" and value is not None):
+            found.append(Setting(name, _default(name, value), "default"))
+        else:
+            source = "environment" if name in os.environ else ".env"
+            found.append(Setting(name, None if text == "" else _shown(name, text), source))
+
+    settings = Settings.from_environment(environ, told=told)
+    return sorted(found, key=lambda setting: setting.name), settings.without_effect
+
+
+def _shown(name: str, text: str) -> str:
+    """A value as it was written, without what nobody is to see, and without what would move a terminal's cursor."""
+    from usersvc.logs import plain
+
+    if _SECRET.search(name):
+        return HIDDEN
+    return plain(_PASSWORDS.sub(_hidden, text) if "://" in text else text)
+
+
+def _hidden(found: re.Match[str]) -> str:
+    return f"{found['before'] or found['name']}{HIDDEN}{found['after'] or ''}"
+
+
+def _default(name: str, value: object) -> str | None:
+    from usersvc.config import SqliteDatabase
+
+    if value is None or value in {"", ()}:
+        return None
+    if isinstance(value, SqliteDatabase):
+        return f"sqlite:///{value.path}"
+    return _shown(name, str(value))

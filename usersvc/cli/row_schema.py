@@ -1,0 +1,73 @@
+"""Whether what a line holds has the shape of a user; the rules are the domain's."""
+
+import re
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+from uuid import UUID
+
+from usersvc.application.user_import import Newcomer
+from usersvc.cli.formats import REQUIRED
+from usersvc.domain.errors import RulesBroken, Violation
+from usersvc.domain.user import User
+
+T = TypeVar("T")
+
+_TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]+)?([Zz]|[+-][0-9]{2}:[0-9]{2})")
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE | re.ASCII)
+
+
+def newcomer(values: Mapping[str, Any]) -> Newcomer:
+    """What a line holds as a newcomer.
+
+    Raises:
+        RulesBroken: something is missing or of the wrong type; with whatever rules the rest breaks.
+    """
+    broken: list[Violation] = [
+        Violation(name, "required", "Must be given.") for name in REQUIRED if values.get(name) is None
+    ]
+
+    def read(name: str, of: Callable[[Any], T], code: str, message: str) -> T | None:
+        if values.get(name) is None:
+            return None
+        try:
+            return of(values[name])
+        except (TypeError, ValueError, OverflowError):
+            broken.append(Violation(name, code, message))
+            return None
+
+    email = read("email", _text, "wrong-type", "Must be text.")
+    age = read("age", _whole, "wrong-type", "Must be a whole number.")
+    password_hash = read("password_hash", _text, "wrong-type", "Must be text.")
+    user_id = read("id", _uuid, "invalid-uuid", "Must be a UUID.")
+    registered_at = read("registered_at", _time, "invalid-time", "Must be a time as RFC 3339 has it.")
+    if broken or email is None or age is None or password_hash is None:
+        raise RulesBroken([*broken, *User.violations(email=email, age=age, password_hash=password_hash)])
+    return Newcomer(email, age, password_hash, user_id, registered_at)
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError
+    return value
+
+
+def _whole(value: Any) -> int:
+    # By its type, as True would pass.
+    if type(value) is not int:
+        raise TypeError
+    return value
+
+
+def _uuid(value: Any) -> UUID:
+    # UUID() also takes braces, missing hyphens and digits of other scripts.
+    if not _UUID.fullmatch(_text(value)):
+        raise ValueError
+    return UUID(value)
+
+
+def _time(value: Any) -> datetime:
+    # fromisoformat() also takes weeks, times without a zone, and more.
+    if not _TIME.fullmatch(_text(value)):
+        raise ValueError
+    return datetime.fromisoformat(value.upper()).astimezone(UTC)

@@ -1,0 +1,1 @@
+"""aiohttp middlewares, one concern each."""
