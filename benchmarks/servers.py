@@ -20,7 +20,7 @@ from pathlib import Path
 from uuid import UUID
 
 from usersvc.adapters.sqlite import SqliteUsers
-from usersvc.application.ports import timestamp
+from usersvc.application.clock import timestamp
 
 ROOT = Path(__file__).resolve().parents[1]
 MIB = 2**20

@@ -6,7 +6,7 @@ from datetime import datetime
 from enum import Enum
 from typing import Protocol
 
-from usersvc.application.ports import UserView
+from usersvc.application.read_models import UserView
 
 
 @dataclass(frozen=True)

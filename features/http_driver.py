@@ -20,7 +20,8 @@ from features.mail_server import HOST, SmtpServer
 from features.storage import MEMORY_SERVE, MemoryStorage, Storage, Waiting
 from tests.e2e.server import SERVE, Service, run_to_end, running
 from usersvc.adapters.bcrypt.hasher import MIN_COST, BcryptPasswordHasher
-from usersvc.application.ports import UserView, utc_now
+from usersvc.application.clock import utc_now
+from usersvc.application.read_models import UserView
 from usersvc.domain.user import Password, PasswordHash
 
 TIME_LIMIT = 10.0

@@ -12,7 +12,7 @@ from behave.tag_matcher import ActiveTagMatcher
 from parse import with_pattern
 
 from features.driver import Answer, Application, Driver, Page, Registered, Trouble
-from usersvc.application.ports import UserView
+from usersvc.application.read_models import UserView
 
 REASONS = {
     "the address is no email address": ("email", "invalid-email"),

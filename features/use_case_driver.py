@@ -14,8 +14,10 @@ from features.driver import KEY_REUSED, TAKEN, Answer, Application, Page, Refuse
 from tests.fake_time import FakeTimeLoop, now
 from tests.fakes import Mailbag, QuickHasher
 from usersvc.adapters.memory import InMemoryUsers
+from usersvc.application.errors import Undeliverable
+from usersvc.application.idempotency import IdempotencyKey
 from usersvc.application.mail_delivery import NotificationDispatcher
-from usersvc.application.ports import IdempotencyKey, Order, Undeliverable, UserView
+from usersvc.application.read_models import Order, UserView
 from usersvc.application.registration import IdempotencyKeyReused, UserRegistrationService
 from usersvc.domain.errors import EmailAlreadyRegistered, RulesBroken
 from usersvc.domain.events import UserRegistered

@@ -11,7 +11,7 @@ import orjson
 import structlog
 from structlog.typing import EventDict, Processor
 
-from usersvc.application.ports import CAUSE
+from usersvc.application.request_context import CAUSE
 
 MAIL_LOGGER = "usersvc.adapters.mail.logging_notifier"
 """Whose lines stand for mails, and so name the address in full."""

@@ -27,7 +27,7 @@ from benchmarks.servers import make_users
 from benchmarks.service import Service
 from benchmarks.simulation.model import Costs
 from usersvc.adapters.sqlite import SqliteUsers
-from usersvc.application.ports import utc_now
+from usersvc.application.clock import utc_now
 from usersvc.domain.user import PasswordHash, User
 
 MEASURED = Path(__file__).with_name("measured.json")

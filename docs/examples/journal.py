@@ -12,7 +12,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Any, TypeVar
 
-from usersvc.application.ports import StorageUnavailable
+from usersvc.application.errors import StorageUnavailable
 
 T = TypeVar("T")
 

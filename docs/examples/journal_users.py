@@ -13,25 +13,11 @@ from uuid import UUID, uuid4
 import orjson
 
 from docs.examples.journal import Change, Journal, Key
-from usersvc.application.ports import (
-    CAUSE,
-    KEY_LIFETIME,
-    LAST,
-    RATE_LIMITED,
-    Cause,
-    EarlierRegistration,
-    IdempotencyKey,
-    IdempotencyKeyUsed,
-    Order,
-    OutboxEntry,
-    OutboxState,
-    Page,
-    UserRecord,
-    UserView,
-    timestamp,
-    utc_now,
-    view_of,
-)
+from usersvc.application.clock import timestamp, utc_now
+from usersvc.application.idempotency import KEY_LIFETIME, EarlierRegistration, IdempotencyKey, IdempotencyKeyUsed
+from usersvc.application.outbox_entries import LAST, RATE_LIMITED, OutboxEntry, OutboxState
+from usersvc.application.read_models import Order, Page, UserRecord, UserView, view_of
+from usersvc.application.request_context import CAUSE, Cause
 from usersvc.domain.errors import EmailAlreadyRegistered
 from usersvc.domain.events import UserRegistered
 from usersvc.domain.mail_limits import Reserved, limits, reserve

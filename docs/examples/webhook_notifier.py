@@ -9,7 +9,8 @@ from typing import Self
 
 import aiohttp
 
-from usersvc.application.ports import Undeliverable, timestamp, utc_now
+from usersvc.application.clock import timestamp, utc_now
+from usersvc.application.errors import Undeliverable
 from usersvc.domain.events import UserRegistered
 
 TIMEOUT = timedelta(seconds=20)

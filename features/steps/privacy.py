@@ -1,7 +1,7 @@
 from behave import then
 
 from features.scene import Context
-from usersvc.application.ports import UserView
+from usersvc.application.read_models import UserView
 
 
 @then("only the id, the address, the age and the time of registration are shown")

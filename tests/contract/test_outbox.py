@@ -11,7 +11,10 @@ from typing import Any
 import pytest
 
 from tests.contract.adapters import Views
-from usersvc.application.ports import CAUSE, RATE_LIMITED, Cause, Order, Outbox, OutboxEntry, OutboxState, Store
+from usersvc.application.outbox_entries import RATE_LIMITED, OutboxEntry, OutboxState
+from usersvc.application.ports import Outbox, Store
+from usersvc.application.read_models import Order
+from usersvc.application.request_context import CAUSE, Cause
 from usersvc.domain.errors import EmailAlreadyRegistered
 from usersvc.domain.mail_limits import MAILBOX, MailLimit
 from usersvc.domain.user import PasswordHash, User

@@ -8,17 +8,9 @@ from uuid import uuid4
 
 import pytest
 
-from usersvc.application.ports import (
-    EarlierRegistration,
-    IdempotencyKey,
-    IdempotencyKeyUsed,
-    Order,
-    Page,
-    Store,
-    UserRecord,
-    Users,
-    view_of,
-)
+from usersvc.application.idempotency import EarlierRegistration, IdempotencyKey, IdempotencyKeyUsed
+from usersvc.application.ports import Store, Users
+from usersvc.application.read_models import Order, Page, UserRecord, view_of
 from usersvc.domain.errors import EmailAlreadyRegistered
 from usersvc.domain.user import EmailAddress, PasswordHash, User
 

@@ -2,7 +2,7 @@
 
 from usersvc import bootstrap
 from usersvc.adapters.memory import InMemoryUsers
-from usersvc.application.ports import Order, Page
+from usersvc.application.read_models import Order, Page
 from usersvc.asgi import AiohttpASGI
 
 SECRET_TEXT = "what-an-error-says-4711"

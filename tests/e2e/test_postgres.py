@@ -30,7 +30,8 @@ from tests.postgres import by_way_of, execute, holding, query
 from tests.postgres_server import Server, own_server, standby_of
 from usersvc.adapters.postgres import PostgresUsers
 from usersvc.adapters.postgres import pool as postgres_pool
-from usersvc.application.ports import IdempotencyKey, StorageUnavailable
+from usersvc.application.errors import StorageUnavailable
+from usersvc.application.idempotency import IdempotencyKey
 from usersvc.domain.user import PasswordHash, User
 
 BOUND = 15.0

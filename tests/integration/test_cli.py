@@ -19,7 +19,7 @@ from tests.e2e.server import run_to_end
 from usersvc import cli
 from usersvc.adapters.sqlite import SqliteUsers
 from usersvc.application import keyset
-from usersvc.application.ports import OutboxEntry
+from usersvc.application.outbox_entries import OutboxEntry
 from usersvc.domain.user import PasswordHash, User
 
 NOW = datetime(2026, 1, 31, 9, 30, tzinfo=UTC)

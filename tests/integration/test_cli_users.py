@@ -21,7 +21,9 @@ from usersvc.adapters.bcrypt.hasher import BcryptPasswordHasher
 from usersvc.adapters.sqlite import SqliteUsers
 from usersvc.adapters.sqlite.archive import SqliteArchive
 from usersvc.application import keyset, user_import
-from usersvc.application.ports import IdempotencyKey, StorageUnavailable, UserRecord
+from usersvc.application.errors import StorageUnavailable
+from usersvc.application.idempotency import IdempotencyKey
+from usersvc.application.read_models import UserRecord
 from usersvc.cli import users_import
 from usersvc.domain.user import Password, PasswordHash, User
 

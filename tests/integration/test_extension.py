@@ -22,7 +22,9 @@ from aiohttp.test_utils import TestServer
 from docs.examples.journal_users import JournalUsers
 from docs.examples.webhook_notifier import WebhookNotifier
 from tests.e2e.server import DEADLINE, Service, free_port
-from usersvc.application.ports import IdempotencyKey, Order, StorageUnavailable, Undeliverable, view_of
+from usersvc.application.errors import StorageUnavailable, Undeliverable
+from usersvc.application.idempotency import IdempotencyKey
+from usersvc.application.read_models import Order, view_of
 from usersvc.domain.events import UserRegistered
 from usersvc.domain.user import PasswordHash, User
 

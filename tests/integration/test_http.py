@@ -17,8 +17,11 @@ from aiohttp.test_utils import TestClient, TestServer
 from tests.asgi.fake_server import FakeServer
 from tests.fakes import QuickHasher, quick_service
 from usersvc.adapters.memory import InMemoryUsers
-from usersvc.application.ports import Cause, IdempotencyKey, Order, Page, StorageUnavailable, UserView
+from usersvc.application.errors import StorageUnavailable
+from usersvc.application.idempotency import IdempotencyKey
+from usersvc.application.read_models import Order, Page, UserView
 from usersvc.application.registration import UserRegistrationService
+from usersvc.application.request_context import Cause
 from usersvc.asgi import AiohttpASGI, Message
 from usersvc.domain.user import User
 from usersvc.web.app import create_app

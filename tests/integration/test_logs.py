@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from usersvc.adapters.mail.logging_notifier import LoggingNotifier
-from usersvc.application.ports import CAUSE, Cause
+from usersvc.application.request_context import CAUSE, Cause
 from usersvc.domain.events import UserRegistered
 from usersvc.logs import configure_logging, formatter, masked
 

@@ -14,7 +14,9 @@ from tests.asgi.fake_server import FakeServer
 from tests.fakes import QuickHasher
 from usersvc.adapters.bcrypt.hasher import BcryptPasswordHasher
 from usersvc.adapters.memory import InMemoryUsers
-from usersvc.application.ports import IdempotencyKey, Order, QueueFull
+from usersvc.application.errors import QueueFull
+from usersvc.application.idempotency import IdempotencyKey
+from usersvc.application.read_models import Order
 from usersvc.application.registration import UserRegistrationService
 from usersvc.asgi import AiohttpASGI, while_client_waits
 from usersvc.domain.user import Password, PasswordHash, User

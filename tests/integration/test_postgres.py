@@ -20,14 +20,10 @@ from usersvc.adapters.memory import InMemoryUsers
 from usersvc.adapters.postgres import PostgresUsers
 from usersvc.adapters.postgres import pool as postgres_pool
 from usersvc.adapters.postgres import schema as postgres_schema
-from usersvc.application.ports import (
-    IdempotencyKey,
-    IdempotencyKeyUsed,
-    Order,
-    OutboxState,
-    StorageUnavailable,
-    view_of,
-)
+from usersvc.application.errors import StorageUnavailable
+from usersvc.application.idempotency import IdempotencyKey, IdempotencyKeyUsed
+from usersvc.application.outbox_entries import OutboxState
+from usersvc.application.read_models import Order, view_of
 from usersvc.domain.errors import EmailAlreadyRegistered
 from usersvc.domain.user import PasswordHash, User
 

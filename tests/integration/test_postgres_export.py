@@ -11,7 +11,7 @@ from tests.postgres import by_way_of, query, way_to
 from tests.tcp_proxy import Proxy, proxy
 from usersvc.adapters.postgres import PostgresUsers
 from usersvc.adapters.postgres import pool as postgres_pool
-from usersvc.application.ports import StorageUnavailable
+from usersvc.application.errors import StorageUnavailable
 
 OTHER_SESSIONS = "FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
 

@@ -24,7 +24,7 @@ from tests.e2e.launch import SHORT_RETRY
 from tests.e2e.server import DEADLINE, running
 from tests.smtp_server import HANG_UP, PASSWORD, STALL, USER, Mailbox, smtp_server
 from usersvc.adapters.mail.smtp_notifier import QUIT_TIMEOUT, Security, SmtpNotifier, SmtpServer, _is_plain
-from usersvc.application.ports import Undeliverable
+from usersvc.application.errors import Undeliverable
 from usersvc.domain.errors import RulesBroken
 from usersvc.domain.events import UserRegistered
 from usersvc.domain.user import EmailAddress

@@ -9,7 +9,8 @@ import pytest
 from usersvc.adapters.sqlite import SqliteUsers
 from usersvc.adapters.sqlite import database as sqlite_file
 from usersvc.adapters.sqlite import users as sqlite
-from usersvc.application.ports import Order, StorageUnavailable
+from usersvc.application.errors import StorageUnavailable
+from usersvc.application.read_models import Order
 from usersvc.domain.mail_limits import MAILBOX
 from usersvc.domain.user import PasswordHash, User
 

@@ -14,7 +14,8 @@ import pytest
 
 from usersvc.adapters.sqlite import SqliteUsers
 from usersvc.adapters.sqlite import database as sqlite_file
-from usersvc.application.ports import Order, StorageUnavailable
+from usersvc.application.errors import StorageUnavailable
+from usersvc.application.read_models import Order
 from usersvc.domain.errors import EmailAlreadyRegistered
 from usersvc.domain.user import PasswordHash, User
 

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from usersvc.adapters.bcrypt.executor import NICENESS, BoundedExecutor
-from usersvc.application.ports import QueueFull
+from usersvc.application.errors import QueueFull
 
 DEADLINE = 10.0
 """Seconds after which something that should have happened is taken for never happening."""

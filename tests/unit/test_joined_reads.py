@@ -10,7 +10,8 @@ import pytest
 from tests.fake_time import in_fake_time
 from usersvc.adapters.sqlite.coalesced_reads import MOST, JoinedReads
 from usersvc.adapters.sqlite.database import CALL_TIMEOUT
-from usersvc.application.ports import CAUSE, Cause, StorageUnavailable
+from usersvc.application.errors import StorageUnavailable
+from usersvc.application.request_context import CAUSE, Cause
 
 DOUBLE = "SELECT 2 * ?"
 NEGATIVE = "SELECT -?"

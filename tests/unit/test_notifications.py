@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from tests.fake_time import START, in_fake_time, now
 from tests.fakes import Mailbag, QuickHasher
 from usersvc.adapters.memory import InMemoryOutbox, InMemoryUsers
+from usersvc.application.errors import StorageUnavailable, Undeliverable
 from usersvc.application.mail_delivery import (
     AT_ONCE,
     DELIVERY_TIMEOUT,
@@ -28,7 +29,8 @@ from usersvc.application.mail_delivery import (
     NotificationDispatcher,
     wait_before,
 )
-from usersvc.application.ports import LAST, Notifier, Outbox, OutboxEntry, StorageUnavailable, Undeliverable
+from usersvc.application.outbox_entries import LAST, OutboxEntry
+from usersvc.application.ports import Notifier, Outbox
 from usersvc.application.registration import UserRegistrationService
 from usersvc.domain.events import UserRegistered
 from usersvc.domain.user import PasswordHash, User

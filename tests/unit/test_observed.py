@@ -14,15 +14,10 @@ from tests.contract.test_users import quiet
 from usersvc.adapters.memory import InMemoryOutbox, InMemoryUsers
 from usersvc.adapters.telemetry.instrumented import Around, observed
 from usersvc.adapters.telemetry.prometheus import PrometheusMetrics, begin_anew
-from usersvc.application.ports import (
-    Notifier,
-    Outbox,
-    OutboxState,
-    PasswordHasher,
-    StorageUnavailable,
-    Users,
-    utc_now,
-)
+from usersvc.application.clock import utc_now
+from usersvc.application.errors import StorageUnavailable
+from usersvc.application.outbox_entries import OutboxState
+from usersvc.application.ports import Notifier, Outbox, PasswordHasher, Users
 
 
 async def test_many_added_at_once_and_a_removal_are_handed_on_and_counted() -> None:

@@ -8,7 +8,7 @@ import pytest
 from tests.fake_time import in_fake_time
 from tests.fakes import quick_service
 from usersvc.adapters.memory import InMemoryUsers
-from usersvc.application.ports import StorageUnavailable
+from usersvc.application.errors import StorageUnavailable
 
 
 class CheckedUsers(InMemoryUsers):

@@ -6,7 +6,7 @@ import pytest
 
 from tests.fakes import QuickHasher
 from usersvc.adapters.memory import InMemoryUsers
-from usersvc.application.ports import EarlierRegistration, IdempotencyKey, IdempotencyKeyUsed
+from usersvc.application.idempotency import EarlierRegistration, IdempotencyKey, IdempotencyKeyUsed
 from usersvc.application.registration import IdempotencyKeyReused, Outcome, UserRegistrationService
 from usersvc.domain.errors import EmailAlreadyRegistered, RulesBroken
 from usersvc.domain.user import Password, PasswordHash, User

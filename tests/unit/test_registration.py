@@ -6,7 +6,8 @@ import pytest
 
 from tests.fakes import QuickHasher, quick_service
 from usersvc.adapters.memory import InMemoryUsers
-from usersvc.application.ports import Order, Users, UserView
+from usersvc.application.ports import Users
+from usersvc.application.read_models import Order, UserView
 from usersvc.application.registration import UserRegistrationService
 from usersvc.domain.errors import EmailAlreadyRegistered, RulesBroken
 from usersvc.domain.user import EmailAddress, Password, PasswordHash

@@ -8,7 +8,7 @@ import pytest
 
 from usersvc.adapters.memory import InMemoryUsers
 from usersvc.application import keyset
-from usersvc.application.ports import UserRecord
+from usersvc.application.read_models import UserRecord
 from usersvc.application.user_import import Fate, Newcomer, Rehearsal, UserImport, everybody
 from usersvc.domain.user import User
 

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from usersvc.application.ports import UserRecord
+from usersvc.application.read_models import UserRecord
 from usersvc.application.user_import import Newcomer
 from usersvc.cli.csv_injection import harmless, original
 from usersvc.cli.exit_codes import Failure

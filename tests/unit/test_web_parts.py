@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from usersvc.application.ports import Order
+from usersvc.application.read_models import Order
 from usersvc.web.app import MAX_ACCEPT, weight
 from usersvc.web.schemas.users import Cursor
 

@@ -9,7 +9,11 @@ from functools import partial
 from types import TracebackType
 from typing import Self
 
-from usersvc.application.ports import CAUSE, Notifier, Outbox, OutboxEntry, StorageUnavailable, Undeliverable, utc_now
+from usersvc.application.clock import utc_now
+from usersvc.application.errors import StorageUnavailable, Undeliverable
+from usersvc.application.outbox_entries import OutboxEntry
+from usersvc.application.ports import Notifier, Outbox
+from usersvc.application.request_context import CAUSE
 
 log = logging.getLogger(__name__)
 

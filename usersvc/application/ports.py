@@ -1,126 +1,15 @@
-"""What the use cases need from outside, in the language of the domain, and what can go wrong there."""
+"""The ports: what the use cases need from outside."""
 
-import hashlib
-import json
 from collections.abc import Sequence
-from contextvars import ContextVar
-from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
-from enum import StrEnum
-from typing import Protocol, Self, TypedDict
+from datetime import datetime
+from typing import Protocol
 from uuid import UUID
 
-from usersvc.domain.errors import DomainError
+from usersvc.application.idempotency import EarlierRegistration, IdempotencyKey
+from usersvc.application.outbox_entries import LAST, OutboxEntry, OutboxState
+from usersvc.application.read_models import Order, Page, UserRecord, UserView
 from usersvc.domain.events import UserRegistered
 from usersvc.domain.user import Password, PasswordHash, User
-
-
-@dataclass(frozen=True, slots=True)
-class Cause:
-    """What some work is done for, so that those who look into it later find all that belongs together."""
-
-    request_id: str
-    trace_id: str | None = None
-    """Of the trace that the request belongs to (W3C Trace Context): 32 hexadecimal digits."""
-    span_id: str | None = None
-    """Of the request as a part of that trace, when it is recorded as one: 16 hexadecimal digits."""
-
-
-CAUSE: ContextVar[Cause | None] = ContextVar("CAUSE", default=None)
-"""For what the work in this context is done; None: for nothing that came from outside."""
-
-
-class StorageUnavailable(DomainError):
-    """The store cannot answer just now: locked for too long, full, unreachable. The message is for the log."""
-
-
-class UserView(TypedDict):
-    """What anybody may see of a user: a read model, ready to be written as JSON, never with the password."""
-
-    id: str
-    email: str
-    age: int
-    registered_at: str
-
-
-def utc_now() -> datetime:
-    """The time, in UTC."""
-    return datetime.now(UTC)
-
-
-def timestamp(at: datetime) -> str:
-    """A UTC time as RFC 3339 with microseconds and a ``Z``: of fixed width, so that text sorts as time does."""
-    return at.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-
-
-def view_of(user: User) -> UserView:
-    """The public side of a user."""
-    return {
-        "id": str(user.id),
-        "email": user.email.typed,
-        "age": user.age.years,
-        "registered_at": timestamp(user.registered_at),
-    }
-
-
-class Order(StrEnum):
-    """By the time of registration: the oldest first, or the newest."""
-
-    ASC = "asc"
-    DESC = "desc"
-
-
-@dataclass(frozen=True, slots=True)
-class Page:
-    """Some users in order, and the position after which the next page begins (None: this was the last).
-
-    The store itself writes the JSON, once, in the form that is sent: a list has no need for objects in between.
-    """
-
-    lines: bytes
-    """A ``UserView`` as a JSON object for each of them, in UTF-8, with a newline between two."""
-    next_after: int | None
-
-    def __bool__(self) -> bool:
-        """Whether there are users on it."""
-        return bool(self.lines)
-
-    @property
-    def users(self) -> list[UserView]:
-        """The same as objects."""
-        return [json.loads(line) for line in self.lines.splitlines()]
-
-
-KEY_LIFETIME = timedelta(hours=24)
-"""How long a registration can be repeated under its idempotency key."""
-
-
-@dataclass(frozen=True, slots=True)
-class IdempotencyKey:
-    """What a client calls one registration, so that a repeat is known for one.
-
-    See draft-ietf-httpapi-idempotency-key-header.
-    """
-
-    digest: str
-    """SHA-256 of the key alone, in hexadecimal: the key itself may say more than it should."""
-
-    @classmethod
-    def named(cls, text: str) -> Self:
-        """The key that a client has sent, as visible ASCII."""
-        return cls(hashlib.sha256(text.encode("ascii")).hexdigest())
-
-
-class IdempotencyKeyUsed(DomainError):
-    """A registration under this key has succeeded already."""
-
-
-@dataclass(frozen=True, slots=True)
-class EarlierRegistration:
-    """What a registration under a key came to, and what tells whether another one is the same."""
-
-    user: UserView
-    password_hash: PasswordHash = field(repr=False)
 
 
 class Users(Protocol):
@@ -215,48 +104,6 @@ class Users(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class OutboxEntry:
-    """An event that somebody is still to be told of."""
-
-    id: int
-    event: UserRegistered
-    attempts: int
-    """How often it has been tried, this time included."""
-    due_at: datetime | None
-    """When it is to be tried next, in UTC; None when it has been set aside."""
-    reason: str | None
-    """Why the last attempt failed; before the first one, ``RATE_LIMITED`` or None."""
-    lease: str | None = None
-    """Names who holds it, for the answers below."""
-    cause: Cause | None = None
-    """What led to the event."""
-
-    @property
-    def is_rate_limited(self) -> bool:
-        """Whether it was put off when it was stored, and has not been tried yet."""
-        return self.attempts == 0 and self.reason is not None
-
-
-@dataclass(frozen=True, slots=True)
-class OutboxState:
-    """What is in an outbox, in figures; None for a count that takes too long."""
-
-    pending: int | None
-    """Entries that are to be tried, also later or just now."""
-    set_aside: int | None
-    oldest: datetime | None
-    """When what the longest pending entry tells of has happened, in UTC, but for those that wait because of a limit;
-    None when there is none."""
-
-
-RATE_LIMITED = "waits, since many mails went to this mailbox or domain"
-"""The reason of an entry that was put off when it was stored (``usersvc.domain.mail_limits``)."""
-
-LAST = datetime.max.replace(tzinfo=UTC)
-"""No time is later."""
-
-
 class Outbox(Protocol):
     """Events stored together with their users, until somebody has been told.
 
@@ -305,21 +152,6 @@ class Outbox(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class UserRecord:
-    """A user as stored, the hash included: for moving users elsewhere, never for showing."""
-
-    position: int
-    id: UUID
-    email: str
-    """As typed."""
-    mailbox: str
-    age: int
-    password_hash: PasswordHash = field(repr=False)
-    registered_at: datetime
-    """In UTC."""
-
-
 class Archive(Protocol):
     """The users of a store as they are stored, for moving them in and out.
 
@@ -356,18 +188,6 @@ class Store(Users, Protocol):
     def archive(self) -> Archive:
         """The same as it is stored."""
         ...
-
-
-class Undeliverable(DomainError):
-    """This message will never reach this person; the text says why, and names no address."""
-
-
-class QueueFull(DomainError):
-    """Too many passwords wait to be hashed; ``retry_after`` says in how many whole seconds there should be room."""
-
-    def __init__(self, retry_after: int) -> None:
-        super().__init__(f"no room before {retry_after} s have passed")
-        self.retry_after = retry_after
 
 
 class PasswordHasher(Protocol):

@@ -8,19 +8,11 @@ from datetime import datetime
 from functools import partial
 from uuid import UUID
 
+from usersvc.application.clock import utc_now
+from usersvc.application.idempotency import EarlierRegistration, IdempotencyKey, IdempotencyKeyUsed
 from usersvc.application.keyset import in_pages
-from usersvc.application.ports import (
-    EarlierRegistration,
-    IdempotencyKey,
-    IdempotencyKeyUsed,
-    Order,
-    Page,
-    PasswordHasher,
-    Users,
-    UserView,
-    utc_now,
-    view_of,
-)
+from usersvc.application.ports import PasswordHasher, Users
+from usersvc.application.read_models import Order, Page, UserView, view_of
 from usersvc.domain.errors import DomainError, Violation
 from usersvc.domain.user import EmailAddress, Password, Registration, User
 

@@ -7,8 +7,10 @@ from enum import Enum
 from typing import Protocol
 from uuid import UUID
 
+from usersvc.application.clock import utc_now
 from usersvc.application.keyset import in_pages
-from usersvc.application.ports import Archive, UserRecord, utc_now
+from usersvc.application.ports import Archive
+from usersvc.application.read_models import UserRecord
 from usersvc.domain.errors import RulesBroken, Violation
 from usersvc.domain.user import User
 

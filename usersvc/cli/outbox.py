@@ -11,7 +11,8 @@ from usersvc.cli.stores import HIGHEST_PLACE, on_store
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from usersvc.application.ports import OutboxEntry, Store
+    from usersvc.application.outbox_entries import OutboxEntry
+    from usersvc.application.ports import Store
 
 
 @click.group(name="outbox", short_help="Look after mails that are still to be sent.")
@@ -30,7 +31,7 @@ def list_entries(*, as_json: bool) -> None:
 
     Addresses are only in what `usersvc outbox show` tells, and in --json.
     """
-    from usersvc.application.ports import timestamp
+    from usersvc.application.clock import timestamp
 
     async def work(store: "Store") -> None:
         is_empty = True
@@ -71,7 +72,7 @@ def retry(entry_id: int | None, *, all_: bool) -> None:
       usersvc outbox retry 17
       usersvc outbox retry --all
     """
-    from usersvc.application.ports import utc_now
+    from usersvc.application.clock import utc_now
 
     if all_ == (entry_id is not None):
         raise click.UsageError("Give either an ID or --all.")
@@ -110,7 +111,7 @@ async def _entry(store: "Store", entry_id: int) -> "OutboxEntry":
 
 
 def _document(entry: "OutboxEntry") -> dict[str, Any]:
-    from usersvc.application.ports import timestamp
+    from usersvc.application.clock import timestamp
 
     return {
         "id": entry.id,

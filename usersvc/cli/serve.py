@@ -17,7 +17,7 @@ from uvicorn.config import STARTUP_FAILURE
 
 import usersvc
 from usersvc.adapters.telemetry.prometheus import DIRECTORY, begin_anew
-from usersvc.application.ports import StorageUnavailable
+from usersvc.application.errors import StorageUnavailable
 from usersvc.bootstrap import check_storage, settings_or_exit
 from usersvc.config import Settings
 from usersvc.logs import logging_config

@@ -46,7 +46,7 @@ async def opened(settings: "Settings", *, create: bool = False) -> AsyncIterator
 @contextmanager
 def storage_failures() -> Iterator[None]:
     """Tell what a store says of its state as the failure of the command."""
-    from usersvc.application.ports import StorageUnavailable
+    from usersvc.application.errors import StorageUnavailable
 
     try:
         yield
@@ -56,7 +56,7 @@ def storage_failures() -> Iterator[None]:
 
 async def total(archive: "Archive") -> int | None:
     """Count the users; None if that takes too long."""
-    from usersvc.application.ports import StorageUnavailable
+    from usersvc.application.errors import StorageUnavailable
 
     try:
         return await archive.count()

@@ -11,7 +11,8 @@ from usersvc.cli.output import print_json, say
 from usersvc.cli.stores import HIGHEST_PLACE, on_store
 
 if TYPE_CHECKING:
-    from usersvc.application.ports import Store, UserView
+    from usersvc.application.ports import Store
+    from usersvc.application.read_models import UserView
 
 
 @click.group(name="users", short_help="Show, remove and move users.")
@@ -33,7 +34,7 @@ def list_users(*, limit: int, after: int | None, newest: bool, as_json: bool) ->
       usersvc users list --json | jq -r .email
     """
     from usersvc.application.keyset import in_pages
-    from usersvc.application.ports import Order
+    from usersvc.application.read_models import Order
 
     order = Order.DESC if newest else Order.ASC
 
@@ -131,7 +132,7 @@ async def _found(store: "Store", who: str) -> "UserView":
     """
     from uuid import UUID
 
-    from usersvc.application.ports import Order
+    from usersvc.application.read_models import Order
     from usersvc.domain.errors import RulesBroken
     from usersvc.domain.user import EmailAddress
 

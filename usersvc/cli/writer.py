@@ -5,7 +5,8 @@ import io
 import json
 from collections.abc import Sequence
 
-from usersvc.application.ports import UserRecord, timestamp
+from usersvc.application.clock import timestamp
+from usersvc.application.read_models import UserRecord
 from usersvc.cli.csv_injection import harmless
 from usersvc.cli.formats import PUBLIC, Format
 

@@ -16,8 +16,8 @@ from aiohttp.typedefs import Handler, Middleware
 from aiohttp_apispec import validation_middleware
 from uuid_utils import uuid4
 
-from usersvc.application.ports import CAUSE, Cause
 from usersvc.application.registration import UserRegistrationService
+from usersvc.application.request_context import CAUSE, Cause
 from usersvc.domain.errors import Violation
 from usersvc.web import openapi
 from usersvc.web import users as handlers

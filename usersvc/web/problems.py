@@ -10,7 +10,7 @@ from urllib.parse import quote
 import orjson
 from aiohttp import web
 
-from usersvc.application.ports import QueueFull, StorageUnavailable
+from usersvc.application.errors import QueueFull, StorageUnavailable
 from usersvc.application.registration import IdempotencyKeyReused
 from usersvc.domain.errors import EmailAlreadyRegistered, RulesBroken, Violation
 

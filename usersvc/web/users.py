@@ -13,7 +13,7 @@ from aiohttp import web
 from aiohttp_apispec import docs, headers_schema, querystring_schema, request_schema, response_schema
 
 import usersvc
-from usersvc.application.ports import Order
+from usersvc.application.read_models import Order
 from usersvc.application.registration import Outcome, UserRegistrationService
 from usersvc.domain.user import EmailAddress
 from usersvc.web.openapi import BEARER, DOCUMENT, header, link_to_user, path_parameter

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import TypeVar
 
-from usersvc.application.ports import QueueFull
+from usersvc.application.errors import QueueFull
 
 T = TypeVar("T")
 

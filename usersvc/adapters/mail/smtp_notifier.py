@@ -19,7 +19,7 @@ from urllib.parse import unquote, urlsplit
 import aiosmtplib
 
 from usersvc.adapters.server_url import one_url_per_host
-from usersvc.application.ports import Undeliverable
+from usersvc.application.errors import Undeliverable
 from usersvc.domain.errors import RulesBroken
 from usersvc.domain.events import UserRegistered
 from usersvc.domain.user import EmailAddress

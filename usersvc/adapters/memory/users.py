@@ -9,22 +9,11 @@ from heapq import nsmallest
 from itertools import islice
 from uuid import UUID, uuid4
 
-from usersvc.application.ports import (
-    CAUSE,
-    KEY_LIFETIME,
-    LAST,
-    RATE_LIMITED,
-    EarlierRegistration,
-    IdempotencyKey,
-    IdempotencyKeyUsed,
-    Order,
-    OutboxEntry,
-    OutboxState,
-    Page,
-    UserRecord,
-    UserView,
-    timestamp,
-)
+from usersvc.application.clock import timestamp
+from usersvc.application.idempotency import KEY_LIFETIME, EarlierRegistration, IdempotencyKey, IdempotencyKeyUsed
+from usersvc.application.outbox_entries import LAST, RATE_LIMITED, OutboxEntry, OutboxState
+from usersvc.application.read_models import Order, Page, UserRecord, UserView
+from usersvc.application.request_context import CAUSE
 from usersvc.domain.errors import EmailAlreadyRegistered
 from usersvc.domain.events import UserRegistered
 from usersvc.domain.mail_limits import Reserved, reserve

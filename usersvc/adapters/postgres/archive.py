@@ -6,7 +6,9 @@ from uuid import UUID
 import asyncpg
 
 from usersvc.adapters.postgres.pool import PostgresPool
-from usersvc.application.ports import Cause, OutboxEntry, UserRecord
+from usersvc.application.outbox_entries import OutboxEntry
+from usersvc.application.read_models import UserRecord
+from usersvc.application.request_context import Cause
 from usersvc.domain.events import UserRegistered
 from usersvc.domain.user import PasswordHash
 

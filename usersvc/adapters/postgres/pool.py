@@ -10,7 +10,7 @@ from asyncpg.connect_utils import SessionAttribute
 from asyncpg.pool import PoolConnectionProxy
 
 from usersvc.adapters.server_url import one_url_per_host
-from usersvc.application.ports import StorageUnavailable
+from usersvc.application.errors import StorageUnavailable
 
 log = logging.getLogger(__name__)
 

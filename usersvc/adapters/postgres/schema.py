@@ -3,7 +3,7 @@
 import asyncpg
 
 from usersvc.adapters.postgres.pool import Connection, PostgresPool, storage_errors
-from usersvc.application.ports import StorageUnavailable
+from usersvc.application.errors import StorageUnavailable
 
 UPGRADING, ADDING = 0x75736572_7376_0001, 0x75736572_7376_0002
 """Advisory locks of this service; the figures mean nothing, but have to be nobody else's in the database.

@@ -12,22 +12,12 @@ import asyncpg
 from usersvc.adapters.postgres.archive import ENTRY, PostgresArchive, entry_of, uuid_of
 from usersvc.adapters.postgres.pool import CHANNEL, PostgresPool, listening
 from usersvc.adapters.postgres.schema import ADDING, upgrade
-from usersvc.application.ports import (
-    CAUSE,
-    KEY_LIFETIME,
-    LAST,
-    RATE_LIMITED,
-    EarlierRegistration,
-    IdempotencyKey,
-    IdempotencyKeyUsed,
-    Order,
-    OutboxEntry,
-    OutboxState,
-    Page,
-    StorageUnavailable,
-    UserView,
-    timestamp,
-)
+from usersvc.application.clock import timestamp
+from usersvc.application.errors import StorageUnavailable
+from usersvc.application.idempotency import KEY_LIFETIME, EarlierRegistration, IdempotencyKey, IdempotencyKeyUsed
+from usersvc.application.outbox_entries import LAST, RATE_LIMITED, OutboxEntry, OutboxState
+from usersvc.application.read_models import Order, Page, UserView
+from usersvc.application.request_context import CAUSE
 from usersvc.domain.errors import EmailAlreadyRegistered
 from usersvc.domain.events import UserRegistered
 from usersvc.domain.mail_limits import limits

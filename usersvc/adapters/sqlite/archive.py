@@ -7,7 +7,9 @@ from typing import Any
 from uuid import UUID
 
 from usersvc.adapters.sqlite.database import DatabaseFile
-from usersvc.application.ports import Cause, OutboxEntry, UserRecord
+from usersvc.application.outbox_entries import OutboxEntry
+from usersvc.application.read_models import UserRecord
+from usersvc.application.request_context import Cause
 from usersvc.domain.events import UserRegistered
 from usersvc.domain.user import PasswordHash
 

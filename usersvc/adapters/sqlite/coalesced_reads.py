@@ -9,7 +9,7 @@ from functools import lru_cache
 from typing import Any
 
 from usersvc.adapters.sqlite.database import CALL_TIMEOUT
-from usersvc.application.ports import StorageUnavailable
+from usersvc.application.errors import StorageUnavailable
 
 MOST = 8
 """How many reads are made together at most: each waits for all of them."""

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import aiosqlite
 
-from usersvc.application.ports import StorageUnavailable
+from usersvc.application.errors import StorageUnavailable
 
 T = TypeVar("T")
 

@@ -16,22 +16,11 @@ import aiosqlite
 from usersvc.adapters.sqlite.archive import ENTRY, SqliteArchive, entry_of
 from usersvc.adapters.sqlite.coalesced_reads import JoinedReads
 from usersvc.adapters.sqlite.database import DatabaseFile
-from usersvc.application.ports import (
-    CAUSE,
-    KEY_LIFETIME,
-    LAST,
-    RATE_LIMITED,
-    EarlierRegistration,
-    IdempotencyKey,
-    IdempotencyKeyUsed,
-    Order,
-    OutboxEntry,
-    OutboxState,
-    Page,
-    UserView,
-    timestamp,
-    view_of,
-)
+from usersvc.application.clock import timestamp
+from usersvc.application.idempotency import KEY_LIFETIME, EarlierRegistration, IdempotencyKey, IdempotencyKeyUsed
+from usersvc.application.outbox_entries import LAST, RATE_LIMITED, OutboxEntry, OutboxState
+from usersvc.application.read_models import Order, Page, UserView, view_of
+from usersvc.application.request_context import CAUSE
 from usersvc.domain.errors import EmailAlreadyRegistered
 from usersvc.domain.events import UserRegistered
 from usersvc.domain.mail_limits import Reserved, limits, reserve

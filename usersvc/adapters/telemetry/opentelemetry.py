@@ -31,7 +31,8 @@ from opentelemetry.semconv.attributes.url_attributes import URL_SCHEME
 from opentelemetry.trace import NonRecordingSpan, Span, SpanContext, SpanKind, StatusCode, TraceFlags
 
 import usersvc
-from usersvc.application.ports import CAUSE, IdempotencyKeyUsed
+from usersvc.application.idempotency import IdempotencyKeyUsed
+from usersvc.application.request_context import CAUSE
 from usersvc.domain.errors import EmailAlreadyRegistered
 
 log = logging.getLogger(__name__)

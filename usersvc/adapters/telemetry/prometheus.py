@@ -20,7 +20,10 @@ from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 
 import usersvc
-from usersvc.application.ports import Outbox, OutboxState, QueueFull, StorageUnavailable, utc_now
+from usersvc.application.clock import utc_now
+from usersvc.application.errors import QueueFull, StorageUnavailable
+from usersvc.application.outbox_entries import OutboxState
+from usersvc.application.ports import Outbox
 
 DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
 """The variable that names where several processes share their figures; the library reads it when it is imported."""

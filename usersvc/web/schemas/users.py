@@ -12,7 +12,7 @@ from typing import Any
 
 from marshmallow import EXCLUDE, INCLUDE, RAISE, Schema, ValidationError, fields, validates_schema
 
-from usersvc.application.ports import Order, UserView
+from usersvc.application.read_models import Order, UserView
 from usersvc.domain.errors import RulesBroken, Violation
 from usersvc.domain.user import Age, EmailAddress, Password
 from usersvc.web.problems import PROBLEMS

@@ -1,0 +1,19 @@
+"""The request that a piece of work belongs to."""
+
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Cause:
+    """What some work is done for, so that those who look into it later find all that belongs together."""
+
+    request_id: str
+    trace_id: str | None = None
+    """Of the trace that the request belongs to (W3C Trace Context): 32 hexadecimal digits."""
+    span_id: str | None = None
+    """Of the request as a part of that trace, when it is recorded as one: 16 hexadecimal digits."""
+
+
+CAUSE: ContextVar[Cause | None] = ContextVar("CAUSE", default=None)
+"""For what the work in this context is done; None: for nothing that came from outside."""
