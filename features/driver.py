@@ -50,7 +50,7 @@ class Page:
 
 @dataclass(frozen=True)
 class Unsent:
-    """A mail that waits to be sent or is set aside, as the operator is shown it."""
+    """A mail that waits to be sent or is dead-lettered, as the operator is shown it."""
 
     entry_id: int
     address: str

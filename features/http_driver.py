@@ -173,7 +173,7 @@ class HttpDriver:
         entry_id, due, _, user_id, reason = line.split("\t")
         user = self.look_up(user_id)
         assert user is not None, line
-        return Unsent(int(entry_id), user["email"], is_set_aside=due == "set aside", reason=reason)
+        return Unsent(int(entry_id), user["email"], is_set_aside=due == "dead-lettered", reason=reason)
 
     def send_again(self, entry_id: int) -> None:
         self._command("outbox", "retry", str(entry_id))

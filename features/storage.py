@@ -24,7 +24,7 @@ class Waiting:
     email: str
     is_held: bool
     due_at: datetime | None
-    """None: set aside."""
+    """None: dead-lettered."""
 
 
 class Storage(Protocol):

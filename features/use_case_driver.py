@@ -16,10 +16,10 @@ from tests.fakes import Mailbag, QuickHasher
 from usersvc.adapters.memory import InMemoryUsers
 from usersvc.application.errors import Undeliverable
 from usersvc.application.idempotency import IdempotencyKey
-from usersvc.application.mail_delivery import NotificationDispatcher
+from usersvc.application.mail_delivery import MailDelivery
 from usersvc.application.read_models import Order, UserView
 from usersvc.application.registration import IdempotencyKeyReused, UserRegistrationService
-from usersvc.domain.errors import EmailAlreadyRegistered, RulesBroken
+from usersvc.domain.errors import EmailAlreadyRegistered, ValidationFailed
 from usersvc.domain.events import UserRegistered
 from usersvc.domain.user import EmailAddress, Password, PasswordHash, User
 
@@ -121,7 +121,7 @@ class UseCaseDriver:
         self.mail_server = FakeMailServer()
         self._users = WatchedUsers()
         self._hasher = YieldingHasher()
-        dispatcher = NotificationDispatcher(self._users.outbox, self.mail_server, clock=now)
+        dispatcher = MailDelivery(self._users.outbox, self.mail_server, clock=now)
         self._service = UserRegistrationService(self._users, self._hasher, clock=now, on_registered=dispatcher.wake)
         self._log = KeptLog()
         self._told: list[str] = []
@@ -165,7 +165,7 @@ class UseCaseDriver:
                 user = await self._service.register(**given)
             else:
                 user = (await self._service.register_once(**given, key=application.key)).user
-        except (RulesBroken, EmailAlreadyRegistered, IdempotencyKeyReused) as error:
+        except (ValidationFailed, EmailAlreadyRegistered, IdempotencyKeyReused) as error:
             self._told += [*traceback.format_exception(error), repr(error), repr(vars(error))]
             if isinstance(error, EmailAlreadyRegistered):
                 return TAKEN

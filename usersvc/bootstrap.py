@@ -17,11 +17,11 @@ from usersvc.adapters.memory import InMemoryUsers
 from usersvc.adapters.sqlite import SqliteUsers
 from usersvc.adapters.telemetry.instrumented import Instrument, observed
 from usersvc.adapters.telemetry.prometheus import PrometheusMetrics
-from usersvc.application.mail_delivery import LEASE, NotificationDispatcher
+from usersvc.application.mail_delivery import LEASE, MailDelivery
 from usersvc.application.ports import Notifier, Outbox, PasswordHasher, Store, Users
 from usersvc.application.registration import UserRegistrationService
-from usersvc.asgi import AiohttpASGI, while_client_waits
-from usersvc.config import MIN_TOKEN_LENGTH, BadSetting, MemoryDatabase, PostgresDatabase, Settings, SqliteDatabase
+from usersvc.asgi import AiohttpASGI, cancel_on_disconnect
+from usersvc.config import MIN_TOKEN_LENGTH, InvalidSetting, MemoryDatabase, PostgresDatabase, Settings, SqliteDatabase
 from usersvc.logs import configure_logging
 from usersvc.web.app import create_app
 
@@ -45,7 +45,7 @@ def create_service_app(settings: Settings, *, lease: timedelta = LEASE) -> web.A
         lease: how long a crashed process keeps others from the notifications that it had in hand.
 
     Raises:
-        BadSetting: tracing is on, and a variable of OpenTelemetry's has a value that it does not accept.
+        InvalidSetting: tracing is on, and a variable of OpenTelemetry's has a value that it does not accept.
     """
     metrics = PrometheusMetrics()
     tracing = _tracing(settings)
@@ -67,7 +67,7 @@ def create_service_app(settings: Settings, *, lease: timedelta = LEASE) -> web.A
         observed_outbox = observed(observed_outbox, instrument.storage_call, prefix="outbox_")
         observed_hasher = observed(observed_hasher, instrument.hashing)
         observed_notifier = observed(observed_notifier, instrument.notification)
-    dispatcher = NotificationDispatcher(observed_outbox, observed_notifier, lease=lease)
+    dispatcher = MailDelivery(observed_outbox, observed_notifier, lease=lease)
     service = UserRegistrationService(
         observed_users,
         observed_hasher,
@@ -115,7 +115,7 @@ def create_service_app(settings: Settings, *, lease: timedelta = LEASE) -> web.A
         cors_origins=settings.cors_origins,
         trusted_proxies=settings.trusted_proxies,
         check_capacity=check_capacity,
-        waiting_client=while_client_waits,
+        waiting_client=cancel_on_disconnect,
         metrics=partial(metrics.exposition, users.outbox),
         observe=metrics.observe_request,
         trace=None if tracing is None else tracing.request,
@@ -130,7 +130,7 @@ def _tracing(settings: Settings) -> "OpenTelemetryTracing | None":
 
         return OpenTelemetryTracing()
     except ValueError as error:
-        raise BadSetting(f"USERSVC_TRACING accepts otlp with variables OTEL_... that are right: {error}") from None
+        raise InvalidSetting(f"USERSVC_TRACING accepts otlp with variables OTEL_... that are right: {error}") from None
 
 
 def _shared_counts(settings: Settings) -> "RedisCounts | None":
@@ -245,6 +245,6 @@ def settings_or_exit() -> Settings:
 def _exit_for_bad_settings() -> Iterator[None]:
     try:
         yield
-    except BadSetting as error:
+    except InvalidSetting as error:
         print(f"usersvc: {error}", file=sys.stderr)  # noqa: T201  # as before there is a log
         raise SystemExit(2) from None

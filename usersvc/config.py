@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 from usersvc.adapters.bcrypt.hasher import MAX_COST, MIN_COST
 from usersvc.adapters.postgres.url import check_postgres_url
 from usersvc.adapters.redis.url import check_redis_url
-from usersvc.domain.errors import RulesBroken
+from usersvc.domain.errors import ValidationFailed
 from usersvc.domain.user import EmailAddress, Password
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-class BadSetting(Exception):
+class InvalidSetting(Exception):
     """A setting has a value that it does not accept; the text names both and never repeats the value."""
 
 
@@ -141,7 +141,7 @@ class Settings:
             told: called for each variable there is, with the value that was read or the default.
 
         Raises:
-            BadSetting: a value is not accepted.
+            InvalidSetting: a value is not accepted.
         """
         if environ is None:
             # Without interpolation, so that a secret may hold a dollar sign.
@@ -155,7 +155,7 @@ class Settings:
             try:
                 value = parse(text) if text else default
             except ValueError:
-                raise BadSetting(f"USERSVC_{name} accepts {accepts}.") from None
+                raise InvalidSetting(f"USERSVC_{name} accepts {accepts}.") from None
             told(f"USERSVC_{name}", value)
             return value
 
@@ -219,18 +219,18 @@ class Settings:
             without_effect=tuple(sorted(name for name in environ if name.startswith("USERSVC_") and name not in known)),
         )
         if isinstance(settings.database, MemoryDatabase) and settings.workers > 1:
-            raise BadSetting("USERSVC_WORKERS accepts 1 with memory://: processes do not share their memory.")
+            raise InvalidSetting("USERSVC_WORKERS accepts 1 with memory://: processes do not share their memory.")
         if settings.admin_token and len(settings.admin_token) < MIN_TOKEN_LENGTH and not _is_loopback(settings.host):
-            raise BadSetting(f"USERSVC_ADMIN_TOKEN accepts {TOKEN_FORM}.")
+            raise InvalidSetting(f"USERSVC_ADMIN_TOKEN accepts {TOKEN_FORM}.")
         if settings.smtp is not None and not settings.mail_from:
-            raise BadSetting("USERSVC_MAIL_FROM accepts an email address, and is needed with USERSVC_SMTP_URL.")
+            raise InvalidSetting("USERSVC_MAIL_FROM accepts an email address, and is needed with USERSVC_SMTP_URL.")
         for name, accepts, extra, module, wanted in (
             ("DATABASE_URL", "postgresql://", "postgres", "asyncpg", isinstance(settings.database, PostgresDatabase)),
             ("RATE_LIMIT_STORE", "a URL", "redis", "redis", settings.rate_limit_store is not None),
             ("TRACING", "otlp", "otel", "opentelemetry.exporter.otlp.proto.http", settings.tracing != "off"),
         ):
             if wanted and not _installed(module):
-                raise BadSetting(
+                raise InvalidSetting(
                     f"USERSVC_{name} accepts {accepts} only with the extra {extra}: pip install 'usersvc[{extra}]'."
                 )
         return settings
@@ -248,7 +248,7 @@ def stored() -> dict[str, str]:
     """What the file ``.env`` in this folder holds.
 
     Raises:
-        BadSetting: it cannot be read, has a line that sets nothing, or is no text.
+        InvalidSetting: it cannot be read, has a line that sets nothing, or is no text.
     """
     try:
         # With "-sig", a mark at the beginning, as some editors leave one, is no part of the first name.
@@ -256,15 +256,15 @@ def stored() -> dict[str, str]:
     except FileNotFoundError:
         return {}
     except OSError as error:
-        raise BadSetting(f".env cannot be read: {error.strerror}.") from None
+        raise InvalidSetting(f".env cannot be read: {error.strerror}.") from None
     except UnicodeDecodeError:
-        raise BadSetting(".env accepts lines NAME=value in UTF-8.") from None
+        raise InvalidSetting(".env accepts lines NAME=value in UTF-8.") from None
     from dotenv.parser import parse_stream  # noqa: PLC0415  # for those who have the file
 
     lines = list(parse_stream(io.StringIO(text)))
     for line in lines:
         if line.error or ((line.key or "").startswith("USERSVC_") and line.value is None):
-            raise BadSetting(f".env accepts lines NAME=value in UTF-8; see its line {line.original.line}.")
+            raise InvalidSetting(f".env accepts lines NAME=value in UTF-8; see its line {line.original.line}.")
     # Read without interpolation, so that a secret may hold a dollar sign.
     return {line.key: line.value for line in lines if line.key is not None and line.value is not None}
 
@@ -273,7 +273,7 @@ def _with_files(environ: Mapping[str, str]) -> dict[str, str]:
     """The variables, and beside them the secrets that are in files.
 
     Raises:
-        BadSetting: a file cannot be read or is empty, or the secret is set in both ways.
+        InvalidSetting: a file cannot be read or is empty, or the secret is set in both ways.
     """
     variables = dict(environ)
     for secret in SECRETS:
@@ -282,7 +282,7 @@ def _with_files(environ: Mapping[str, str]) -> dict[str, str]:
         if not file:
             continue
         if variables.get(name):
-            raise BadSetting(f"{name}_FILE accepts a file only when {name} is not set.")
+            raise InvalidSetting(f"{name}_FILE accepts a file only when {name} is not set.")
         try:
             # Bytes that are no UTF-8 as they come from the environment, too.
             text = Path(file).read_text("utf-8", "surrogateescape").removesuffix("\n").removesuffix("\r")
@@ -290,7 +290,7 @@ def _with_files(environ: Mapping[str, str]) -> dict[str, str]:
             text = ""
         if not text:
             # Nothing would be as good as no secret, and nobody would notice.
-            raise BadSetting(f"{name}_FILE accepts the path of a file that can be read and is not empty.")
+            raise InvalidSetting(f"{name}_FILE accepts the path of a file that can be read and is not empty.")
         variables[name] = text
     return variables
 
@@ -344,7 +344,7 @@ def _redis(url: str) -> str:
 def _address(text: str) -> str:
     try:
         return EmailAddress(text).typed
-    except RulesBroken:
+    except ValidationFailed:
         raise ValueError from None
 
 

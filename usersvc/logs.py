@@ -11,7 +11,7 @@ import orjson
 import structlog
 from structlog.typing import EventDict, Processor
 
-from usersvc.application.request_context import CAUSE
+from usersvc.application.request_context import request_context
 
 MAIL_LOGGER = "usersvc.adapters.mail.logging_notifier"
 """Whose lines stand for mails, and so name the address in full."""
@@ -49,13 +49,13 @@ def _masked_end(text: str) -> str:
     return f"{text[: begin + 1]}***" if begin < len(text) else text
 
 
-def _with_cause(_: Any, __: str, line: EventDict) -> EventDict:
+def _with_request_context(_: Any, __: str, line: EventDict) -> EventDict:
     """Name the request that led to the line, unless it does so itself."""
-    cause = CAUSE.get()
-    if cause is not None:
-        line.setdefault("request_id", cause.request_id)
-        if cause.trace_id is not None:
-            line.setdefault("trace_id", cause.trace_id)
+    context = request_context.get()
+    if context is not None:
+        line.setdefault("request_id", context.request_id)
+        if context.trace_id is not None:
+            line.setdefault("trace_id", context.trace_id)
     return line
 
 
@@ -121,7 +121,7 @@ def formatter(log_format: str) -> logging.Formatter:
             structlog.stdlib.add_logger_name,
             structlog.processors.EventRenamer("message"),
             structlog.stdlib.ExtraAdder(),
-            _with_cause,
+            _with_request_context,
         ],
         processors=[_told, structlog.stdlib.ProcessorFormatter.remove_processors_meta, *render],
     )

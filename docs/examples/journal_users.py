@@ -17,7 +17,7 @@ from usersvc.application.clock import timestamp, utc_now
 from usersvc.application.idempotency import KEY_LIFETIME, EarlierRegistration, IdempotencyKey, IdempotencyKeyUsed
 from usersvc.application.outbox_entries import LAST, RATE_LIMITED, OutboxEntry, OutboxState
 from usersvc.application.read_models import Order, Page, UserRecord, UserView, view_of
-from usersvc.application.request_context import CAUSE, Cause
+from usersvc.application.request_context import RequestContext, request_context
 from usersvc.domain.errors import EmailAlreadyRegistered
 from usersvc.domain.events import UserRegistered
 from usersvc.domain.mail_limits import Reserved, limits, reserve
@@ -64,13 +64,13 @@ class JournalUsers:
     async def add(self, user: User, *, key: IdempotencyKey | None = None) -> None:
         """See ``Users.add``."""
         # Read here, since contexts do not follow into threads.
-        cause = CAUSE.get()
+        context = request_context.get()
 
         def work() -> None:
             changes = [] if key is None else [*self._used(key, user)]
             if user.email.mailbox in self._position_of_mailbox:
                 raise EmailAlreadyRegistered
-            self._write([*changes, *self._added([user], cause)])
+            self._write([*changes, *self._added([user], context)])
 
         await self._journal.run(work)
 
@@ -78,7 +78,7 @@ class JournalUsers:
 
     async def add_all(self, users: Sequence[User]) -> list[bool]:
         """See ``Users.add_all``."""
-        cause = CAUSE.get()
+        context = request_context.get()
 
         def work() -> list[bool]:
             mailboxes, ids = set(self._position_of_mailbox), set(self._position_of_id)
@@ -89,7 +89,7 @@ class JournalUsers:
                     mailboxes.add(user.email.mailbox)
                     ids.add(str(user.id))
                 stored.append(free)
-            self._write(self._added([user for user, free in zip(users, stored, strict=True) if free], cause))
+            self._write(self._added([user for user, free in zip(users, stored, strict=True) if free], context))
             return stored
 
         return await self._journal.run(work)
@@ -171,8 +171,8 @@ class JournalUsers:
 
         return await self._journal.run(work)
 
-    async def holders(self, *, mailboxes: Sequence[str], ids: Sequence[UUID]) -> list[UserRecord]:
-        """See ``Archive.holders``."""
+    async def find_matching(self, *, mailboxes: Sequence[str], ids: Sequence[UUID]) -> list[UserRecord]:
+        """See ``Archive.find_matching``."""
 
         def work() -> list[UserRecord]:
             found = {self._position_of_mailbox.get(mailbox) for mailbox in mailboxes}
@@ -195,7 +195,7 @@ class JournalUsers:
         self._journal.write((LIMITS, digest, None) for digest in ended)
 
     # --8<-- [start:write]
-    def _added(self, users: Sequence[User], cause: Cause | None) -> Iterator[Change]:
+    def _added(self, users: Sequence[User], context: RequestContext | None) -> Iterator[Change]:
         """What stores users and their events, and the numbers that they take."""
         given = self._journal.tables[LAST_GIVEN]
         position, entry_id = given.get(USERS, 0), given.get(OUTBOX, 0)
@@ -212,7 +212,7 @@ class JournalUsers:
                 due_at, after = reserve(event, self._reserved(event) | reserved)
                 reserved |= after
                 reason = RATE_LIMITED if due_at > event.occurred_at else None
-                yield (OUTBOX, entry_id, _row(OutboxEntry(entry_id, event, 0, due_at, reason, cause=cause)))
+                yield (OUTBOX, entry_id, _row(OutboxEntry(entry_id, event, 0, due_at, reason, context=context)))
         for digest, each in reserved.items():
             yield (LIMITS, digest, {"since": timestamp(each.since), "until": timestamp(each.until)})
         yield (LAST_GIVEN, USERS, position)
@@ -304,12 +304,12 @@ class JournalOutbox:
         """See ``Outbox.delivered``."""
         await self._answer(entry, lambda: self._journal.write([(OUTBOX, entry.id, None)]))
 
-    async def postpone(self, entry: OutboxEntry, *, due_at: datetime, reason: str) -> None:
-        """See ``Outbox.postpone``."""
+    async def reschedule(self, entry: OutboxEntry, *, due_at: datetime, reason: str) -> None:
+        """See ``Outbox.reschedule``."""
         await self._answer(entry, lambda: self._put(replace(entry, due_at=due_at, reason=reason, lease=None)))
 
-    async def set_aside(self, entry: OutboxEntry, *, reason: str) -> None:
-        """See ``Outbox.set_aside``."""
+    async def dead_letter(self, entry: OutboxEntry, *, reason: str) -> None:
+        """See ``Outbox.dead_letter``."""
         await self._answer(entry, lambda: self._put(replace(entry, due_at=None, reason=reason, lease=None)))
 
     # --8<-- [end:outbox]
@@ -349,7 +349,7 @@ class JournalOutbox:
             pending = [entry for entry in entries if entry.due_at is not None]
             return OutboxState(
                 pending=len(pending),
-                set_aside=len(entries) - len(pending),
+                dead_lettered=len(entries) - len(pending),
                 oldest=next((entry.event.occurred_at for entry in pending if not entry.is_rate_limited), None),
             )
 
@@ -376,7 +376,7 @@ def _row(entry: OutboxEntry) -> dict[str, Any]:
         "due_at": None if entry.due_at is None else timestamp(entry.due_at),
         "reason": entry.reason,
         "lease": entry.lease,
-        "cause": None if entry.cause is None else asdict(entry.cause),
+        "context": None if entry.context is None else asdict(entry.context),
     }
 
 
@@ -388,5 +388,5 @@ def _entry(entry_id: Key, row: dict[str, Any]) -> OutboxEntry:
         due_at=None if row["due_at"] is None else datetime.fromisoformat(row["due_at"]),
         reason=row["reason"],
         lease=row["lease"],
-        cause=None if row["cause"] is None else Cause(**row["cause"]),
+        context=None if row["context"] is None else RequestContext(**row["context"]),
     )

@@ -8,9 +8,9 @@ from pathlib import Path
 from docs.examples.journal_users import JournalUsers
 from docs.examples.webhook_notifier import WebhookNotifier
 from usersvc.adapters.bcrypt.hasher import BcryptPasswordHasher
-from usersvc.application.mail_delivery import NotificationDispatcher
+from usersvc.application.mail_delivery import MailDelivery
 from usersvc.application.registration import UserRegistrationService
-from usersvc.asgi import AiohttpASGI, while_client_waits
+from usersvc.asgi import AiohttpASGI, cancel_on_disconnect
 from usersvc.bootstrap import settings_or_exit
 from usersvc.logs import configure_logging
 from usersvc.web.app import create_app
@@ -28,7 +28,7 @@ def create_asgi_app() -> AiohttpASGI:
         queue=settings.hash_queue,
         pepper=settings.password_pepper,
     )
-    dispatcher = NotificationDispatcher(users.outbox, notifier)
+    dispatcher = MailDelivery(users.outbox, notifier)
     service = UserRegistrationService(
         users, hasher, password_min_length=settings.password_min_length, on_registered=dispatcher.wake
     )
@@ -46,6 +46,6 @@ def create_asgi_app() -> AiohttpASGI:
             max_body_bytes=settings.max_body_bytes,
             admin_token=settings.admin_token,
             check_capacity=hasher.check_capacity,
-            waiting_client=while_client_waits,
+            waiting_client=cancel_on_disconnect,
         )
     )

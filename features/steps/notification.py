@@ -59,7 +59,7 @@ def minute_passes(context: Context) -> None:
     in_fake_time(context).pass_time(timedelta(minutes=1))
 
 
-@given("the mail to {email:Text} was set aside")
+@given("the mail to {email:Text} was dead-lettered")
 def was_set_aside(context: Context, email: str) -> None:
     assert unsent_to(context, email).is_set_aside
 
@@ -102,7 +102,7 @@ def welcome_says_address(context: Context, email: str) -> None:
     assert all(email in form for form in words), words
 
 
-@then("the operator is told that the mail to {email:Text} is set aside because {reason}")
+@then("the operator is told that the mail to {email:Text} is dead-lettered because {reason}")
 def is_told_why(context: Context, email: str, reason: str) -> None:
     unsent = unsent_to(context, email)
     assert unsent.is_set_aside, unsent

@@ -12,7 +12,7 @@ from contextvars import ContextVar
 from aiohttp import BodyPartReader, MultipartWriter, web
 from aiohttp.typedefs import Handler
 
-from usersvc.asgi import while_client_waits
+from usersvc.asgi import cancel_on_disconnect
 
 VISITOR: ContextVar[str] = ContextVar("VISITOR", default="nobody")
 SET_AT_START: ContextVar[str] = ContextVar("SET_AT_START", default="unset")
@@ -324,7 +324,7 @@ async def wait_for_client(request: web.Request) -> web.Response:
     """Wait for as long as the client does."""
     await request.read()
     request.app[EVENTS][f"{request.query['name']} waits"].set()
-    with noted_failure(request), while_client_waits(request):
+    with noted_failure(request), cancel_on_disconnect(request):
         await asyncio.wait_for(asyncio.Event().wait(), 20)
     return web.Response()
 

@@ -18,7 +18,7 @@ from aiohttp.typedefs import Handler
 
 import usersvc.asgi.application
 from tests.asgi.fake_server import FakeServer
-from usersvc.asgi import ASGI_SCOPE, ASGI_STATE, AiohttpASGI, while_client_waits
+from usersvc.asgi import ASGI_SCOPE, ASGI_STATE, AiohttpASGI, cancel_on_disconnect
 
 
 def app_of(handler: Callable[[web.Request], Awaitable[Any]], **arguments: Any) -> AiohttpASGI:
@@ -1169,7 +1169,7 @@ class TestWhileClientWaits:
 
         async def handler(request: web.Request) -> web.Response:
             try:
-                with while_client_waits(request):
+                with cancel_on_disconnect(request):
                     server.disconnect()
                     await asyncio.Event().wait()
             except ConnectionResetError:
@@ -1191,7 +1191,7 @@ class TestWhileClientWaits:
 
         async def wait(request: web.Request, what: Awaitable[object]) -> None:
             try:
-                with while_client_waits(request):
+                with cancel_on_disconnect(request):
                     await what
             except ConnectionResetError:
                 outcomes.append("gone")
@@ -1226,7 +1226,7 @@ class TestWhileClientWaits:
         done: list[str] = []
 
         async def handler(request: web.Request) -> web.Response:
-            with while_client_waits(request):
+            with cancel_on_disconnect(request):
                 await asyncio.sleep(0)
             server.disconnect()
             await until_gone(request)
@@ -1243,7 +1243,7 @@ class TestWhileClientWaits:
         async def handler(request: web.Request) -> web.Response:
             server.disconnect()
             await until_gone(request)
-            with while_client_waits(request):
+            with cancel_on_disconnect(request):
                 begun.append("in vain")
             return web.Response()
 
@@ -1253,7 +1253,7 @@ class TestWhileClientWaits:
 
     async def test_what_fails_within_fails_as_ever(self, caplog: pytest.LogCaptureFixture) -> None:
         async def handler(request: web.Request) -> web.Response:
-            with while_client_waits(request):
+            with cancel_on_disconnect(request):
                 raise KeyError("unrelated")
 
         assert (await respond(handler)).status == 500
@@ -1265,7 +1265,7 @@ class TestWhileClientWaits:
         async def handler(request: web.Request) -> web.Response:
             before = len(asyncio.all_tasks())
             if "wait" in request.query:
-                with while_client_waits(request):
+                with cancel_on_disconnect(request):
                     await asyncio.sleep(0)
             watched.append(len(asyncio.all_tasks()) - before)
             return web.Response()
@@ -1276,17 +1276,17 @@ class TestWhileClientWaits:
         assert watched == [0, 1]
 
     async def test_in_a_request_of_another_server_it_does_nothing(self) -> None:
-        with while_client_waits(make_mocked_request("GET", "/")):
+        with cancel_on_disconnect(make_mocked_request("GET", "/")):
             await asyncio.sleep(0)
 
 
 @pytest.mark.parametrize("client_goes_too", [False, True])
-@pytest.mark.parametrize("way", ["plain", "while_client_waits", "handler_cancellation"])
+@pytest.mark.parametrize("way", ["plain", "cancel_on_disconnect", "handler_cancellation"])
 async def test_the_servers_own_cancellation_goes_through(way: str, client_goes_too: bool) -> None:
     started = asyncio.Event()
 
     async def handler(request: web.Request) -> web.Response:
-        with while_client_waits(request) if way == "while_client_waits" else contextlib.nullcontext():
+        with cancel_on_disconnect(request) if way == "cancel_on_disconnect" else contextlib.nullcontext():
             started.set()
             await asyncio.Event().wait()
         raise AssertionError

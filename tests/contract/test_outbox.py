@@ -14,7 +14,7 @@ from tests.contract.adapters import Views
 from usersvc.application.outbox_entries import RATE_LIMITED, OutboxEntry, OutboxState
 from usersvc.application.ports import Outbox, Store
 from usersvc.application.read_models import Order
-from usersvc.application.request_context import CAUSE, Cause
+from usersvc.application.request_context import RequestContext, request_context
 from usersvc.domain.errors import EmailAlreadyRegistered
 from usersvc.domain.mail_limits import MAILBOX, MailLimit
 from usersvc.domain.user import PasswordHash, User
@@ -51,14 +51,14 @@ async def delivered(outbox: Outbox, entry: OutboxEntry) -> None:
 
 
 async def postponed(outbox: Outbox, entry: OutboxEntry) -> None:
-    await outbox.postpone(entry, due_at=NOW + timedelta(days=1), reason="too late")
+    await outbox.reschedule(entry, due_at=NOW + timedelta(days=1), reason="too late")
 
 
-async def set_aside(outbox: Outbox, entry: OutboxEntry) -> None:
-    await outbox.set_aside(entry, reason="too late")
+async def dead_letter(outbox: Outbox, entry: OutboxEntry) -> None:
+    await outbox.dead_letter(entry, reason="too late")
 
 
-ANSWERS = [delivered, postponed, set_aside]
+ANSWERS = [delivered, postponed, dead_letter]
 
 
 @pytest.mark.parametrize("email", ["alice@example.com", "jo\u0308rg.Müller@bücher.example", '"a \\"b"@example.com'])
@@ -119,8 +119,8 @@ async def test_a_leased_entry_is_the_events_and_is_held(users: Store, outbox: Ou
 async def test_what_a_wrong_clock_put_off_for_ever_is_taken(users: Store, outbox: Outbox) -> None:
     await add_people(users, "alice", "bob")
     alice, bob = await lease(outbox)
-    await outbox.postpone(alice, due_at=NOW + timedelta(days=3650), reason="busy")
-    await outbox.postpone(bob, due_at=NOW + timedelta(hours=1), reason="busy")
+    await outbox.reschedule(alice, due_at=NOW + timedelta(days=3650), reason="busy")
+    await outbox.reschedule(bob, due_at=NOW + timedelta(hours=1), reason="busy")
 
     entries = await outbox.lease(now=NOW, until=NOW + MINUTE, limit=10, latest=NOW + timedelta(hours=2))
 
@@ -185,7 +185,7 @@ async def test_what_is_postponed_comes_again_when_it_is_due(users: Store, outbox
     await add_people(users, "alice")
     [entry] = await lease(outbox)
     due_at = NOW + 5 * MINUTE
-    await outbox.postpone(entry, due_at=due_at, reason="ConnectionError: größer")
+    await outbox.reschedule(entry, due_at=due_at, reason="ConnectionError: größer")
 
     [waiting] = await outbox.entries()
     assert (waiting.attempts, waiting.due_at, waiting.reason) == (1, due_at, "ConnectionError: größer")
@@ -198,7 +198,7 @@ async def test_what_is_postponed_comes_again_when_it_is_due(users: Store, outbox
 async def test_what_is_set_aside_stays_but_does_not_come_again(users: Store, outbox: Outbox) -> None:
     await add_people(users, "alice")
     [entry] = await lease(outbox)
-    await outbox.set_aside(entry, reason="nobody lives there")
+    await outbox.dead_letter(entry, reason="nobody lives there")
 
     [kept] = await outbox.entries()
     assert (kept.event, kept.attempts) == (entry.event, 1)
@@ -255,15 +255,15 @@ async def test_next_due_is_when_the_first_is_due_or_ends_being_leased(users: Sto
     assert await outbox.next_due() == NOW
     [soon] = await lease(outbox, until=NOW + 2 * MINUTE)
     assert await outbox.next_due() == NOW + 2 * MINUTE
-    await outbox.postpone(soon, due_at=NOW + 5 * MINUTE, reason="-")
+    await outbox.reschedule(soon, due_at=NOW + 5 * MINUTE, reason="-")
     assert await outbox.next_due() == NOW + 3 * MINUTE
 
 
 async def test_entries_are_in_order_of_registration_whatever_became_of_them(users: Store, outbox: Outbox) -> None:
     await add_people(users, *"abcd")
     [a, b, *_] = await lease(outbox, limit=3)
-    await outbox.postpone(a, due_at=LONG_AFTER, reason="-")
-    await outbox.set_aside(b, reason="-")
+    await outbox.reschedule(a, due_at=LONG_AFTER, reason="-")
+    await outbox.dead_letter(b, reason="-")
     assert names(await outbox.entries()) == ["a", "b", "c", "d"]
 
 
@@ -281,7 +281,7 @@ async def test_a_retry_of_what_was_set_aside_makes_it_due_with_its_attempts_forg
 ) -> None:
     await add_people(users, "alice")
     [entry] = await lease(outbox)
-    await outbox.set_aside(entry, reason="nobody lives there")
+    await outbox.dead_letter(entry, reason="nobody lives there")
 
     assert await outbox.retry(entry.id, now=LONG_AFTER)
     assert await outbox.next_due() == LONG_AFTER
@@ -292,7 +292,7 @@ async def test_a_retry_of_what_was_set_aside_makes_it_due_with_its_attempts_forg
 async def test_a_retry_of_what_waits_makes_it_due_now(users: Store, outbox: Outbox) -> None:
     await add_people(users, "alice")
     [entry] = await lease(outbox)
-    await outbox.postpone(entry, due_at=LONG_AFTER, reason="-")
+    await outbox.reschedule(entry, due_at=LONG_AFTER, reason="-")
 
     assert await outbox.retry(entry.id, now=NOW + MINUTE)
     assert names(await lease(outbox, at=NOW + MINUTE)) == ["alice"]
@@ -320,19 +320,19 @@ async def test_a_retry_of_what_is_not_there_is_told(users: Store, outbox: Outbox
 
 
 async def test_the_state_tells_how_many_wait_and_since_when(users: Store, outbox: Outbox) -> None:
-    assert await outbox.state() == OutboxState(pending=0, set_aside=0, oldest=None)
+    assert await outbox.state() == OutboxState(pending=0, dead_lettered=0, oldest=None)
 
     for minutes, name in enumerate(["alice", "bob", "carol"]):
         await users.add(person(f"{name}@example.com", at=NOW + minutes * MINUTE))
-    assert await outbox.state() == OutboxState(pending=3, set_aside=0, oldest=NOW)
+    assert await outbox.state() == OutboxState(pending=3, dead_lettered=0, oldest=NOW)
 
     alice, bob, carol = await lease(outbox, at=LONG_AFTER, until=LONG_AFTER + MINUTE)
-    await outbox.set_aside(alice, reason="no such mailbox")
-    await outbox.postpone(bob, due_at=LONG_AFTER + MINUTE, reason="come again")
-    assert await outbox.state() == OutboxState(pending=2, set_aside=1, oldest=NOW + MINUTE)
+    await outbox.dead_letter(alice, reason="no such mailbox")
+    await outbox.reschedule(bob, due_at=LONG_AFTER + MINUTE, reason="come again")
+    assert await outbox.state() == OutboxState(pending=2, dead_lettered=1, oldest=NOW + MINUTE)
 
     await outbox.delivered(carol)
-    assert await outbox.state() == OutboxState(pending=1, set_aside=1, oldest=NOW + MINUTE)
+    assert await outbox.state() == OutboxState(pending=1, dead_lettered=1, oldest=NOW + MINUTE)
 
 
 # --- limits on mails to one mailbox and one domain -------------------------------------------------------------------
@@ -375,7 +375,7 @@ async def test_a_mail_that_waits_for_a_limit_is_sent_in_its_turn_with_all_its_tr
         1,
         False,
     )
-    await views[0].outbox.postpone(first, due_at=NOW + timedelta(days=3650), reason="busy")
+    await views[0].outbox.reschedule(first, due_at=NOW + timedelta(days=3650), reason="busy")
     # Once it has been tried, it is put off by clocks alone.
     [again] = await views[0].outbox.lease(now=NOW + MAILBOX.gap, until=LONG_AFTER, limit=9, latest=LONG_AFTER)
     assert (again.id, again.attempts) == (first.id, 2)
@@ -436,42 +436,42 @@ async def test_what_waits_for_a_limit_does_not_count_as_old(users: Store, outbox
     for entry in await lease(outbox, limit=100):
         await outbox.delivered(entry)
 
-    assert await outbox.state() == OutboxState(pending=2, set_aside=0, oldest=None)
+    assert await outbox.state() == OutboxState(pending=2, dead_lettered=0, oldest=None)
     assert await outbox.retry((await outbox.entries())[0].id, now=NOW)
     assert len(await lease(outbox)) == 1
 
 
 async def test_an_entry_keeps_what_led_to_it(users: Store, outbox: Outbox) -> None:
     await users.add(person("alice@example.com"))
-    before = CAUSE.set(Cause("one", "0af7651916cd43dd8448eb211c80319c"))
+    before = request_context.set(RequestContext("one", "0af7651916cd43dd8448eb211c80319c"))
     await users.add(person("bob@example.com"))
-    CAUSE.set(Cause("two"))
+    request_context.set(RequestContext("two"))
     await users.add(person("carol@example.com"))
-    CAUSE.set(Cause("three", "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"))
+    request_context.set(RequestContext("three", "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"))
     await users.add(person("dave@example.com"))
-    CAUSE.reset(before)
+    request_context.reset(before)
 
     expected = [
         None,
-        Cause("one", "0af7651916cd43dd8448eb211c80319c"),
-        Cause("two"),
-        Cause("three", "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"),
+        RequestContext("one", "0af7651916cd43dd8448eb211c80319c"),
+        RequestContext("two"),
+        RequestContext("three", "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"),
     ]
-    assert [entry.cause for entry in await lease(outbox)] == expected
-    assert [entry.cause for entry in await outbox.entries()] == expected
+    assert [entry.context for entry in await lease(outbox)] == expected
+    assert [entry.context for entry in await outbox.entries()] == expected
 
 
 async def test_many_added_at_once_leave_only_the_events_that_they_have(users: Store, outbox: Outbox) -> None:
     await users.add(person("alice@example.com"))
-    before = CAUSE.set(Cause("one"))
+    before = request_context.set(RequestContext("one"))
     told, refused = person("bob@example.com"), person("ALICE@example.com")
     stored = await users.add_all([replace(person("carol@example.com"), events=()), told, refused])
-    CAUSE.reset(before)
+    request_context.reset(before)
 
     assert stored == [True, True, False]
     assert names(await outbox.entries()) == ["alice", "bob"]
     _, entry = await outbox.entries()
-    assert (entry.event, entry.due_at, entry.cause) == (told.events[0], NOW, Cause("one"))
+    assert (entry.event, entry.due_at, entry.context) == (told.events[0], NOW, RequestContext("one"))
 
 
 async def test_who_is_removed_is_not_told_any_more(users: Store, outbox: Outbox) -> None:
@@ -479,13 +479,13 @@ async def test_who_is_removed_is_not_told_any_more(users: Store, outbox: Outbox)
     for each in people:
         await users.add(each)
     [alice] = await lease(outbox, limit=1)
-    await outbox.set_aside(alice, reason="nobody lives there")
+    await outbox.dead_letter(alice, reason="nobody lives there")
     await users.remove(people[0].id)
     await users.remove(people[2].id)
 
     assert names(await outbox.entries()) == ["bob"]
     assert names(await lease(outbox, at=LONG_AFTER)) == ["bob"]
-    assert await outbox.state() == OutboxState(pending=1, set_aside=0, oldest=NOW)
+    assert await outbox.state() == OutboxState(pending=1, dead_lettered=0, oldest=NOW)
 
 
 @pytest.mark.parametrize("answer", ANSWERS)

@@ -389,19 +389,19 @@ async def test_the_archive_tells_who_has_a_mailbox_or_an_id(users: Store) -> Non
     many = [quiet(f"{name}@example.com") for name in "abcdef"]
     await users.add_all(many)
     a, b, c, *_ = many
-    found = await users.archive.holders(
+    found = await users.archive.find_matching(
         mailboxes=["c@example.com", "z@example.com", "a@example.com", "a@example.com"], ids=[b.id, uuid4(), a.id]
     )
 
     assert found == [record_of(user, record.position) for user, record in zip([a, b, c], found, strict=True)]
-    assert await users.archive.holders(mailboxes=[], ids=[]) == []
-    assert [record.id for record in await users.archive.holders(mailboxes=[], ids=[c.id])] == [c.id]
+    assert await users.archive.find_matching(mailboxes=[], ids=[]) == []
+    assert [record.id for record in await users.archive.find_matching(mailboxes=[], ids=[c.id])] == [c.id]
 
 
 async def test_the_archive_can_be_asked_for_thousands_at_once(users: Store) -> None:
     many = [quiet(f"user{n}@example.com") for n in range(3000)]
     assert all(await users.add_all(many))
-    found = await users.archive.holders(
+    found = await users.archive.find_matching(
         mailboxes=[user.email.mailbox for user in many[::2]], ids=[user.id for user in many[1::2]]
     )
     assert [record.id for record in found] == [user.id for user in many]
@@ -418,7 +418,7 @@ async def test_who_is_removed_is_nowhere_any_more(users: Store) -> None:
     assert names(await page(users)) == ["bob"]
     assert names(await page(users, mailbox="alice@example.com")) == []
     assert [record.id for record in await everybody(users)] == [bob.id]
-    assert await users.archive.holders(mailboxes=["alice@example.com"], ids=[alice.id]) == []
+    assert await users.archive.find_matching(mailboxes=["alice@example.com"], ids=[alice.id]) == []
     assert await users.archive.count() == 1
 
 

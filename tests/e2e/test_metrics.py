@@ -79,7 +79,7 @@ def test_the_outbox_is_told_as_it_is(tmp_path: Path) -> None:
         while not figure(found := figures(client), "usersvc_outbox_deliveries_total", outcome="retried"):
             assert time.monotonic() < deadline
         assert figure(found, "usersvc_outbox_pending") == 1
-        assert figure(found, "usersvc_outbox_set_aside") == 0
+        assert figure(found, "usersvc_outbox_dead_lettered") == 0
         assert 0 < figure(found, "usersvc_outbox_oldest_age_seconds") < 2 * DEADLINE
 
 

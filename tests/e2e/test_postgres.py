@@ -350,7 +350,7 @@ def test_the_outbox_is_looked_after_from_another_process(server: Server, tmp_pat
         )
         settings = {"USERSVC_DATABASE_URL": server.url}
         listed = run_to_end(tmp_path, settings, (*SERVE[:-1], "outbox", "list"))
-        assert "set aside\tattempts=60" in listed.stdout
+        assert "dead-lettered\tattempts=60" in listed.stdout
         done = run_to_end(tmp_path, settings, (*SERVE[:-1], "outbox", "retry", "--all"))
         assert done.stdout == "1 to be sent again\n", done.stderr
         service.wait_for_output(MAIL, 2)

@@ -22,7 +22,7 @@ from tests.e2e.server import Service, break_reads, run_to_end, running
 from tests.e2e.test_codes import FAILING
 from usersvc.adapters.bcrypt.hasher import BcryptPasswordHasher
 from usersvc.config import Settings
-from usersvc.domain.errors import RulesBroken
+from usersvc.domain.errors import ValidationFailed
 from usersvc.domain.user import Password, PasswordHash, User
 
 PEPPER, TOKEN, MAIL_SECRET = (f"{kind}-{token_hex(8)}" for kind in ("pepper", "token", "mail"))
@@ -229,7 +229,7 @@ def test_objects_do_not_show_their_secrets() -> None:
     user = registration.complete(PasswordHash(secret_hash), at=datetime.now(UTC))
     try:
         User.register(email="nobody", password=password * 30, age=3)
-    except RulesBroken as error:
+    except ValidationFailed as error:
         told = "".join(traceback.format_exception(error)) + repr(error) + repr(error.violations)
     shown: list[object] = [settings, settings.smtp, Password(password), registration, user, user.events]
     shown.append(BcryptPasswordHasher(cost=4, workers=1, pepper=PEPPER.encode()))

@@ -100,9 +100,9 @@ def fail_first(database: Path, *, for_good: bool, reason: str = "nobody lives th
         async with SqliteUsers(database) as users:
             [entry] = await users.outbox.lease(now=NOW, until=NOW + timedelta(minutes=1), limit=1)
             if for_good:
-                await users.outbox.set_aside(entry, reason=reason)
+                await users.outbox.dead_letter(entry, reason=reason)
             else:
-                await users.outbox.postpone(entry, due_at=NOW + timedelta(days=9999), reason=reason)
+                await users.outbox.reschedule(entry, due_at=NOW + timedelta(days=9999), reason=reason)
             return []
 
     run(work())
@@ -142,7 +142,7 @@ def test_one_entry_is_shown_in_full_as_json(usersvc: Commands) -> None:
         "registered_at": "2026-01-31T09:30:00.000000Z",
         "attempts": 1,
         "due_at": None,
-        "set_aside": True,
+        "dead_lettered": True,
         "reason": "größer",
     }
     assert "jörg" in out
@@ -187,7 +187,7 @@ def test_an_outbox_of_many_pages_is_gone_through_to_its_end(usersvc: Commands, m
         fail_first(usersvc.database, for_good=True)
     listed = [line.split("\t")[:2] for line in usersvc("outbox", "list").out.splitlines()]
     assert listed == [
-        *([str(entry.id), "set aside"] for entry in there[:4]),
+        *([str(entry.id), "dead-lettered"] for entry in there[:4]),
         [str(there[4].id), "2026-01-31T09:30:00.000000Z"],
     ]
     assert json.loads(usersvc("outbox", "show", str(there[3].id)).out)["email"] == "d@example.com"

@@ -141,7 +141,7 @@ async def test_everything_is_there_again(path: Path) -> None:
         await users.add(alice, key=KEY)
         await users.add(bob)
         [entry] = await users.outbox.lease(now=NOW, until=NOW + timedelta(minutes=1), limit=1)
-        await users.outbox.postpone(entry, due_at=NOW + timedelta(hours=1), reason="busy")
+        await users.outbox.reschedule(entry, due_at=NOW + timedelta(hours=1), reason="busy")
         before = await users.outbox.entries(), await users.users(after=None, limit=10)
     async with JournalUsers(path) as users:
         assert (await users.outbox.entries(), await users.users(after=None, limit=10)) == before

@@ -21,7 +21,7 @@ from usersvc.application.errors import StorageUnavailable
 from usersvc.application.idempotency import IdempotencyKey
 from usersvc.application.read_models import Order, Page, UserView
 from usersvc.application.registration import UserRegistrationService
-from usersvc.application.request_context import Cause
+from usersvc.application.request_context import RequestContext
 from usersvc.asgi import AiohttpASGI, Message
 from usersvc.domain.user import User
 from usersvc.web.app import create_app
@@ -628,4 +628,4 @@ class TestAccessLog:
         await client.post("/register", json=sent, headers={"traceparent": header, "X-Request-ID": "one"})
 
         [entry] = await users.outbox.entries()
-        assert entry.cause == Cause("one", trace)
+        assert entry.context == RequestContext("one", trace)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from usersvc.adapters.mail.logging_notifier import LoggingNotifier
-from usersvc.application.request_context import CAUSE, Cause
+from usersvc.application.request_context import RequestContext, request_context
 from usersvc.domain.events import UserRegistered
 from usersvc.logs import configure_logging, formatter, masked
 
@@ -109,10 +109,10 @@ def lines_of(log_format: str, capsys: pytest.CaptureFixture[str]) -> list[str]:
     configure_logging("info", log_format)
     log = logging.getLogger("x")
     log.info("without a request")
-    before = CAUSE.set(Cause("one", "0af7651916cd43dd8448eb211c80319c"))
+    before = request_context.set(RequestContext("one", "0af7651916cd43dd8448eb211c80319c"))
     log.info("within")
     log.info("of another", extra={"request_id": "two"})
-    CAUSE.reset(before)
+    request_context.reset(before)
     return capsys.readouterr().err.splitlines()
 
 

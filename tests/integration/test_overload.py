@@ -18,7 +18,7 @@ from usersvc.application.errors import QueueFull
 from usersvc.application.idempotency import IdempotencyKey
 from usersvc.application.read_models import Order
 from usersvc.application.registration import UserRegistrationService
-from usersvc.asgi import AiohttpASGI, while_client_waits
+from usersvc.asgi import AiohttpASGI, cancel_on_disconnect
 from usersvc.domain.user import Password, PasswordHash, User
 from usersvc.web.app import create_app
 
@@ -157,7 +157,7 @@ class TestAClientThatGoes:
         self, server: FakeServer, caplog: pytest.LogCaptureFixture
     ) -> None:
         hasher, users = SlowHasher(), InMemoryUsers()
-        app = AiohttpASGI(create_app(UserRegistrationService(users, hasher), waiting_client=while_client_waits))
+        app = AiohttpASGI(create_app(UserRegistrationService(users, hasher), waiting_client=cancel_on_disconnect))
         with caplog.at_level(logging.INFO):
             serving = asyncio.create_task(server.serve(app))
             await hasher.asked.wait()
@@ -173,7 +173,9 @@ class TestAClientThatGoes:
         told: list[str] = []
         users = SlowUsers()
         service = UserRegistrationService(users, QuickHasher(), on_registered=lambda: told.append("somebody"))
-        serving = asyncio.create_task(server.serve(AiohttpASGI(create_app(service, waiting_client=while_client_waits))))
+        serving = asyncio.create_task(
+            server.serve(AiohttpASGI(create_app(service, waiting_client=cancel_on_disconnect)))
+        )
         await users.asked.wait()
         server.disconnect()
         while not server.incoming.empty():  # noqa: ASYNC110  # until the service has heard of it
@@ -185,7 +187,7 @@ class TestAClientThatGoes:
         assert user["email"] == "alice@example.com"
         assert told == ["somebody"]
 
-    @pytest.mark.parametrize("more", [{}, {"waiting_client": while_client_waits}])
+    @pytest.mark.parametrize("more", [{}, {"waiting_client": cancel_on_disconnect}])
     async def test_and_a_server_that_stops_are_not_the_same(self, server: FakeServer, more: dict[str, Any]) -> None:
         hasher = SlowHasher()
         app = AiohttpASGI(create_app(UserRegistrationService(InMemoryUsers(), hasher), **more))

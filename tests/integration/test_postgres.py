@@ -241,8 +241,8 @@ async def test_too_many_to_be_counted_keep_nobody_from_knowing_who_has_waited_lo
     for name in ("alice", "bob"):
         await users.add(person(f"{name}@example.com"))
     [alice] = await users.outbox.lease(now=NOW, until=NOW, limit=1)
-    await users.outbox.set_aside(alice, reason="nobody lives there")
-    # To look at who is set aside takes longer than any statement may.
+    await users.outbox.dead_letter(alice, reason="nobody lives there")
+    # To look at who is dead-lettered takes longer than any statement may.
     execute(
         postgres_url,
         """
@@ -251,10 +251,10 @@ async def test_too_many_to_be_counted_keep_nobody_from_knowing_who_has_waited_lo
         """,
     )
     try:
-        assert await users.outbox.state() == OutboxState(pending=None, set_aside=None, oldest=NOW)
+        assert await users.outbox.state() == OutboxState(pending=None, dead_lettered=None, oldest=NOW)
     finally:
         execute(postgres_url, "DROP VIEW outbox; ALTER TABLE entries RENAME TO outbox")
-    assert await users.outbox.state() == OutboxState(pending=1, set_aside=1, oldest=NOW)
+    assert await users.outbox.state() == OutboxState(pending=1, dead_lettered=1, oldest=NOW)
 
 
 # --- what is tried again --------------------------------------------------------------------------------------------

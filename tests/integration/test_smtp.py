@@ -25,7 +25,7 @@ from tests.e2e.server import DEADLINE, running
 from tests.smtp_server import HANG_UP, PASSWORD, STALL, USER, Mailbox, smtp_server
 from usersvc.adapters.mail.smtp_notifier import QUIT_TIMEOUT, Security, SmtpNotifier, SmtpServer, _is_plain
 from usersvc.application.errors import Undeliverable
-from usersvc.domain.errors import RulesBroken
+from usersvc.domain.errors import ValidationFailed
 from usersvc.domain.events import UserRegistered
 from usersvc.domain.user import EmailAddress
 
@@ -440,7 +440,7 @@ ADDRESSES = st.tuples(ATOMS | QUOTED | st.text(max_size=64), DOMAINS).map("@".jo
 def test_no_address_that_is_one_can_add_to_a_mail(email: str) -> None:
     try:
         mailbox = EmailAddress(email).mailbox
-    except RulesBroken:
+    except ValidationFailed:
         return
     raw = offline().message(event(email))
     head, _, _ = raw.partition(b"\r\n\r\n")

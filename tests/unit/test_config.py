@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from limits import RateLimitItemPerHour, RateLimitItemPerMinute
 
 from usersvc.adapters.mail.smtp_notifier import Security, SmtpServer
-from usersvc.config import SECRETS, BadSetting, MemoryDatabase, PostgresDatabase, Settings, SqliteDatabase
+from usersvc.config import SECRETS, InvalidSetting, MemoryDatabase, PostgresDatabase, Settings, SqliteDatabase
 
 
 def read(**settings: str) -> Settings:
@@ -208,7 +208,7 @@ def test_the_database_may_be_a_postgresql_server_whose_address_is_a_secret(url: 
     ],
 )
 def test_a_bad_value_is_refused_by_name_and_not_repeated(name: str, value: str) -> None:
-    with pytest.raises(BadSetting) as refused:
+    with pytest.raises(InvalidSetting) as refused:
         read(**{name: value})
 
     told = str(refused.value)
@@ -218,7 +218,7 @@ def test_a_bad_value_is_refused_by_name_and_not_repeated(name: str, value: str) 
 
 
 def test_memory_is_for_one_process() -> None:
-    with pytest.raises(BadSetting, match="USERSVC_WORKERS accepts 1"):
+    with pytest.raises(InvalidSetting, match="USERSVC_WORKERS accepts 1"):
         read(database_url="memory://", workers="2")
 
 
@@ -242,7 +242,7 @@ def test_memory_is_for_one_process() -> None:
 def test_any_text_is_accepted_or_refused(name: str, text: str) -> None:
     try:
         Settings.from_environment({f"USERSVC_{name}": text})
-    except BadSetting as refused:
+    except InvalidSetting as refused:
         assert f"USERSVC_{name}" in str(refused)
 
 
@@ -250,7 +250,7 @@ def test_any_text_is_accepted_or_refused(name: str, text: str) -> None:
 def test_any_text_is_a_mail_server_or_refused(start: str, text: str) -> None:
     try:
         settings = read(smtp_url=start + text, mail_from="service@example.com")
-    except BadSetting as refused:
+    except InvalidSetting as refused:
         assert "USERSVC_SMTP_URL" in str(refused)
     else:
         assert settings.smtp is None or settings.smtp.host
@@ -278,7 +278,7 @@ def test_a_short_admin_token_is_accepted_on_loopback_addresses_only(host: str, t
         assert read(host=host, admin_token=token).admin_token == token
     else:
         with pytest.raises(
-            BadSetting, match=r"^USERSVC_ADMIN_TOKEN accepts .* at least 22 unless USERSVC_HOST is a loop"
+            InvalidSetting, match=r"^USERSVC_ADMIN_TOKEN accepts .* at least 22 unless USERSVC_HOST is a loop"
         ):
             read(host=host, admin_token=token)
 
@@ -314,13 +314,15 @@ def test_a_secret_may_be_in_a_file(tmp_path: Path, end: str) -> None:
 )
 def test_a_file_without_a_secret_is_refused(tmp_path: Path, content: bytes, file: str) -> None:
     (tmp_path / "token").write_bytes(content)
-    with pytest.raises(BadSetting, match=r"^USERSVC_ADMIN_TOKEN_FILE accepts the path of a file that can be read"):
+    with pytest.raises(InvalidSetting, match=r"^USERSVC_ADMIN_TOKEN_FILE accepts the path of a file that can be read"):
         read(admin_token_file=str(tmp_path / file))
 
 
 def test_a_secret_is_set_in_one_way(tmp_path: Path) -> None:
     (tmp_path / "token").write_text("hunter2")
-    with pytest.raises(BadSetting, match=r"^USERSVC_ADMIN_TOKEN_FILE accepts a file only when USERSVC_ADMIN_TOKEN is"):
+    with pytest.raises(
+        InvalidSetting, match=r"^USERSVC_ADMIN_TOKEN_FILE accepts a file only when USERSVC_ADMIN_TOKEN is"
+    ):
         read(admin_token="hunter2", admin_token_file=str(tmp_path / "token"))
 
 
@@ -344,7 +346,9 @@ def test_what_needs_a_library_that_is_missing_names_the_extra(
     monkeypatch: pytest.MonkeyPatch, name: str, value: str, extra: str
 ) -> None:
     monkeypatch.setattr("usersvc.config.find_spec", lambda _: None)
-    with pytest.raises(BadSetting, match=rf"USERSVC_{name.upper()} accepts .*pip install 'usersvc\[{extra}\]'") as told:
+    with pytest.raises(
+        InvalidSetting, match=rf"USERSVC_{name.upper()} accepts .*pip install 'usersvc\[{extra}\]'"
+    ) as told:
         read(**{name: value})
     assert "hunter2" not in str(told.value)
     assert read().rate_limit_store is None
@@ -382,7 +386,7 @@ def test_a_mail_server_is_named_by_its_url(url: str, server: SmtpServer) -> None
 
 
 def test_a_mail_server_needs_a_sender() -> None:
-    with pytest.raises(BadSetting, match="USERSVC_MAIL_FROM accepts an email address, and is needed"):
+    with pytest.raises(InvalidSetting, match="USERSVC_MAIL_FROM accepts an email address, and is needed"):
         read(smtp_url="smtp://mail.example.com")
 
 
@@ -392,14 +396,14 @@ def test_a_line_of_the_env_file_that_sets_nothing_is_refused(
 ) -> None:
     (tmp_path / ".env").write_text(f"USERSVC_WORKERS=2\n{line}\n")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(BadSetting, match=r"\.env accepts lines NAME=value in UTF-8; see its line 2"):
+    with pytest.raises(InvalidSetting, match=r"\.env accepts lines NAME=value in UTF-8; see its line 2"):
         Settings.from_environment()
 
 
 def test_an_env_file_that_cannot_be_read_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / ".env").mkdir()
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(BadSetting, match=r"^\.env cannot be read: Is a directory\.$"):
+    with pytest.raises(InvalidSetting, match=r"^\.env cannot be read: Is a directory\.$"):
         Settings.from_environment()
 
 
@@ -413,7 +417,9 @@ def test_a_name_that_is_no_setting_is_noticed() -> None:
 def test_tracing_needs_an_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     # As if it were not installed.
     monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http", None)
-    with pytest.raises(BadSetting, match=r"USERSVC_TRACING accepts otlp only with the extra otel: .*usersvc\[otel\]"):
+    with pytest.raises(
+        InvalidSetting, match=r"USERSVC_TRACING accepts otlp only with the extra otel: .*usersvc\[otel\]"
+    ):
         read(tracing="otlp")
     assert read(tracing="off") == read()
 

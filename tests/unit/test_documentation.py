@@ -13,7 +13,7 @@ from usersvc.adapters.memory import InMemoryOutbox
 from usersvc.adapters.sqlite.database import MIGRATIONS
 from usersvc.adapters.telemetry.prometheus import PrometheusMetrics
 from usersvc.cli.program import program
-from usersvc.config import SECRETS, BadSetting, Settings, cores
+from usersvc.config import SECRETS, InvalidSetting, Settings, cores
 from usersvc.web.problems import PROBLEMS
 
 ROOT = Path(__file__).parents[2]
@@ -74,7 +74,7 @@ def test_a_default_is_what_the_table_says(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(set(SETTINGS) - {"USERSVC_HOST"}))
 def test_what_a_setting_accepts_is_what_the_table_says(name: str) -> None:
-    with pytest.raises(BadSetting) as refused:
+    with pytest.raises(InvalidSetting) as refused:
         Settings.from_environment({name: " "})
     assert str(refused.value) == f"{name} accepts {SETTINGS[name][1].replace('`', '')}."
 

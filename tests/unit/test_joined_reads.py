@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from tests.fake_time import in_fake_time
-from usersvc.adapters.sqlite.coalesced_reads import MOST, JoinedReads
+from usersvc.adapters.sqlite.coalesced_reads import MOST, CoalescedReads
 from usersvc.adapters.sqlite.database import CALL_TIMEOUT
 from usersvc.application.errors import StorageUnavailable
-from usersvc.application.request_context import CAUSE, Cause
+from usersvc.application.request_context import RequestContext, request_context
 
 DOUBLE = "SELECT 2 * ?"
 NEGATIVE = "SELECT -?"
@@ -53,20 +53,20 @@ async def begun(*reads: "asyncio.Task[Any]") -> None:
     assert not any(read.done() for read in reads)
 
 
-def ask(reads: JoinedReads, query: str, *values: int | str) -> "asyncio.Task[Any]":
+def ask(reads: CoalescedReads, query: str, *values: int | str) -> "asyncio.Task[Any]":
     return asyncio.create_task(reads.value(query, values))
 
 
 async def test_who_is_alone_is_read_for_at_once_and_each_time_anew() -> None:
     store = Store()
-    reads = JoinedReads(store.read)
+    reads = CoalescedReads(store.read)
     assert [await reads.value(DOUBLE, [1]), await reads.value(DOUBLE, [1])] == [2, 2]
     assert store.asked == [[1], [1]]
 
 
 async def test_those_who_come_while_a_read_is_under_way_are_read_for_together_and_get_each_their_own() -> None:
     store = Store()
-    reads = JoinedReads(store.read)
+    reads = CoalescedReads(store.read)
     store.may_answer.clear()
     first = ask(reads, DOUBLE, 0)
     await begun(first)
@@ -79,7 +79,7 @@ async def test_those_who_come_while_a_read_is_under_way_are_read_for_together_an
 
 async def test_different_queries_are_read_apart_in_the_order_of_the_first_of_each() -> None:
     store = Store()
-    reads = JoinedReads(store.read)
+    reads = CoalescedReads(store.read)
     found = await asyncio.gather(*(ask(reads, DOUBLE if number % 2 else NEGATIVE, number) for number in range(6)))
     assert found == [0, 2, -2, 6, -4, 10]
     assert store.asked == [[0, 2, 4], [1, 3, 5]]
@@ -87,7 +87,7 @@ async def test_different_queries_are_read_apart_in_the_order_of_the_first_of_eac
 
 async def test_nothing_is_read_for_who_has_gone_and_the_others_get_their_own() -> None:
     store = Store()
-    reads = JoinedReads(store.read)
+    reads = CoalescedReads(store.read)
     store.may_answer.clear()
     gone, stays, waits_and_goes, waits = (ask(reads, DOUBLE, number) for number in range(4))
     await begun(gone, stays)
@@ -107,7 +107,7 @@ async def test_nothing_is_read_for_who_has_gone_and_the_others_get_their_own() -
 
 async def test_who_comes_when_all_have_gone_is_read_for() -> None:
     store = Store()
-    reads = JoinedReads(store.read)
+    reads = CoalescedReads(store.read)
     store.may_answer.clear()
     first = ask(reads, DOUBLE, 1)
     await begun(first)
@@ -124,7 +124,7 @@ async def test_who_comes_when_all_have_gone_is_read_for() -> None:
 async def test_a_damaged_page_is_met_by_who_asks_for_it_alone() -> None:
     store = Store()
     store.failure = sqlite3.DatabaseError("malformed")
-    reads = JoinedReads(store.read)
+    reads = CoalescedReads(store.read)
     asked = [ask(reads, DOUBLE, value) for value in (1, "bad", 3)]
     one, bad, three = await asyncio.gather(*asked, return_exceptions=True)
     assert [one, three] == [2, 6]
@@ -135,7 +135,7 @@ async def test_a_damaged_page_is_met_by_who_asks_for_it_alone() -> None:
 async def test_what_nobody_has_foreseen_is_told_to_who_brought_it_about_alone() -> None:
     store = Store()
     store.failure = ValueError("a value that cannot be stored")
-    reads = JoinedReads(store.read)
+    reads = CoalescedReads(store.read)
     asked = [ask(reads, DOUBLE, value) for value in (1, "bad", 3)]
     asked.append(ask(reads, NEGATIVE, 4))
     one, bad, three, four = await asyncio.gather(*asked, return_exceptions=True)
@@ -151,7 +151,7 @@ async def test_who_goes_while_the_store_fails_does_not_keep_the_failure_from_the
         await may_fail.wait()
         raise StorageUnavailable("cannot read: the database file is gone")
 
-    reads = JoinedReads(gone)
+    reads = CoalescedReads(gone)
     asked = [ask(reads, DOUBLE, number) for number in range(5)]
     await begun(*asked)
     asked[2].cancel()
@@ -162,14 +162,14 @@ async def test_who_goes_while_the_store_fails_does_not_keep_the_failure_from_the
 
 
 async def test_a_read_is_made_in_no_request_s_context() -> None:
-    seen: list[Cause | None] = []
+    seen: list[RequestContext | None] = []
 
     async def read(*_: object) -> list[Any]:
-        seen.append(CAUSE.get())
+        seen.append(request_context.get())
         return [(1,)]
 
-    CAUSE.set(Cause("the-first-request", None))
-    assert await JoinedReads(read).value(DOUBLE, [1]) == 1
+    request_context.set(RequestContext("the-first-request", None))
+    assert await CoalescedReads(read).value(DOUBLE, [1]) == 1
     assert seen == [None]
 
 
@@ -177,7 +177,7 @@ async def test_a_store_that_is_not_there_is_told_to_each_in_an_error_of_its_own(
     async def gone(*_: object) -> list[Any]:
         raise StorageUnavailable("cannot read: the database file is gone")
 
-    reads = JoinedReads(gone)
+    reads = CoalescedReads(gone)
     errors = await asyncio.gather(*(ask(reads, DOUBLE, number) for number in range(3)), return_exceptions=True)
     assert [str(error) for error in errors] == ["cannot read: the database file is gone"] * 3
     assert len(set(map(id, errors))) == 3
@@ -188,7 +188,7 @@ async def test_nobody_waits_longer_than_for_a_read_of_his_own() -> None:
     loop = asyncio.get_running_loop()
     store = Store()
     store.may_answer.clear()
-    reads = JoinedReads(store.read)
+    reads = CoalescedReads(store.read)
 
     async def wait(query: str, seconds: float) -> float:
         await asyncio.sleep(seconds)
@@ -209,7 +209,7 @@ async def test_nobody_waits_longer_than_for_a_read_of_his_own() -> None:
 async def test_who_came_later_may_be_answered_after_the_time_of_the_first_is_over() -> None:
     store = Store()
     store.may_answer.clear()
-    reads = JoinedReads(store.read)
+    reads = CoalescedReads(store.read)
     stalled = ask(reads, NEGATIVE, 0)
     await asyncio.sleep(1)
     first = ask(reads, DOUBLE, 1)
@@ -234,7 +234,7 @@ async def test_nobody_waits_longer_because_others_are_read_for_again() -> None:
         await asyncio.sleep(CALL_TIMEOUT / 2)
         raise StorageUnavailable("cannot read: it is damaged") from sqlite3.DatabaseError("malformed")
 
-    reads = JoinedReads(slow_and_damaged)
+    reads = CoalescedReads(slow_and_damaged)
 
     async def wait(query: str) -> float:
         began = loop.time()
@@ -249,7 +249,7 @@ async def test_nobody_waits_longer_because_others_are_read_for_again() -> None:
 async def test_nobody_is_left_waiting_when_everything_is_cancelled() -> None:
     store = Store()
     store.may_answer.clear()
-    reads = JoinedReads(store.read)
+    reads = CoalescedReads(store.read)
     first = ask(reads, DOUBLE, 1)
     await begun(first)
     second = ask(reads, DOUBLE, 2)

@@ -26,7 +26,7 @@ from usersvc.application.mail_delivery import (
     LONGEST_WAIT,
     PLACE_KEPT,
     STOP_TIMEOUT,
-    NotificationDispatcher,
+    MailDelivery,
     wait_before,
 )
 from usersvc.application.outbox_entries import LAST, OutboxEntry
@@ -72,8 +72,8 @@ async def add(outbox: InMemoryOutbox, name: str = "alice") -> None:
         outbox.put(event)
 
 
-def dispatcher(outbox: Outbox, notifier: Notifier) -> NotificationDispatcher:
-    return NotificationDispatcher(outbox, notifier, clock=now, jitter=lambda: 0)
+def dispatcher(outbox: Outbox, notifier: Notifier) -> MailDelivery:
+    return MailDelivery(outbox, notifier, clock=now, jitter=lambda: 0)
 
 
 async def passed(duration: timedelta) -> None:
@@ -517,7 +517,7 @@ async def test_log_lines_name_the_user_and_never_the_address(caplog: pytest.LogC
 
     assert all(user_id in caplog.text for user_id in ids)
     assert f"attempt 1 to welcome user {ids[0]} failed (ConnectionError); next in 5 s" in caplog.text
-    assert f"user {ids[1]} will not be welcomed: outbox entry 2 is set aside after attempt 1" in caplog.text
+    assert f"user {ids[1]} will not be welcomed: outbox entry 2 is dead-lettered after attempt 1" in caplog.text
     assert "secret" not in caplog.text
     assert "example" not in caplog.text
 

@@ -97,13 +97,13 @@ async def test_what_nobody_can_tell_of_the_outbox_is_no_old_figure() -> None:
 
     outbox, metrics = Answering(), PrometheusMetrics()
     day = timedelta(days=1)
-    outbox.answer = OutboxState(pending=3, set_aside=2, oldest=utc_now() - day)
+    outbox.answer = OutboxState(pending=3, dead_lettered=2, oldest=utc_now() - day)
     known = await figures()
-    assert (known["usersvc_outbox_pending"], known["usersvc_outbox_set_aside"]) == (3, 2)
+    assert (known["usersvc_outbox_pending"], known["usersvc_outbox_dead_lettered"]) == (3, 2)
 
-    outbox.answer = OutboxState(pending=None, set_aside=None, oldest=utc_now() - 2 * day)
+    outbox.answer = OutboxState(pending=None, dead_lettered=None, oldest=utc_now() - 2 * day)
     uncounted = await figures()
-    assert str(uncounted["usersvc_outbox_pending"]) == str(uncounted["usersvc_outbox_set_aside"]) == "nan"
+    assert str(uncounted["usersvc_outbox_pending"]) == str(uncounted["usersvc_outbox_dead_lettered"]) == "nan"
     assert uncounted["usersvc_outbox_oldest_age_seconds"] >= 2 * day.total_seconds()
 
     outbox.answer = None
@@ -119,7 +119,7 @@ async def test_however_many_ask_the_outbox_counts_once_at_a_time() -> None:
             await counted.wait()
             if self.asked == 2:
                 raise StorageUnavailable
-            return OutboxState(pending=self.asked, set_aside=0, oldest=None)
+            return OutboxState(pending=self.asked, dead_lettered=0, oldest=None)
 
     outbox, metrics, counted = Slow(), PrometheusMetrics(), asyncio.Event()
     scrapes = [asyncio.create_task(metrics.exposition(outbox)) for _ in range(3)]

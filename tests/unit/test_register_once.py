@@ -8,7 +8,7 @@ from tests.fakes import QuickHasher
 from usersvc.adapters.memory import InMemoryUsers
 from usersvc.application.idempotency import EarlierRegistration, IdempotencyKey, IdempotencyKeyUsed
 from usersvc.application.registration import IdempotencyKeyReused, Outcome, UserRegistrationService
-from usersvc.domain.errors import EmailAlreadyRegistered, RulesBroken
+from usersvc.domain.errors import EmailAlreadyRegistered, ValidationFailed
 from usersvc.domain.user import Password, PasswordHash, User
 
 ALICE: dict[str, Any] = {"email": "Alice@example.com", "password": "correct horse battery", "age": 30}
@@ -81,7 +81,7 @@ async def test_a_repeat_costs_as_many_hashes_as_a_registration(other: dict[str, 
 async def test_a_failure_uses_up_no_key() -> None:
     registration = service()
     await registration.register(**ALICE)
-    with pytest.raises(RulesBroken):
+    with pytest.raises(ValidationFailed):
         await registration.register_once(**ALICE | {"age": 3}, key="k")
     with pytest.raises(EmailAlreadyRegistered):
         await registration.register_once(**ALICE, key="k")

@@ -9,7 +9,7 @@ from usersvc.adapters.memory import InMemoryUsers
 from usersvc.application.ports import Users
 from usersvc.application.read_models import Order, UserView
 from usersvc.application.registration import UserRegistrationService
-from usersvc.domain.errors import EmailAlreadyRegistered, RulesBroken
+from usersvc.domain.errors import EmailAlreadyRegistered, ValidationFailed
 from usersvc.domain.user import EmailAddress, Password, PasswordHash
 
 ALICE = {"email": "alice@example.com", "password": "correct horse battery", "age": 30}
@@ -41,7 +41,7 @@ async def test_nobody_is_told_of_a_refused_registration() -> None:
 
     with pytest.raises(EmailAlreadyRegistered):
         await service.register(email="ALICE@example.com", password="correct horse battery", age=30)
-    with pytest.raises(RulesBroken):
+    with pytest.raises(ValidationFailed):
         await service.register(email="bob@example.com", password="correct horse battery", age=3)
 
     assert len(await users.outbox.entries()) == 1
@@ -56,7 +56,7 @@ async def test_a_password_is_hashed_only_when_every_rule_holds() -> None:
             return await super().hash(password)
 
     service = UserRegistrationService(InMemoryUsers(), CountingHasher())
-    with pytest.raises(RulesBroken):
+    with pytest.raises(ValidationFailed):
         await service.register(email="nobody", password="correct horse battery", age=30)
     assert hashed == []
     await service.register(email="alice@example.com", password="e\u0301" * 8, age=30)
@@ -66,7 +66,7 @@ async def test_a_password_is_hashed_only_when_every_rule_holds() -> None:
 async def test_the_minimum_length_can_be_raised() -> None:
     service = UserRegistrationService(InMemoryUsers(), QuickHasher(), password_min_length=15)
 
-    with pytest.raises(RulesBroken, match="password: too-short"):
+    with pytest.raises(ValidationFailed, match="password: too-short"):
         await service.register(email="alice@example.com", password="x" * 14, age=30)
     assert [violation.code for violation in service.violations(password="x" * 14)] == ["too-short"]
 

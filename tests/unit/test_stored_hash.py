@@ -7,14 +7,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from usersvc.adapters.bcrypt.hasher import MAX_COST
-from usersvc.domain.errors import RulesBroken
+from usersvc.domain.errors import ValidationFailed
 from usersvc.domain.stored_hash import MAX_HASH_COST, stored_hash
 
 REST = "DwS6fdNzX/WPAc/7zf2M/.qmrVXRRwhq.5Exus5uxZCvdNbH7pfDS"
 
 
 def code_of(text: str) -> str:
-    with pytest.raises(RulesBroken) as refused:
+    with pytest.raises(ValidationFailed) as refused:
         stored_hash(text)
     [violation] = refused.value.violations
     assert violation.field == "password_hash"

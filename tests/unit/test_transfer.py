@@ -9,7 +9,7 @@ import pytest
 from usersvc.adapters.memory import InMemoryUsers
 from usersvc.application import keyset
 from usersvc.application.read_models import UserRecord
-from usersvc.application.user_import import Fate, Newcomer, Rehearsal, UserImport, everybody
+from usersvc.application.user_import import DryRun, ImportRow, ImportStatus, UserImport, everybody
 from usersvc.domain.user import User
 
 NOW = datetime(2026, 1, 31, 9, 30, tzinfo=UTC)
@@ -27,9 +27,9 @@ def users() -> InMemoryUsers:
 def importing(request: pytest.FixtureRequest, users: InMemoryUsers) -> UserImport:
     """Both come to the same."""
     if request.param == "import":
-        return UserImport(add_all=users.add_all, holders=users.archive.holders, clock=lambda: NOW)
-    rehearsal = Rehearsal(users.archive)
-    return UserImport(add_all=rehearsal.add_all, holders=rehearsal.holders, clock=lambda: NOW)
+        return UserImport(add_all=users.add_all, find_matching=users.archive.find_matching, clock=lambda: NOW)
+    rehearsal = DryRun(users.archive)
+    return UserImport(add_all=rehearsal.add_all, find_matching=rehearsal.find_matching, clock=lambda: NOW)
 
 
 def one(
@@ -39,16 +39,16 @@ def one(
     password_hash: str = HASH,
     id: UUID | None = None,  # noqa: A002  # as the field is called
     registered_at: datetime | None = None,
-) -> Newcomer:
-    return Newcomer(email, age, password_hash, id, registered_at)
+) -> ImportRow:
+    return ImportRow(email, age, password_hash, id, registered_at)
 
 
-async def fates(importing: UserImport, *newcomers: Newcomer) -> list[str]:
+async def fates(importing: UserImport, *rows: ImportRow) -> list[str]:
     """What became of each: imported, there, or the codes of what it was refused for."""
-    outcomes = await importing.take(newcomers)
-    assert len(outcomes) == len(newcomers)
+    outcomes = await importing.take(rows)
+    assert len(outcomes) == len(rows)
     return [
-        {Fate.IMPORTED: "imported", Fate.ALREADY_THERE: "there"}.get(outcome.fate)
+        {ImportStatus.IMPORTED: "imported", ImportStatus.ALREADY_THERE: "there"}.get(outcome.status)
         or " ".join(violation.code for violation in outcome.violations)
         for outcome in outcomes
     ]
@@ -61,7 +61,7 @@ async def test_newcomers_are_imported_and_known_the_second_time(importing: UserI
 
 
 async def test_who_is_imported_is_stored_as_told_and_nobody_is_told(users: InMemoryUsers) -> None:
-    importing = UserImport(add_all=users.add_all, holders=users.archive.holders, clock=lambda: NOW)
+    importing = UserImport(add_all=users.add_all, find_matching=users.archive.find_matching, clock=lambda: NOW)
     then = NOW - timedelta(days=1000)
     await importing.take([one("Alice@example.com", id=ID, registered_at=then), one("bob@example.com")])
 
@@ -78,8 +78,8 @@ async def test_who_is_imported_is_stored_as_told_and_nobody_is_told(users: InMem
 
 
 async def test_a_rehearsal_stores_nothing(users: InMemoryUsers) -> None:
-    rehearsal = Rehearsal(users.archive)
-    importing = UserImport(add_all=rehearsal.add_all, holders=rehearsal.holders)
+    rehearsal = DryRun(users.archive)
+    importing = UserImport(add_all=rehearsal.add_all, find_matching=rehearsal.find_matching)
     assert await fates(importing, one(), one("bob@example.com")) == ["imported"] * 2
     assert await users.archive.count() == 0
 
@@ -101,7 +101,7 @@ async def test_a_rehearsal_stores_nothing(users: InMemoryUsers) -> None:
 )
 @pytest.mark.parametrize("in_one_batch", [True, False])
 async def test_who_comes_second_has_to_be_the_same(
-    importing: UserImport, second: Newcomer, code: str, in_one_batch: bool
+    importing: UserImport, second: ImportRow, code: str, in_one_batch: bool
 ) -> None:
     first = one(id=ID, registered_at=NOW - timedelta(days=1))
     if in_one_batch:
@@ -148,13 +148,13 @@ async def test_who_registers_between_the_look_and_the_storing_keeps_the_mailbox(
         User.imported(email="bob@example.com", age=30, password_hash=HASH, at=NOW),
     ]
 
-    async def holders(*, mailboxes: Sequence[str], ids: Sequence[UUID]) -> list[UserRecord]:
-        found = await users.archive.holders(mailboxes=mailboxes, ids=ids)
+    async def find_matching(*, mailboxes: Sequence[str], ids: Sequence[UUID]) -> list[UserRecord]:
+        found = await users.archive.find_matching(mailboxes=mailboxes, ids=ids)
         while quick:
             await users.add(quick.pop())
         return found
 
-    importing = UserImport(add_all=users.add_all, holders=holders, clock=lambda: NOW)
+    importing = UserImport(add_all=users.add_all, find_matching=find_matching, clock=lambda: NOW)
     assert await fates(importing, one(), one("bob@example.com"), one("carol@example.com")) == [
         "email-taken",
         "there",
@@ -166,7 +166,7 @@ async def test_nobody_never_reaches_the_store() -> None:
     async def unreachable(*_: object, **__: object) -> list[bool]:
         raise AssertionError
 
-    importing = UserImport(add_all=unreachable, holders=InMemoryUsers().archive.holders)
+    importing = UserImport(add_all=unreachable, find_matching=InMemoryUsers().archive.find_matching)
     assert await importing.take([]) == []
     assert await fates(importing, one(age=17)) == ["out-of-range"]
 

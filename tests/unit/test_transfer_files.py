@@ -14,14 +14,14 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from usersvc.application.read_models import UserRecord
-from usersvc.application.user_import import Newcomer
+from usersvc.application.user_import import ImportRow
 from usersvc.cli.csv_injection import harmless, original
 from usersvc.cli.exit_codes import Failure
 from usersvc.cli.formats import Format
 from usersvc.cli.reader import LONGEST_LINE, Line, Source, read_lines
-from usersvc.cli.row_schema import newcomer
+from usersvc.cli.row_schema import row
 from usersvc.cli.writer import Writer
-from usersvc.domain.errors import RulesBroken
+from usersvc.domain.errors import ValidationFailed
 from usersvc.domain.user import EmailAddress, PasswordHash
 
 HASH = "$2y$10$DwS6fdNzX/WPAc/7zf2M/.qmrVXRRwhq.5Exus5uxZCvdNbH7pfDS"
@@ -152,8 +152,8 @@ def test_malformed_csv_ends_the_reading_so_that_no_part_of_a_cell_becomes_a_user
 @pytest.mark.parametrize("age", ["", " 30", "+30", "3e1", "30.0", "٣٠", "0x1e", "1_0", "9" * 5000])
 def test_only_digits_are_an_age(age: str) -> None:
     [line] = lines(HEAD + f"a@b.c,{age},{HASH}\n".encode())
-    with pytest.raises(RulesBroken) as refused:
-        newcomer(line.values)
+    with pytest.raises(ValidationFailed) as refused:
+        row(line.values)
     assert ("age", "required" if not age else "wrong-type") in {
         (violation.field, violation.code) for violation in refused.value.violations
     }
@@ -209,15 +209,15 @@ GOOD: dict[str, Any] = {"email": "alice@example.com", "age": 30, "password_hash"
 
 
 def flaws(**changed: Any) -> list[tuple[str, str]]:
-    with pytest.raises(RulesBroken) as refused:
-        newcomer(GOOD | changed)
+    with pytest.raises(ValidationFailed) as refused:
+        row(GOOD | changed)
     return [(violation.field, violation.code) for violation in refused.value.violations]
 
 
 def test_what_has_the_shape_of_a_user_is_one() -> None:
     user_id = uuid4()
     values = GOOD | {"id": str(user_id).upper(), "registered_at": "2001-02-03t04:05:06.5+02:00"}
-    assert newcomer(values) == Newcomer(
+    assert row(values) == ImportRow(
         "alice@example.com", 30, HASH, user_id, datetime(2001, 2, 3, 2, 5, 6, 500000, tzinfo=UTC)
     )
 
@@ -319,7 +319,7 @@ def addresses() -> st.SearchStrategy[str]:
     def is_address(text: str) -> bool:
         try:
             EmailAddress(text)
-        except RulesBroken:
+        except ValidationFailed:
             return False
         return True
 
@@ -348,8 +348,8 @@ def records(draw: st.DrawFn) -> UserRecord:
 def test_what_is_exported_is_imported_as_it_was(form: Format, everybody: Sequence[UserRecord]) -> None:
     writer = Writer(form, with_password_hashes=True)
     content = writer.head() + b"".join(writer.body([record]) for record in everybody)
-    assert [newcomer(line.values) for line in lines(content, form)] == [
-        Newcomer(record.email, record.age, record.password_hash, record.id, record.registered_at)
+    assert [row(line.values) for line in lines(content, form)] == [
+        ImportRow(record.email, record.age, record.password_hash, record.id, record.registered_at)
         for record in everybody
     ]
 
@@ -358,8 +358,8 @@ def test_what_is_exported_is_imported_as_it_was(form: Format, everybody: Sequenc
 def test_no_cell_of_an_exported_file_is_a_formula(everybody: Sequence[UserRecord]) -> None:
     writer = Writer(Format.CSV, with_password_hashes=True)
     content = writer.head() + writer.body(everybody)
-    for row in csv.reader(io.StringIO(content.decode(), newline="")):
-        assert not any(is_formula(cell) for cell in row)
+    for cells in csv.reader(io.StringIO(content.decode(), newline="")):
+        assert not any(is_formula(cell) for cell in cells)
 
 
 RECORD = UserRecord(

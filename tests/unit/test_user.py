@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from usersvc.domain.errors import RulesBroken
+from usersvc.domain.errors import ValidationFailed
 from usersvc.domain.events import UserRegistered
 from usersvc.domain.user import _INVISIBLE, Age, EmailAddress, Password, PasswordHash, User
 
@@ -61,7 +61,7 @@ class TestRegistering:
         assert user.events == (UserRegistered(user_id=user.id, email="alice@example.com", occurred_at=NOW),)
 
     def test_reports_every_broken_rule_at_once(self) -> None:
-        with pytest.raises(RulesBroken) as refused:
+        with pytest.raises(ValidationFailed) as refused:
             User.register(email="nobody", password="nobody", age=17)
 
         assert [(violation.field, violation.code) for violation in refused.value.violations] == [
@@ -90,7 +90,7 @@ class TestRegistering:
     ) -> None:
         try:
             registration = User.register(email=email, password=password, age=age)
-        except RulesBroken as refused:
+        except ValidationFailed as refused:
             assert refused.violations
             if len(password) > 30:
                 assert password not in f"{refused}{refused.violations}"
@@ -207,7 +207,7 @@ class TestEmailAddress:
     def test_no_default_ignorable_code_point_is_in_a_local_part(self, character: str, local: str) -> None:
         try:
             address = EmailAddress(f"{local.format(character)}@example.com")
-        except RulesBroken:
+        except ValidationFailed:
             return
         assert not any(first <= ord(each) <= last for each in address.mailbox for first, last in DEFAULT_IGNORABLE)
 
@@ -383,7 +383,7 @@ class TestImporting:
         assert (user.id, user.registered_at) == (old, then)
 
     def test_reports_every_broken_rule_at_once(self) -> None:
-        with pytest.raises(RulesBroken) as refused:
+        with pytest.raises(ValidationFailed) as refused:
             User.imported(
                 email="nobody", age=17, password_hash="hunter2", at=NOW, registered_at=NOW + timedelta(microseconds=1)
             )
@@ -397,7 +397,7 @@ class TestImporting:
 
     @pytest.mark.parametrize("age", [17, 131, -1, True])
     def test_holds_to_the_ages_of_everybody(self, age: int) -> None:
-        with pytest.raises(RulesBroken):
+        with pytest.raises(ValidationFailed):
             User.imported(**FOREIGN | {"age": age})
 
     @pytest.mark.parametrize(
@@ -409,7 +409,7 @@ class TestImporting:
         ],
     )
     def test_refuses_a_time_at_which_nobody_can_have_registered(self, time: datetime) -> None:
-        with pytest.raises(RulesBroken) as refused:
+        with pytest.raises(ValidationFailed) as refused:
             User.imported(**FOREIGN, registered_at=time)
         assert [violation.field for violation in refused.value.violations] == ["registered_at"]
 

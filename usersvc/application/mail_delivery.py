@@ -13,14 +13,14 @@ from usersvc.application.clock import utc_now
 from usersvc.application.errors import StorageUnavailable, Undeliverable
 from usersvc.application.outbox_entries import OutboxEntry
 from usersvc.application.ports import Notifier, Outbox
-from usersvc.application.request_context import CAUSE
+from usersvc.application.request_context import request_context
 
 log = logging.getLogger(__name__)
 
 FIRST_WAIT, LONGEST_WAIT = timedelta(seconds=5), timedelta(hours=1)
 """How long a failed delivery waits the first time, and at most; each wait is twice the one before."""
 LAST_ATTEMPT, GIVE_UP_AFTER = 60, timedelta(days=1)
-"""What has to have been reached, both, before an entry is set aside.
+"""What has to have been reached, both, before an entry is dead-lettered.
 
 The waits before the last attempt add up to 25 to 50 hours: relays try for four to five days (RFC 5321, section
 4.5.4.1), people wait less. Attempts are counted because time passes also while the service is down, and time because
@@ -56,7 +56,7 @@ def wait_before(attempt: int, jitter: float) -> timedelta:
     return full * (1 - jitter / 2)
 
 
-class NotificationDispatcher:
+class MailDelivery:
     """Tells people what has happened: at least once each, trying again until it works or is of no use.
 
     An asynchronous context manager: it works from entering to leaving, which lets the deliveries in hand finish.
@@ -177,7 +177,7 @@ class NotificationDispatcher:
 
     async def _deliver(self, entry: OutboxEntry) -> None:
         # In a task, and so a context, of its own.
-        CAUSE.set(entry.cause)
+        request_context.set(entry.context)
         try:
             answer = await self._attempt(entry)
             await self._store(answer, entry)
@@ -206,17 +206,17 @@ class NotificationDispatcher:
                 type(error).__name__,
                 wait.total_seconds(),
             )
-            return partial(self._outbox.postpone, entry, due_at=now + wait, reason=reason)
+            return partial(self._outbox.reschedule, entry, due_at=now + wait, reason=reason)
         return partial(self._outbox.delivered, entry)
 
     def _given_up(self, entry: OutboxEntry, reason: str) -> Callable[[], Awaitable[None]]:
         log.error(
-            "user %s will not be welcomed: outbox entry %d is set aside after attempt %d",
+            "user %s will not be welcomed: outbox entry %d is dead-lettered after attempt %d",
             entry.event.user_id,
             entry.id,
             entry.attempts,
         )
-        return partial(self._outbox.set_aside, entry, reason=reason)
+        return partial(self._outbox.dead_letter, entry, reason=reason)
 
     async def _store(self, answer: Callable[[], Awaitable[None]], entry: OutboxEntry) -> None:
         """Tell the outbox, and again while the lease lasts: a delivery that it is not told of comes twice."""

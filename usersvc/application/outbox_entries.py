@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from usersvc.application.request_context import Cause
+from usersvc.application.request_context import RequestContext
 from usersvc.domain.events import UserRegistered
 
 
@@ -16,12 +16,12 @@ class OutboxEntry:
     attempts: int
     """How often it has been tried, this time included."""
     due_at: datetime | None
-    """When it is to be tried next, in UTC; None when it has been set aside."""
+    """When it is to be tried next, in UTC; None when it has been dead-lettered."""
     reason: str | None
     """Why the last attempt failed; before the first one, ``RATE_LIMITED`` or None."""
     lease: str | None = None
     """Names who holds it, for the answers below."""
-    cause: Cause | None = None
+    context: RequestContext | None = None
     """What led to the event."""
 
     @property
@@ -36,7 +36,7 @@ class OutboxState:
 
     pending: int | None
     """Entries that are to be tried, also later or just now."""
-    set_aside: int | None
+    dead_lettered: int | None
     oldest: datetime | None
     """When what the longest pending entry tells of has happened, in UTC, but for those that wait because of a limit;
     None when there is none."""

@@ -23,7 +23,7 @@ class Users(Protocol):
     async def add(self, user: User, *, key: IdempotencyKey | None = None) -> None:
         """Store a new user, its events and the key in one transaction; when this returns, all are durable.
 
-        The events are stored with the ``CAUSE`` of this context. The mail about each is due as soon as the limits on
+        The events are stored with the current ``request_context``. The mail about each is due as soon as the limits on
         its mailbox and its domain allow (``usersvc.domain.mail_limits``).
 
         Args:
@@ -124,11 +124,11 @@ class Outbox(Protocol):
         """Forget the entry: the person has been told."""
         ...
 
-    async def postpone(self, entry: OutboxEntry, *, due_at: datetime, reason: str) -> None:
+    async def reschedule(self, entry: OutboxEntry, *, due_at: datetime, reason: str) -> None:
         """Have it tried again."""
         ...
 
-    async def set_aside(self, entry: OutboxEntry, *, reason: str) -> None:
+    async def dead_letter(self, entry: OutboxEntry, *, reason: str) -> None:
         """Keep it, but do not try it again by itself."""
         ...
 
@@ -141,7 +141,7 @@ class Outbox(Protocol):
         ...
 
     async def retry(self, entry_id: int, *, now: datetime) -> bool:
-        """Make an entry due, also one that was set aside, with its attempts forgotten.
+        """Make an entry due, also one that was dead-lettered, with its attempts forgotten.
 
         False when there is none, or when somebody holds it, who is trying it just now.
         """
@@ -162,7 +162,7 @@ class Archive(Protocol):
         """At most ``limit`` users in order of position, beginning behind position ``after`` (None: at the first)."""
         ...
 
-    async def holders(self, *, mailboxes: Sequence[str], ids: Sequence[UUID]) -> list[UserRecord]:
+    async def find_matching(self, *, mailboxes: Sequence[str], ids: Sequence[UUID]) -> list[UserRecord]:
         """Whoever has one of these mailboxes or one of these ids: each once, in order of position.
 
         Args:

@@ -76,7 +76,7 @@ class UserRegistrationService:
             waiting: see ``Waiting``.
 
         Raises:
-            RulesBroken: with every rule that the data break.
+            ValidationFailed: with every rule that the data break.
             EmailAlreadyRegistered: the mailbox belongs to somebody already.
             QueueFull: too many wait already.
             StorageUnavailable: it is not known whether the user was stored.
@@ -102,7 +102,7 @@ class UserRegistrationService:
             waiting: see ``Waiting``.
 
         Raises:
-            RulesBroken: with every rule that the data break.
+            ValidationFailed: with every rule that the data break.
             IdempotencyKeyReused: the key named another registration.
             EmailAlreadyRegistered: the mailbox belongs to somebody already.
             QueueFull: too many wait already.

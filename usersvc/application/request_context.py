@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Cause:
+class RequestContext:
     """What some work is done for, so that those who look into it later find all that belongs together."""
 
     request_id: str
@@ -15,5 +15,5 @@ class Cause:
     """Of the request as a part of that trace, when it is recorded as one: 16 hexadecimal digits."""
 
 
-CAUSE: ContextVar[Cause | None] = ContextVar("CAUSE", default=None)
+request_context: ContextVar[RequestContext | None] = ContextVar("request_context", default=None)
 """For what the work in this context is done; None: for nothing that came from outside."""

@@ -11,7 +11,7 @@ from usersvc.application.clock import utc_now
 from usersvc.application.keyset import in_pages
 from usersvc.application.ports import Archive
 from usersvc.application.read_models import UserRecord
-from usersvc.domain.errors import RulesBroken, Violation
+from usersvc.domain.errors import ValidationFailed, Violation
 from usersvc.domain.user import User
 
 STORED_AT_ONCE = 500
@@ -23,7 +23,7 @@ ID_TAKEN = Violation("id", "id-taken", "The id belongs to somebody else already.
 
 
 @dataclass(frozen=True, slots=True)
-class Newcomer:
+class ImportRow:
     """Somebody whom another system has registered, as it tells it: of the right shape, and not judged yet."""
 
     email: str
@@ -34,8 +34,8 @@ class Newcomer:
     """In UTC."""
 
 
-class Fate(Enum):
-    """What became of a newcomer."""
+class ImportStatus(Enum):
+    """What became of a row."""
 
     IMPORTED = "imported"
     ALREADY_THERE = "already there"
@@ -45,14 +45,14 @@ class Fate(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of a newcomer, and why."""
+    """What became of a row, and why."""
 
-    fate: Fate
+    status: ImportStatus
     violations: tuple[Violation, ...] = ()
 
 
-class Holders(Protocol):
-    """See ``Archive.holders``."""
+class FindMatching(Protocol):
+    """See ``Archive.find_matching``."""
 
     def __call__(self, *, mailboxes: Sequence[str], ids: Sequence[UUID]) -> Awaitable[list[UserRecord]]:
         """Whoever has one of these mailboxes or one of these ids."""
@@ -61,12 +61,12 @@ class Holders(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class _Arrival:
-    newcomer: Newcomer
+    row: ImportRow
     user: User
 
     def is_like(self, record: UserRecord) -> bool:
         """Whether this is who is there already; what the other system did not tell is not asked for."""
-        told, user = self.newcomer, self.user
+        told, user = self.row, self.user
         return (
             (user.email.typed, user.age.years, user.password_hash) == (record.email, record.age, record.password_hash)
             and told.id in {None, record.id}
@@ -85,21 +85,21 @@ class UserImport:
         self,
         *,
         add_all: Callable[[Sequence[User]], Awaitable[list[bool]]],
-        holders: Holders,
+        find_matching: FindMatching,
         clock: Callable[[], datetime] = utc_now,
     ) -> None:
         """Make the import.
 
         Args:
             add_all: see ``Users.add_all``.
-            holders: see ``Archive.holders``.
+            find_matching: see ``Archive.find_matching``.
             clock: the time, in UTC.
         """
         self._add_all = add_all
-        self._holders = holders
+        self._holders = find_matching
         self._clock = clock
 
-    async def take(self, newcomers: Sequence[Newcomer]) -> list[Outcome]:
+    async def take(self, rows: Sequence[ImportRow]) -> list[Outcome]:
         """Store those of them who break no rule and are not there yet, in one transaction for almost all.
 
         Returns:
@@ -111,23 +111,23 @@ class UserImport:
         at = self._clock()
         outcomes: dict[int, Outcome] = {}
         waiting: dict[int, _Arrival] = {}
-        for index, newcomer in enumerate(newcomers):
+        for index, row in enumerate(rows):
             try:
-                waiting[index] = _Arrival(newcomer, _user(newcomer, at))
-            except RulesBroken as refused:
-                outcomes[index] = Outcome(Fate.REJECTED, refused.violations)
+                waiting[index] = _Arrival(row, _user(row, at))
+            except ValidationFailed as refused:
+                outcomes[index] = Outcome(ImportStatus.REJECTED, refused.violations)
         # Again for those who came second among these, or before whom somebody registered meanwhile.
         while waiting:
             settled = await self._settle(waiting)
             outcomes |= settled
             waiting = {index: arrival for index, arrival in waiting.items() if index not in settled}
-        return [outcomes[index] for index in range(len(newcomers))]
+        return [outcomes[index] for index in range(len(rows))]
 
     async def _settle(self, waiting: dict[int, _Arrival]) -> dict[int, Outcome]:
         """Judge and store; each is left out who would come second here."""
         records = await self._holders(
             mailboxes=[arrival.user.email.mailbox for arrival in waiting.values()],
-            ids=[arrival.newcomer.id for arrival in waiting.values() if arrival.newcomer.id is not None],
+            ids=[arrival.row.id for arrival in waiting.values() if arrival.row.id is not None],
         )
         of_mailbox = {record.mailbox: record for record in records}
         of_id = {record.id: record for record in records}
@@ -145,33 +145,33 @@ class UserImport:
         stored = await self._add_all([*new.values()]) if new else []
         for index, is_stored in zip(new, stored, strict=True):
             if is_stored:
-                outcomes[index] = Outcome(Fate.IMPORTED)
+                outcomes[index] = Outcome(ImportStatus.IMPORTED)
         return outcomes
 
 
-def _user(newcomer: Newcomer, at: datetime) -> User:
+def _user(row: ImportRow, at: datetime) -> User:
     return User.imported(
-        email=newcomer.email,
-        age=newcomer.age,
-        password_hash=newcomer.password_hash,
+        email=row.email,
+        age=row.age,
+        password_hash=row.password_hash,
         at=at,
-        user_id=newcomer.id,
-        registered_at=newcomer.registered_at,
+        user_id=row.id,
+        registered_at=row.registered_at,
     )
 
 
 def _judged(arrival: _Arrival, of_mailbox: UserRecord | None, of_id: UserRecord | None) -> Outcome:
     """What becomes of one whose mailbox or id is somebody's."""
     if of_mailbox is not None and arrival.is_like(of_mailbox):
-        return Outcome(Fate.ALREADY_THERE)
+        return Outcome(ImportStatus.ALREADY_THERE)
     reasons = [EMAIL_TAKEN] if of_mailbox is not None else []
     # Who keeps the id and has changed is told of the mailbox alone.
     if of_id is not None and of_id is not of_mailbox:
         reasons.append(ID_TAKEN)
-    return Outcome(Fate.REJECTED, tuple(reasons))
+    return Outcome(ImportStatus.REJECTED, tuple(reasons))
 
 
-class Rehearsal:
+class DryRun:
     """Stands in for a store while an import is tried out: knows who is there, and forgets who comes.
 
     Until it goes, it keeps everybody who came, to know who comes twice.
@@ -201,9 +201,9 @@ class Rehearsal:
         self._of_mailbox[record.mailbox] = self._of_id[record.id] = record
         return True
 
-    async def holders(self, *, mailboxes: Sequence[str], ids: Sequence[UUID]) -> list[UserRecord]:
-        """Like ``Archive.holders``, of those who are there and those who came before."""
-        there = await self._archive.holders(mailboxes=mailboxes, ids=ids)
+    async def find_matching(self, *, mailboxes: Sequence[str], ids: Sequence[UUID]) -> list[UserRecord]:
+        """Like ``Archive.find_matching``, of those who are there and those who came before."""
+        there = await self._archive.find_matching(mailboxes=mailboxes, ids=ids)
         came = [self._of_mailbox.get(mailbox) for mailbox in mailboxes]
         came += [self._of_id.get(user_id) for user_id in ids]
         return there + [record for record in came if record is not None]

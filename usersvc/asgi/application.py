@@ -9,7 +9,7 @@ How it works:
     stands in for them, over ASGI's `receive` and `send`. The request is of a class that makes its headers, its URL, its
     body stream and nearly all else when somebody looks at them. A body is pulled, message by message, by
     the coroutine that reads it: a handler that does not read makes the client stop sending. Only an exchange whose
-    disconnection somebody could notice (a streamed response, a look at `request.transport`, `while_client_waits`,
+    disconnection somebody could notice (a streamed response, a look at `request.transport`, `cancel_on_disconnect`,
     `handler_cancellation`) gets a task that waits for it. A route that a path and a method decide upon alone is looked
     up in a table, not searched for, and a plain `web.Response` goes past aiohttp's writer. Handlers run in a copy of
     the server's context, and `receive` and `send` outside it: servers hand the context they are called in to later
@@ -88,7 +88,7 @@ from multidict import CIMultiDict, CIMultiDictProxy, istr
 from propcache.api import cached_property
 from yarl import URL
 
-__all__ = ("ASGI_SCOPE", "ASGI_STATE", "AiohttpASGI", "while_client_waits")
+__all__ = ("ASGI_SCOPE", "ASGI_STATE", "AiohttpASGI", "cancel_on_disconnect")
 
 Message = MutableMapping[str, Any]
 Scope = MutableMapping[str, Any]
@@ -444,7 +444,7 @@ class _Request(web.Request):
 
 
 @contextmanager
-def while_client_waits(request: web.Request) -> Iterator[None]:
+def cancel_on_disconnect(request: web.Request) -> Iterator[None]:
     """Give up what is awaited within as soon as the client disconnects; only then is its going looked out for.
 
     For long waits of few handlers, where `handler_cancellation` would have every request pay, and would break off what

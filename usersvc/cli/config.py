@@ -42,11 +42,11 @@ def check(*, as_json: bool) -> None:
       usersvc config check && systemctl restart usersvc
       usersvc config check --json | jq -r .settings.USERSVC_PORT.value
     """
-    from usersvc.config import BadSetting
+    from usersvc.config import InvalidSetting
 
     try:
         settings, without_effect = _read()
-    except BadSetting as error:
+    except InvalidSetting as error:
         say(f"usersvc: {error}")
         raise SystemExit(REFUSED) from None
     if as_json:

@@ -19,15 +19,15 @@ if TYPE_CHECKING:
 def commands() -> None:
     """Look after mails that are still to be sent.
 
-    A mail that a mail server refuses for good, or that has failed for more than a day, is set aside with the reason,
-    and is not tried again by itself.
+    A mail that a mail server refuses for good, or that has failed for more than a day, is dead-lettered with the
+    reason, and is not tried again by itself.
     """
 
 
-@commands.command(name="list", short_help="Everything that waits or is set aside, a line each.")
+@commands.command(name="list", short_help="Everything that waits or is dead-lettered, a line each.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 def list_entries(*, as_json: bool) -> None:
-    """List everything that waits or is set aside: id, when it is due, attempts, id of the user, reason.
+    """List everything that waits or is dead-lettered: id, when it is due, attempts, id of the user, reason.
 
     Addresses are only in what `usersvc outbox show` tells, and in --json.
     """
@@ -40,7 +40,7 @@ def list_entries(*, as_json: bool) -> None:
             if as_json:
                 print_json(_document(entry), indent=None)
                 continue
-            due = "set aside" if entry.due_at is None else timestamp(entry.due_at)
+            due = "dead-lettered" if entry.due_at is None else timestamp(entry.due_at)
             print(entry.id, due, f"attempts={entry.attempts}", entry.event.user_id, entry.reason or "", sep="\t")
         if is_empty:
             say("nothing waits to be sent")
@@ -59,11 +59,11 @@ def show(entry_id: int) -> None:
     on_store(work)
 
 
-@commands.command(short_help="Send an entry now, also one that is set aside.")
+@commands.command(short_help="Send an entry now, also one that is dead-lettered.")
 @click.argument("entry_id", metavar="[ID]", type=int, required=False)
-@click.option("--all", "all_", is_flag=True, help="Every entry that is set aside.")
+@click.option("--all", "all_", is_flag=True, help="Every entry that is dead-lettered.")
 def retry(entry_id: int | None, *, all_: bool) -> None:
-    """Send the entry ID now, also one that is set aside; its attempts are counted anew.
+    """Send the entry ID now, also one that is dead-lettered; its attempts are counted anew.
 
     The running service looks every 30 seconds for what was put back.
 
@@ -120,6 +120,6 @@ def _document(entry: "OutboxEntry") -> dict[str, Any]:
         "registered_at": timestamp(entry.event.occurred_at),
         "attempts": entry.attempts,
         "due_at": None if entry.due_at is None else timestamp(entry.due_at),
-        "set_aside": entry.due_at is None,
+        "dead_lettered": entry.due_at is None,
         "reason": entry.reason,
     }

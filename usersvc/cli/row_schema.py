@@ -6,9 +6,9 @@ from datetime import UTC, datetime
 from typing import Any, TypeVar
 from uuid import UUID
 
-from usersvc.application.user_import import Newcomer
+from usersvc.application.user_import import ImportRow
 from usersvc.cli.formats import REQUIRED
-from usersvc.domain.errors import RulesBroken, Violation
+from usersvc.domain.errors import ValidationFailed, Violation
 from usersvc.domain.user import User
 
 T = TypeVar("T")
@@ -17,11 +17,11 @@ _TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}:[0-9]{2}(\
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE | re.ASCII)
 
 
-def newcomer(values: Mapping[str, Any]) -> Newcomer:
-    """What a line holds as a newcomer.
+def row(values: Mapping[str, Any]) -> ImportRow:
+    """What a line holds as a row.
 
     Raises:
-        RulesBroken: something is missing or of the wrong type; with whatever rules the rest breaks.
+        ValidationFailed: something is missing or of the wrong type; with whatever rules the rest breaks.
     """
     broken: list[Violation] = [
         Violation(name, "required", "Must be given.") for name in REQUIRED if values.get(name) is None
@@ -42,8 +42,8 @@ def newcomer(values: Mapping[str, Any]) -> Newcomer:
     user_id = read("id", _uuid, "invalid-uuid", "Must be a UUID.")
     registered_at = read("registered_at", _time, "invalid-time", "Must be a time as RFC 3339 has it.")
     if broken or email is None or age is None or password_hash is None:
-        raise RulesBroken([*broken, *User.violations(email=email, age=age, password_hash=password_hash)])
-    return Newcomer(email, age, password_hash, user_id, registered_at)
+        raise ValidationFailed([*broken, *User.violations(email=email, age=age, password_hash=password_hash)])
+    return ImportRow(email, age, password_hash, user_id, registered_at)
 
 
 def _text(value: Any) -> str:

@@ -133,7 +133,7 @@ async def _found(store: "Store", who: str) -> "UserView":
     from uuid import UUID
 
     from usersvc.application.read_models import Order
-    from usersvc.domain.errors import RulesBroken
+    from usersvc.domain.errors import ValidationFailed
     from usersvc.domain.user import EmailAddress
 
     user: UserView | None
@@ -144,7 +144,7 @@ async def _found(store: "Store", who: str) -> "UserView":
             user = next(iter(found.users), None)
         else:
             user = await store.find(UUID(who))
-    except (RulesBroken, ValueError):
+    except (ValidationFailed, ValueError):
         raise click.UsageError("Give the id of a user, a UUID, or an email address.") from None
     if user is None:
         raise Failure("nobody is registered under this id or address")

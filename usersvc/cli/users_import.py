@@ -113,7 +113,7 @@ def _import(loop: "asyncio.Runner", settings: "Settings", *, dry_run: bool) -> I
     """The use case, on the store that the settings name or on a rehearsal of it, while this is entered."""
     from dataclasses import replace
 
-    from usersvc.application.user_import import Rehearsal, UserImport
+    from usersvc.application.user_import import DryRun, UserImport
     from usersvc.bootstrap import opened_store
     from usersvc.cli.stores import entered, opened
     from usersvc.config import MemoryDatabase, SqliteDatabase
@@ -124,10 +124,10 @@ def _import(loop: "asyncio.Runner", settings: "Settings", *, dry_run: bool) -> I
         opening = opened_store(replace(settings, database=MemoryDatabase()))
     with entered(loop, opening) as store:
         if dry_run:
-            rehearsal = Rehearsal(store.archive)
-            yield UserImport(add_all=rehearsal.add_all, holders=rehearsal.holders)
+            rehearsal = DryRun(store.archive)
+            yield UserImport(add_all=rehearsal.add_all, find_matching=rehearsal.find_matching)
         else:
-            yield UserImport(add_all=store.add_all, holders=store.archive.holders)
+            yield UserImport(add_all=store.add_all, find_matching=store.archive.find_matching)
 
 
 def _batches(lines: Iterator["Line"]) -> Iterator[Sequence["Line"]]:
@@ -151,20 +151,20 @@ def _batches(lines: Iterator["Line"]) -> Iterator[Sequence["Line"]]:
 
 async def _taken(importing: "UserImport", batch: Sequence["Line"]) -> Sequence["Outcome"]:
     """What becomes of each line."""
-    from usersvc.application.user_import import Fate, Outcome
-    from usersvc.cli.row_schema import newcomer
-    from usersvc.domain.errors import RulesBroken
+    from usersvc.application.user_import import ImportStatus, Outcome
+    from usersvc.cli.row_schema import row
+    from usersvc.domain.errors import ValidationFailed
 
     outcomes: dict[int, Outcome] = {}
-    newcomers = {}
+    rows = {}
     for index, line in enumerate(batch):
         try:
             if line.violations:
-                raise RulesBroken(line.violations)
-            newcomers[index] = newcomer(line.values)
-        except RulesBroken as refused:
-            outcomes[index] = Outcome(Fate.REJECTED, refused.violations)
-    outcomes |= zip(newcomers, await importing.take([*newcomers.values()]), strict=True)
+                raise ValidationFailed(line.violations)
+            rows[index] = row(line.values)
+        except ValidationFailed as refused:
+            outcomes[index] = Outcome(ImportStatus.REJECTED, refused.violations)
+    outcomes |= zip(rows, await importing.take([*rows.values()]), strict=True)
     return [outcomes[index] for index in range(len(batch))]
 
 
@@ -180,7 +180,7 @@ class _Report:
     def add(self, batch: Sequence["Line"], outcomes: Sequence["Outcome"]) -> None:
         """Count a batch, and write down who was rejected."""
         for line, outcome in zip(batch, outcomes, strict=True):
-            self.counts[outcome.fate.value] += 1
+            self.counts[outcome.status.value] += 1
             if outcome.violations:
                 self._reject(line, outcome)
         if self.rejected is not None:

@@ -20,7 +20,7 @@ class DomainError(Exception):
     """Base of the errors that the domain and its ports raise on purpose."""
 
 
-class RulesBroken(DomainError):
+class ValidationFailed(DomainError):
     """A user with these data may not exist; ``violations`` holds every broken rule, not only the first."""
 
     def __init__(self, violations: Sequence[Violation]) -> None:

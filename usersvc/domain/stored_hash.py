@@ -2,7 +2,7 @@
 
 import re
 
-from usersvc.domain.errors import RulesBroken, Violation
+from usersvc.domain.errors import ValidationFailed, Violation
 
 MAX_HASH_COST = 16
 """The highest cost of bcrypt that is taken over: verifying takes some five seconds, and twice as long with each one
@@ -19,12 +19,12 @@ def stored_hash(text: str) -> str:
     """A hash that passwords can be verified against, as it is: of bcrypt's own forms, or this service's.
 
     Raises:
-        RulesBroken: it is of another form, or of a cost above ``MAX_HASH_COST``.
+        ValidationFailed: it is of another form, or of a cost above ``MAX_HASH_COST``.
     """
     ours = _OURS.match(text)
     bcrypt = _BCRYPT.fullmatch(text, ours.end() if ours else 0)
     if bcrypt is None:
-        raise RulesBroken(
+        raise ValidationFailed(
             [
                 Violation(
                     "password_hash", "unknown-hash", "Must be a whole bcrypt hash: $2a$, $2b$ or $2y$, with its cost."
@@ -32,7 +32,7 @@ def stored_hash(text: str) -> str:
             ]
         )
     if int(bcrypt["cost"]) > MAX_HASH_COST:
-        raise RulesBroken(
+        raise ValidationFailed(
             [Violation("password_hash", "cost-too-high", f"Must be of a cost of at most {MAX_HASH_COST}.")]
         )
     return text

@@ -19,7 +19,7 @@ from uuid import UUID
 import email_validator
 from uuid_utils.compat import uuid7
 
-from usersvc.domain.errors import RulesBroken, Violation
+from usersvc.domain.errors import ValidationFailed, Violation
 from usersvc.domain.events import UserRegistered
 from usersvc.domain.stored_hash import stored_hash
 
@@ -65,11 +65,13 @@ class EmailAddress:
         globally reachable, which would name a host of the mail server's own network.
 
         Raises:
-            RulesBroken: it is not an address, is one of these two kinds, or is longer than ``MAX_OCTETS``.
+            ValidationFailed: it is not an address, is one of these two kinds, or is longer than ``MAX_OCTETS``.
         """
         # Its length comes first, so that the grammar and Unicode's rules are never run over much.
         if len(self.typed.encode("utf-8", "surrogatepass")) > self.MAX_OCTETS:
-            raise RulesBroken([Violation("email", "too-long", f"Must have at most {self.MAX_OCTETS} octets in UTF-8.")])
+            raise ValidationFailed(
+                [Violation("email", "too-long", f"Must have at most {self.MAX_OCTETS} octets in UTF-8.")]
+            )
         try:
             address = email_validator.validate_email(
                 self.typed,
@@ -79,14 +81,14 @@ class EmailAddress:
                 strict=True,
             )
         except email_validator.EmailNotValidError:
-            raise RulesBroken([Violation("email", "invalid-email", "Must be an email address.")]) from None
+            raise ValidationFailed([Violation("email", "invalid-email", "Must be an email address.")]) from None
         if _INVISIBLE.search(address.local_part):
             message = "Must not contain invisible characters before the @."
-            raise RulesBroken([Violation("email", "invalid-email", message)])
+            raise ValidationFailed([Violation("email", "invalid-email", message)])
         literal = getattr(address, "domain_address", None)  # set for an address literal alone
         if isinstance(literal, IPv4Address | IPv6Address) and not _is_reachable(literal):
             message = "Must not have an IP address that is private or reserved."
-            raise RulesBroken([Violation("email", "invalid-email", message)])
+            raise ValidationFailed([Violation("email", "invalid-email", message)])
         mailbox = f"{_caseless(address.local_part)}@{address.ascii_domain.lower()}"
         object.__setattr__(self, "mailbox", mailbox)
 
@@ -117,11 +119,11 @@ class Age:
 
     def __post_init__(self) -> None:
         """Raises:
-        RulesBroken: the age is outside ``MIN`` to ``MAX``.
+        ValidationFailed: the age is outside ``MIN`` to ``MAX``.
         """
         # By its type, as True and 30.0 would pass for numbers in the range.
         if type(self.years) is not int or not self.MIN <= self.years <= self.MAX:
-            raise RulesBroken([Violation("age", "out-of-range", f"Must be from {self.MIN} to {self.MAX}.")])
+            raise ValidationFailed([Violation("age", "out-of-range", f"Must be from {self.MIN} to {self.MAX}.")])
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +148,7 @@ class Password:
             min_length: in code points.
 
         Raises:
-            RulesBroken: with every rule that it breaks.
+            ValidationFailed: with every rule that it breaks.
         """
         broken: list[Violation] = []
 
@@ -168,7 +170,7 @@ class Password:
             if email is not None and _repeats(clear, email):
                 refuse("same-as-email", "Must not be the email address or the part of it before the @.")
         if broken:
-            raise RulesBroken(broken)
+            raise ValidationFailed(broken)
         return cls(clear)
 
 
@@ -188,7 +190,7 @@ def _repeats(password: str, email: str) -> bool:
         return True
     try:
         return EmailAddress(password) == EmailAddress(email)
-    except RulesBroken:
+    except ValidationFailed:
         return False
 
 
@@ -232,14 +234,14 @@ class User:
             password_min_length: in code points; at least ``Password.MIN_LENGTH``.
 
         Raises:
-            RulesBroken: with all violations of all three at once.
+            ValidationFailed: with all violations of all three at once.
         """
         broken: list[Violation] = []
         address = _made(lambda: EmailAddress(email), broken)
         chosen = _made(lambda: Password.choose(password, email=email, min_length=password_min_length), broken)
         years = _made(lambda: Age(age), broken)
         if address is None or chosen is None or years is None:
-            raise RulesBroken(broken)
+            raise ValidationFailed(broken)
         return Registration(email=address, password=chosen, age=years)
 
     @classmethod
@@ -264,7 +266,7 @@ class User:
             registered_at: when that was, in UTC; by default ``at``.
 
         Raises:
-            RulesBroken: with all violations at once.
+            ValidationFailed: with all violations at once.
         """
         broken: list[Violation] = []
         address = _made(lambda: EmailAddress(email), broken)
@@ -272,7 +274,7 @@ class User:
         kept = _made(lambda: PasswordHash(stored_hash(password_hash)), broken)
         since = _made(lambda: _past(registered_at or at, at), broken)
         if address is None or years is None or kept is None or since is None:
-            raise RulesBroken(broken)
+            raise ValidationFailed(broken)
         return cls(id=user_id or uuid7(), email=address, age=years, password_hash=kept, registered_at=since)
 
     @staticmethod
@@ -300,7 +302,7 @@ class User:
 def _past(registered_at: datetime, at: datetime) -> datetime:
     """A time of registration that can be one."""
     if not User.FIRST_REGISTRATION <= registered_at <= at:
-        raise RulesBroken([Violation("registered_at", "out-of-range", "Must be from 1970 to now.")])
+        raise ValidationFailed([Violation("registered_at", "out-of-range", "Must be from 1970 to now.")])
     return registered_at
 
 
@@ -308,7 +310,7 @@ def _made(make: Callable[[], T], broken: list[Violation]) -> T | None:
     """What can be made, or else None and the rules that forbid it."""
     try:
         return make()
-    except RulesBroken as refused:
+    except ValidationFailed as refused:
         broken += refused.violations
         return None
 

@@ -17,7 +17,7 @@ from aiohttp_apispec import validation_middleware
 from uuid_utils import uuid4
 
 from usersvc.application.registration import UserRegistrationService
-from usersvc.application.request_context import CAUSE, Cause
+from usersvc.application.request_context import RequestContext, request_context
 from usersvc.domain.errors import Violation
 from usersvc.web import openapi
 from usersvc.web import users as handlers
@@ -202,10 +202,10 @@ def answering(observe: Observe, trusted_proxies: Sequence[Network], trace: Trace
         route = resource.canonical if resource else None
         if trace is None:
             span = None
-            CAUSE.set(Cause(request_id, _trace_id(request.headers.get("traceparent"))))
+            request_context.set(RequestContext(request_id, _trace_id(request.headers.get("traceparent"))))
         else:
             span = trace(request.method, request.scheme, route, request.headers)
-            CAUSE.set(Cause(request_id, span.trace_id, span.span_id))
+            request_context.set(RequestContext(request_id, span.trace_id, span.span_id))
         try:
             response = await handler(request)
         except asyncio.CancelledError:

@@ -12,7 +12,7 @@ from aiohttp import web
 
 from usersvc.application.errors import QueueFull, StorageUnavailable
 from usersvc.application.registration import IdempotencyKeyReused
-from usersvc.domain.errors import EmailAlreadyRegistered, RulesBroken, Violation
+from usersvc.domain.errors import EmailAlreadyRegistered, ValidationFailed, Violation
 
 log = logging.getLogger(__name__)
 
@@ -207,7 +207,7 @@ PROBLEMS: Mapping[str, Problem] = {
             422,
             "Validation failed",
             "Fields of the body or parameters of the query break rules; errors names each of them.",
-            (RulesBroken, InvalidRequest),
+            (ValidationFailed, InvalidRequest),
         ),
         Problem(
             "idempotency-key-reused",
@@ -282,7 +282,7 @@ def problem_response(error: Exception, request_id: str) -> web.Response:
         log.error("the request failed: %s", problem.code, extra={"request_id": request_id}, exc_info=error)
     reason = str(error) if isinstance(error, RequestRefused) else ""
     document = members(problem, reason or problem.description, request_id)
-    if isinstance(error, InvalidRequest | RulesBroken):
+    if isinstance(error, InvalidRequest | ValidationFailed):
         document["errors"] = [asdict(violation) for violation in error.violations]
     response = web.Response(body=orjson.dumps(document), status=problem.status, content_type=MEDIA_TYPE)
     response.headers.update(problem.headers or {})

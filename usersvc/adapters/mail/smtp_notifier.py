@@ -20,7 +20,7 @@ import aiosmtplib
 
 from usersvc.adapters.server_url import one_url_per_host
 from usersvc.application.errors import Undeliverable
-from usersvc.domain.errors import RulesBroken
+from usersvc.domain.errors import ValidationFailed
 from usersvc.domain.events import UserRegistered
 from usersvc.domain.user import EmailAddress
 
@@ -121,7 +121,7 @@ class SmtpNotifier:
         """
         try:
             recipient = _Path(event.email)
-        except RulesBroken:
+        except ValidationFailed:
             raise Undeliverable("the rules for addresses do not allow this one any more") from None
         international = not (recipient.is_ascii and self._sender.is_ascii)
         # Without the parameter, no address beyond ASCII may be in the envelope or the head (RFC 6531, section 3.4).

@@ -13,7 +13,7 @@ from usersvc.application.clock import timestamp
 from usersvc.application.idempotency import KEY_LIFETIME, EarlierRegistration, IdempotencyKey, IdempotencyKeyUsed
 from usersvc.application.outbox_entries import LAST, RATE_LIMITED, OutboxEntry, OutboxState
 from usersvc.application.read_models import Order, Page, UserRecord, UserView
-from usersvc.application.request_context import CAUSE
+from usersvc.application.request_context import request_context
 from usersvc.domain.errors import EmailAlreadyRegistered
 from usersvc.domain.events import UserRegistered
 from usersvc.domain.mail_limits import Reserved, reserve
@@ -40,7 +40,7 @@ class InMemoryOutbox:
             attempts=0,
             due_at=due_at,
             reason=RATE_LIMITED if due_at > event.occurred_at else None,
-            cause=CAUSE.get(),
+            context=request_context.get(),
         )
 
     def _forget_ended(self, now: datetime) -> None:
@@ -70,13 +70,13 @@ class InMemoryOutbox:
         if self._is_held(entry):
             del self._entries[entry.id]
 
-    async def postpone(self, entry: OutboxEntry, *, due_at: datetime, reason: str) -> None:
-        """See ``Outbox.postpone``."""
+    async def reschedule(self, entry: OutboxEntry, *, due_at: datetime, reason: str) -> None:
+        """See ``Outbox.reschedule``."""
         if self._is_held(entry):
             self._entries[entry.id] = replace(entry, due_at=due_at, reason=reason, lease=None)
 
-    async def set_aside(self, entry: OutboxEntry, *, reason: str) -> None:
-        """See ``Outbox.set_aside``."""
+    async def dead_letter(self, entry: OutboxEntry, *, reason: str) -> None:
+        """See ``Outbox.dead_letter``."""
         if self._is_held(entry):
             self._entries[entry.id] = replace(entry, due_at=None, reason=reason, lease=None)
 
@@ -101,7 +101,7 @@ class InMemoryOutbox:
         pending = [entry for entry in self._entries.values() if entry.due_at is not None]
         return OutboxState(
             pending=len(pending),
-            set_aside=len(self._entries) - len(pending),
+            dead_lettered=len(self._entries) - len(pending),
             oldest=next((entry.event.occurred_at for entry in pending if not entry.is_rate_limited), None),
         )
 
@@ -257,8 +257,8 @@ class InMemoryArchive:
         begin = 0 if after is None else bisect_right(self._people.positions, after)
         return [self._people.users[position] for position in self._people.positions[begin : begin + limit]]
 
-    async def holders(self, *, mailboxes: Sequence[str], ids: Sequence[UUID]) -> list[UserRecord]:
-        """See ``Archive.holders``."""
+    async def find_matching(self, *, mailboxes: Sequence[str], ids: Sequence[UUID]) -> list[UserRecord]:
+        """See ``Archive.find_matching``."""
         found = {self._people.position_of_mailbox.get(mailbox) for mailbox in mailboxes}
         found |= {self._people.position_of_id.get(user_id) for user_id in ids}
         return [self._people.users[position] for position in sorted(each for each in found if each is not None)]

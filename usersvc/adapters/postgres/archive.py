@@ -8,7 +8,7 @@ import asyncpg
 from usersvc.adapters.postgres.pool import PostgresPool
 from usersvc.application.outbox_entries import OutboxEntry
 from usersvc.application.read_models import UserRecord
-from usersvc.application.request_context import Cause
+from usersvc.application.request_context import RequestContext
 from usersvc.domain.events import UserRegistered
 from usersvc.domain.user import PasswordHash
 
@@ -33,8 +33,8 @@ class PostgresArchive:
         )
         return [_record(row) for row in rows]
 
-    async def holders(self, *, mailboxes: Sequence[str], ids: Sequence[UUID]) -> list[UserRecord]:
-        """See ``Archive.holders``."""
+    async def find_matching(self, *, mailboxes: Sequence[str], ids: Sequence[UUID]) -> list[UserRecord]:
+        """See ``Archive.find_matching``."""
         rows = await self._pool.run(
             f"SELECT {_RECORD} FROM users WHERE mailbox = ANY ($1) OR id = ANY ($2) ORDER BY position",  # noqa: S608  # a constant
             list(mailboxes),
@@ -63,7 +63,7 @@ def entry_of(row: asyncpg.Record) -> OutboxEntry:
         due_at=due_at,
         reason=reason,
         lease=None if lease is None else str(lease),
-        cause=None if request_id is None else Cause(request_id, trace_id, span_id),
+        context=None if request_id is None else RequestContext(request_id, trace_id, span_id),
     )
 
 

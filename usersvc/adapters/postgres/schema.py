@@ -19,7 +19,7 @@ MIGRATIONS = (
     # COLLATE "C": an index in the order of a locale is wrong once the system's locales change, and a mailbox would be
     # free again. Citus: a table has to be distributed by a column of its every UNIQUE constraint; of these tables it
     # could only make reference tables.
-    # due_at is null for an entry that is set aside, and the end of the lease for one that is leased.
+    # due_at is null for an entry that is dead-lettered, and the end of the lease for one that is leased.
     # outbox_unlimited has all entries but those that the limits on mails put off: see PostgresOutbox.lease.
     # mail_limits: see usersvc.domain.mail_limits. A row has no effect from its second time on. An outbox is all
     # change, and small: by default vacuum would come only after a fifth of it had changed.

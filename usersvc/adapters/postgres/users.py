@@ -17,7 +17,7 @@ from usersvc.application.errors import StorageUnavailable
 from usersvc.application.idempotency import KEY_LIFETIME, EarlierRegistration, IdempotencyKey, IdempotencyKeyUsed
 from usersvc.application.outbox_entries import LAST, RATE_LIMITED, OutboxEntry, OutboxState
 from usersvc.application.read_models import Order, Page, UserView
-from usersvc.application.request_context import CAUSE
+from usersvc.application.request_context import request_context
 from usersvc.domain.errors import EmailAlreadyRegistered
 from usersvc.domain.events import UserRegistered
 from usersvc.domain.mail_limits import limits
@@ -66,25 +66,25 @@ named AS (
 """  # noqa: S608  # a constant
 
 
-def _put(told: str, cause: int) -> str:
+def _put(told: str, context: int) -> str:
     """What stores events in the outbox, as ``mail_limits.reserve`` does: all mails under one limit together.
 
     Args:
         told: gives the events, of the columns user_id, email, occurred_at and number, which counts them.
-        cause: the first of seven parameters: three of the cause, then of all limits on all events the number of the
+        context: the first of seven parameters: three of the cause, then of all limits on all events the number of the
             event, the digest, the gap, and the burst as a time.
     """
     return f"""
 told AS ({told}),
 limited AS (
     SELECT number, occurred_at, digest, gap, burst FROM told JOIN unnest(
-        ${cause + 3}::bigint[], ${cause + 4}::text[], ${cause + 5}::interval[], ${cause + 6}::interval[]
+        ${context + 3}::bigint[], ${context + 4}::text[], ${context + 5}::interval[], ${context + 6}::interval[]
     ) AS given (number, digest, gap, burst) USING (number)
 ),
 ended AS (
     DELETE FROM mail_limits WHERE digest = ANY (ARRAY(
         SELECT digest FROM mail_limits
-        WHERE until <= (SELECT min(occurred_at) FROM limited) AND digest <> ALL (${cause + 4}::text[])
+        WHERE until <= (SELECT min(occurred_at) FROM limited) AND digest <> ALL (${context + 4}::text[])
         ORDER BY until LIMIT {FORGOTTEN_AT_ONCE} FOR UPDATE SKIP LOCKED
     ))
 ),
@@ -106,7 +106,7 @@ due AS (
 put AS (
     INSERT INTO outbox (user_id, email, occurred_at, due_at, reason, request_id, trace_id, span_id)
     SELECT user_id, email, occurred_at, due_at, CASE WHEN due_at > occurred_at THEN '{RATE_LIMITED}' END,
-        ${cause}::text, ${cause + 1}::text, ${cause + 2}::text
+        ${context}::text, ${context + 1}::text, ${context + 2}::text
     FROM told JOIN due USING (number) ORDER BY number
 )
 """  # noqa: S608  # constants
@@ -139,7 +139,7 @@ added AS (
     ON CONFLICT (mailbox) DO NOTHING
     RETURNING id
 ),
-{_put(_TOLD, cause=10)}
+{_put(_TOLD, context=10)}
 SELECT pg_notify('{CHANNEL}', '') FROM added
 """  # noqa: S608  # a constant
 # Who comes first in the batch is first in line for the mailbox and the id. Pairs of both are different ones here.
@@ -156,7 +156,7 @@ added AS (
     ON CONFLICT DO NOTHING
     RETURNING id, mailbox
 ),
-{_put(_TOLD_OF_ALL, cause=12)}
+{_put(_TOLD_OF_ALL, context=12)}
 SELECT id, mailbox, CASE WHEN EXISTS (SELECT FROM told) THEN pg_notify('{CHANNEL}', '') END FROM added
 """  # noqa: S608  # a constant
 _ADD_WITHOUT_KEY = f"WITH {_TURN}, allowed AS (SELECT FROM turn), {_ADD}"
@@ -198,7 +198,7 @@ class PostgresUsers:
 
     async def add(self, user: User, *, key: IdempotencyKey | None = None) -> None:
         """See ``Users.add``."""
-        cause = CAUSE.get()
+        context = request_context.get()
         values = [
             user.id,
             user.email.mailbox,
@@ -209,9 +209,9 @@ class PostgresUsers:
             [event.user_id for event in user.events],
             [event.email for event in user.events],
             [event.occurred_at for event in user.events],
-            cause and cause.request_id,
-            cause and cause.trace_id,
-            cause and cause.span_id,
+            context and context.request_id,
+            context and context.trace_id,
+            context and context.span_id,
             *_limits(user.events),
         ]
         try:
@@ -230,7 +230,7 @@ class PostgresUsers:
 
     async def add_all(self, users: Sequence[User]) -> list[bool]:
         """See ``Users.add_all``."""
-        cause = CAUSE.get()
+        context = request_context.get()
         # A second one with the same mailbox and the same id is refused in any case.
         different: dict[tuple[UUID, str], User] = {}
         for user in users:
@@ -250,9 +250,9 @@ class PostgresUsers:
             [event.user_id for _, event in events],
             [event.email for _, event in events],
             [event.occurred_at for _, event in events],
-            cause and cause.request_id,
-            cause and cause.trace_id,
-            cause and cause.span_id,
+            context and context.request_id,
+            context and context.trace_id,
+            context and context.span_id,
             *_limits([event for _, event in events]),
         )
         new = {(uuid_of(row["id"]), row["mailbox"]) for row in rows}
@@ -373,12 +373,12 @@ class PostgresOutbox:
         """See ``Outbox.delivered``."""
         await self._answer("DELETE FROM outbox", entry)
 
-    async def postpone(self, entry: OutboxEntry, *, due_at: datetime, reason: str) -> None:
-        """See ``Outbox.postpone``."""
+    async def reschedule(self, entry: OutboxEntry, *, due_at: datetime, reason: str) -> None:
+        """See ``Outbox.reschedule``."""
         await self._answer("UPDATE outbox SET due_at = $3, reason = $4, lease = NULL", entry, due_at, reason)
 
-    async def set_aside(self, entry: OutboxEntry, *, reason: str) -> None:
-        """See ``Outbox.set_aside``."""
+    async def dead_letter(self, entry: OutboxEntry, *, reason: str) -> None:
+        """See ``Outbox.dead_letter``."""
         await self._answer("UPDATE outbox SET due_at = NULL, reason = $3, lease = NULL", entry, reason)
 
     async def next_due(self) -> datetime | None:
@@ -425,8 +425,8 @@ class PostgresOutbox:
                 "SELECT (SELECT count(*) FROM outbox WHERE due_at IS NOT NULL), (SELECT count(*) FROM outbox)"
             )
         except StorageUnavailable:
-            return OutboxState(pending=None, set_aside=None, oldest=oldest)
-        return OutboxState(pending=pending, set_aside=in_all - pending, oldest=oldest)
+            return OutboxState(pending=None, dead_lettered=None, oldest=oldest)
+        return OutboxState(pending=pending, dead_lettered=in_all - pending, oldest=oldest)
 
     async def _answer(self, change: str, entry: OutboxEntry, *values: object) -> None:
         await self._pool.run(f"{change} WHERE id = $1 AND lease = $2", entry.id, entry.lease, *values)

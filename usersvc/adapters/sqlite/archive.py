@@ -9,7 +9,7 @@ from uuid import UUID
 from usersvc.adapters.sqlite.database import DatabaseFile
 from usersvc.application.outbox_entries import OutboxEntry
 from usersvc.application.read_models import UserRecord
-from usersvc.application.request_context import Cause
+from usersvc.application.request_context import RequestContext
 from usersvc.domain.events import UserRegistered
 from usersvc.domain.user import PasswordHash
 
@@ -33,8 +33,8 @@ class SqliteArchive:
         )
         return [_record(row) for row in rows]
 
-    async def holders(self, *, mailboxes: Sequence[str], ids: Sequence[UUID]) -> list[UserRecord]:
-        """See ``Archive.holders``."""
+    async def find_matching(self, *, mailboxes: Sequence[str], ids: Sequence[UUID]) -> list[UserRecord]:
+        """See ``Archive.find_matching``."""
         rows = await self._file.read(
             f"""
             SELECT {_RECORD} FROM users
@@ -61,7 +61,7 @@ def entry_of(row: tuple[Any, ...]) -> OutboxEntry:
         due_at=None if due_at is None else datetime.fromisoformat(due_at),
         reason=reason,
         lease=lease,
-        cause=None if request_id is None else Cause(request_id, trace_id, span_id),
+        context=None if request_id is None else RequestContext(request_id, trace_id, span_id),
     )
 
 

@@ -28,7 +28,7 @@ class _Waiting:
     alone: bool = False
 
 
-class JoinedReads:
+class CoalescedReads:
     """Makes the reads that come while one is under way together, in one statement that gives one row.
 
     The way to the thread that reads, and back, takes longer than most reads do, and so does handing Python's lock over

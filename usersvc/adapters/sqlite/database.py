@@ -42,7 +42,7 @@ APPLICATION_ID = 0x75737663
 
 MIGRATIONS = (
     # AUTOINCREMENT: a position is never given out again, even when its user is gone.
-    # outbox.due_at is null for an entry that is set aside, and the end of the lease for one that is leased.
+    # outbox.due_at is null for an entry that is dead-lettered, and the end of the lease for one that is leased.
     # outbox_unlimited has all entries but those that the limits on mails put off: see SqliteOutbox.lease.
     # mail_limits: see usersvc.domain.mail_limits. A row has no effect from its second time on.
     # idempotency_keys.digest is that of the key alone.
@@ -108,7 +108,7 @@ class DatabaseFile:
         Raises:
             StorageUnavailable: it cannot be opened, is no SQLite database, is damaged, or is of a newer schema.
         """
-        with _told_as_unavailable("cannot open the database"):
+        with _storage_errors("cannot open the database"):
             try:
                 # Before aiosqlite, whose thread may outlive the event loop when it cannot open a file.
                 await asyncio.to_thread(_prepare, self._path)
@@ -141,7 +141,7 @@ class DatabaseFile:
         Raises:
             StorageUnavailable: they cannot be read, or not within ``CALL_TIMEOUT``.
         """
-        with _told_as_unavailable("cannot read"):
+        with _storage_errors("cannot read"):
             async with asyncio.timeout(CALL_TIMEOUT):
                 return await _rows(query, values, _opened(self._reader))
 
@@ -178,7 +178,7 @@ class DatabaseFile:
             self._check_file()
             return result
 
-        with _told_as_unavailable("cannot write"):
+        with _storage_errors("cannot write"):
             try:
                 async with asyncio.timeout(CALL_TIMEOUT):
                     return await _to_its_end(self._writing, transaction)
@@ -244,7 +244,7 @@ def _opened(connection: aiosqlite.Connection | None) -> aiosqlite.Connection:
 
 
 @contextmanager
-def _told_as_unavailable(what: str) -> Iterator[None]:
+def _storage_errors(what: str) -> Iterator[None]:
     """Any failure of SQLite, in the language of the port."""
     try:
         yield
@@ -395,7 +395,7 @@ def backup(source: Path, target: Path) -> None:
         StorageUnavailable: one of the two cannot be read or written.
     """
     with (
-        _told_as_unavailable(f"cannot copy {source}"),
+        _storage_errors(f"cannot copy {source}"),
         closing(sqlite3.connect(_uri(source, "rw"), uri=True, timeout=BUSY_TIMEOUT)) as original,
         closing(sqlite3.connect(_uri(target, "rw"), uri=True)) as copy,
     ):
@@ -411,7 +411,7 @@ def damage(path: Path) -> list[str]:
         StorageUnavailable: it cannot be read at all, or is of a newer schema.
     """
     with (
-        _told_as_unavailable(f"cannot read {path}"),
+        _storage_errors(f"cannot read {path}"),
         closing(sqlite3.connect(_uri(path, "rw"), uri=True, timeout=BUSY_TIMEOUT)) as connection,
     ):
         version = _schema_version(connection)

@@ -14,13 +14,13 @@ from uuid import UUID, uuid4
 import aiosqlite
 
 from usersvc.adapters.sqlite.archive import ENTRY, SqliteArchive, entry_of
-from usersvc.adapters.sqlite.coalesced_reads import JoinedReads
+from usersvc.adapters.sqlite.coalesced_reads import CoalescedReads
 from usersvc.adapters.sqlite.database import DatabaseFile
 from usersvc.application.clock import timestamp
 from usersvc.application.idempotency import KEY_LIFETIME, EarlierRegistration, IdempotencyKey, IdempotencyKeyUsed
 from usersvc.application.outbox_entries import LAST, RATE_LIMITED, OutboxEntry, OutboxState
 from usersvc.application.read_models import Order, Page, UserView, view_of
-from usersvc.application.request_context import CAUSE
+from usersvc.application.request_context import request_context
 from usersvc.domain.errors import EmailAlreadyRegistered
 from usersvc.domain.events import UserRegistered
 from usersvc.domain.mail_limits import Reserved, limits, reserve
@@ -54,7 +54,7 @@ class SqliteUsers:
 
     def __init__(self, path: Path) -> None:
         self._file = DatabaseFile(path)
-        self._pages = JoinedReads(self._file.read)
+        self._pages = CoalescedReads(self._file.read)
         self.outbox = SqliteOutbox(self._file)
         self.archive = SqliteArchive(self._file)
 
@@ -161,7 +161,7 @@ class SqliteUsers:
             conditions["mailbox = ?"] = mailbox
         where = f"WHERE {' AND '.join(conditions)}" if conditions else ""
         last = "max" if order is Order.ASC else "min"
-        # One more than asked for tells whether there is a next page. All of it is one value: see JoinedReads.
+        # One more than asked for tells whether there is a next page. All of it is one value: see CoalescedReads.
         found: bytes = await self._pages.value(
             f"""
             SELECT CAST(count(*) || ' ' || ifnull({last}(position), 0) || ' ' || ifnull({_LINES}, '') AS BLOB) FROM (
@@ -219,12 +219,12 @@ class SqliteOutbox:
         """See ``Outbox.delivered``."""
         await self._answer("DELETE FROM outbox", [], entry)
 
-    async def postpone(self, entry: OutboxEntry, *, due_at: datetime, reason: str) -> None:
-        """See ``Outbox.postpone``."""
+    async def reschedule(self, entry: OutboxEntry, *, due_at: datetime, reason: str) -> None:
+        """See ``Outbox.reschedule``."""
         await self._answer("UPDATE outbox SET due_at = ?, reason = ?, lease = NULL", [timestamp(due_at), reason], entry)
 
-    async def set_aside(self, entry: OutboxEntry, *, reason: str) -> None:
-        """See ``Outbox.set_aside``."""
+    async def dead_letter(self, entry: OutboxEntry, *, reason: str) -> None:
+        """See ``Outbox.dead_letter``."""
         await self._answer("UPDATE outbox SET due_at = NULL, reason = ?, lease = NULL", [reason], entry)
 
     async def next_due(self) -> datetime | None:
@@ -263,7 +263,7 @@ class SqliteOutbox:
         )
         return OutboxState(
             pending=pending,
-            set_aside=in_all - pending,
+            dead_lettered=in_all - pending,
             oldest=None if oldest is None else datetime.fromisoformat(oldest),
         )
 
@@ -273,7 +273,7 @@ class SqliteOutbox:
 
 async def _put(connection: aiosqlite.Connection, events: Sequence[UserRegistered]) -> None:
     """Store events in the outbox, due as soon as the limits on mails allow."""
-    cause = CAUSE.get()
+    context = request_context.get()
     for event in events:
         occurred_at = timestamp(event.occurred_at)
         due_at = timestamp(await _reserve(connection, event))
@@ -288,9 +288,9 @@ async def _put(connection: aiosqlite.Connection, events: Sequence[UserRegistered
                 occurred_at,
                 due_at,
                 RATE_LIMITED if due_at > occurred_at else None,
-                cause and cause.request_id,
-                cause and cause.trace_id,
-                cause and cause.span_id,
+                context and context.request_id,
+                context and context.trace_id,
+                context and context.span_id,
             ),
         )
 

@@ -22,7 +22,7 @@ class Instrument(Protocol):
         ...
 
     def notification(self, operation: str, /) -> AbstractContextManager[None]:
-        """Around an attempt of a ``Notifier`` to send a mail; ``CAUSE`` is the request that led to it."""
+        """Around an attempt of a ``Notifier`` to send a mail; ``request_context`` is the request that led to it."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""Traces by OpenTelemetry: of requests, and of what they cause behind the ports (see ``observed.Instrument``).
+"""Traces by OpenTelemetry: of requests, and of what they do behind the ports (see ``observed.Instrument``).
 
 Only what belongs to a request is traced, the mail that it leads to included; what the service does by itself is not.
 Spans tell what was done, how long it took and how it ended, never what was given: no address, path, query or id. The
@@ -32,7 +32,7 @@ from opentelemetry.trace import NonRecordingSpan, Span, SpanContext, SpanKind, S
 
 import usersvc
 from usersvc.application.idempotency import IdempotencyKeyUsed
-from usersvc.application.request_context import CAUSE
+from usersvc.application.request_context import request_context
 from usersvc.domain.errors import EmailAlreadyRegistered
 
 log = logging.getLogger(__name__)
@@ -134,12 +134,15 @@ class OpenTelemetryTracing:
     @contextmanager
     def notification(self, _operation: str) -> Iterator[None]:
         """See ``Instrument.notification``: a part of the request's trace, however much later, if that was recorded."""
-        cause = CAUSE.get()
-        if cause is None or cause.trace_id is None or cause.span_id is None:
+        context = request_context.get()
+        if context is None or context.trace_id is None or context.span_id is None:
             yield
             return
         request = SpanContext(
-            int(cause.trace_id, 16), int(cause.span_id, 16), is_remote=True, trace_flags=TraceFlags(TraceFlags.SAMPLED)
+            int(context.trace_id, 16),
+            int(context.span_id, 16),
+            is_remote=True,
+            trace_flags=TraceFlags(TraceFlags.SAMPLED),
         )
         parent = trace.set_span_in_context(NonRecordingSpan(request), Context())
         with _telling(self._tracer.start_span("notification", parent, SpanKind.CONSUMER)):

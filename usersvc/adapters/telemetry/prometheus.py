@@ -33,7 +33,7 @@ SLOW = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.0, 4.0, 8.0, 16.0)
 MAIL = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 """Bounds of the histograms, in seconds: for what takes milliseconds, for hashing, and for talking to mail servers."""
 
-OUTCOMES = {"outbox_delivered": "delivered", "outbox_postpone": "retried", "outbox_set_aside": "set-aside"}
+OUTCOMES = {"outbox_delivered": "delivered", "outbox_postpone": "retried", "usersvc_outbox_dead_lettered": "set-aside"}
 """What came of an attempt to deliver, by the call that tells the outbox."""
 
 METHODS = frozenset({"GET", "HEAD", "POST", "OPTIONS", "PUT", "PATCH", "DELETE"})
@@ -116,7 +116,7 @@ class PrometheusMetrics:
             registry=registry,
         )
         self.outbox_set_aside = Gauge(
-            "usersvc_outbox_set_aside",
+            "usersvc_outbox_dead_lettered",
             "Notifications that nobody tries to deliver any more.",
             multiprocess_mode="mostrecent",
             registry=registry,
@@ -167,16 +167,16 @@ class PrometheusMetrics:
 
     async def exposition(self, outbox: Outbox) -> bytes:
         """All figures in Prometheus' text format 0.0.4; those of the outbox as they are now, NaN if nobody can tell."""
-        waited = pending = set_aside = nan
+        waited = pending = dead_lettered = nan
         # Without the storage's answer, the other figures are needed most.
         with suppress(StorageUnavailable):
             state = await self._state_of(outbox)
             waited = 0.0 if state.oldest is None else max(0.0, (utc_now() - state.oldest).total_seconds())
             pending = nan if state.pending is None else state.pending
-            set_aside = nan if state.set_aside is None else state.set_aside
+            dead_lettered = nan if state.dead_lettered is None else state.dead_lettered
         self.outbox_oldest_seconds.set(waited)
         self.outbox_pending.set(pending)
-        self.outbox_set_aside.set(set_aside)
+        self.outbox_set_aside.set(dead_lettered)
         if self._shared is None:
             return generate_latest(self._registry)
         _forget_the_dead(Path(self._shared))

@@ -13,7 +13,7 @@ from typing import Any
 from marshmallow import EXCLUDE, INCLUDE, RAISE, Schema, ValidationError, fields, validates_schema
 
 from usersvc.application.read_models import Order, UserView
-from usersvc.domain.errors import RulesBroken, Violation
+from usersvc.domain.errors import ValidationFailed, Violation
 from usersvc.domain.user import Age, EmailAddress, Password
 from usersvc.web.problems import PROBLEMS
 
@@ -212,7 +212,7 @@ class MailboxText(Parameter):
     def _deserialize(self, value: Any, attr: str | None, data: Any, **_: Any) -> EmailAddress:
         try:
             return EmailAddress(value)
-        except RulesBroken as refused:
+        except ValidationFailed as refused:
             raise ValidationError([(flaw.code, flaw.message) for flaw in refused.violations]) from None
 
 
