@@ -97,15 +97,15 @@ build: .tools/poetry/made.stamp ## build the wheel and the source package, into 
 
 .PHONY: crash
 crash: .venv/everything.stamp ## kill the service 200 times under load, and look whether anything was lost
-	$(BIN)/python -m tests.e2e.crash --kills 200
+	$(BIN)/python -m tests.soak.crash --kills 200
 
 .PHONY: many-hosts
 many-hosts: .venv/everything.stamp ## 5,000 register behind nginx while an instance is killed and PostgreSQL crashes
-	$(BIN)/python -m tests.e2e.many_hosts --registrations 5000 --contested 500
+	$(BIN)/python -m tests.soak.many_hosts --registrations 5000 --contested 500
 
 .PHONY: fuzz
 fuzz: .venv/everything.stamp ## send every endpoint 20,000 requests that nobody should send
-	$(BIN)/python -m tests.e2e.fuzz --cases 20000
+	$(BIN)/python -m tests.soak.fuzz --cases 20000
 
 .PHONY: docker
 docker: ## build the container image

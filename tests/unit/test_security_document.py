@@ -10,7 +10,7 @@ QUOTED = re.findall(r"`([^`\n]+)`", (ROOT / "SECURITY.md").read_text("utf-8"))
 
 
 @pytest.mark.parametrize(
-    "named", sorted({each for each in QUOTED if re.match(r"(unit|integration|contract|e2e)/", each)})
+    "named", sorted({each for each in QUOTED if re.match(r"(unit|integration|contract|e2e|soak)/", each)})
 )
 def test_a_test_that_is_named_exists(named: str) -> None:
     file, _, test = named.partition("::")

@@ -9,8 +9,8 @@ from uuid import UUID
 import pytest
 
 from tests.e2e.api import PASSWORD, person, register
-from tests.e2e.collector import Received, collecting, hanging_collector
 from tests.e2e.server import DEADLINE, free_port, run_to_end, running
+from tests.soak.collector import Received, collecting, hanging_collector
 
 SERVER, CONSUMER, INTERNAL = 2, 5, 1
 """Kinds of spans, as OTLP numbers them."""

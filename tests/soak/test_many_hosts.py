@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e import many_hosts
-from tests.e2e.proxy import needs_nginx
+from tests.soak import many_hosts
+from tests.soak.proxy import needs_nginx
 
 
 @needs_nginx
