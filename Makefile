@@ -10,6 +10,11 @@ SHELL := /bin/sh
 
 BIN := .venv/bin
 POETRY := .tools/poetry/bin/python tools/poetry.py
+PIP_INSTALL := .tools/poetry/bin/python -m pip install -qq --disable-pip-version-check
+# Without paths: `testpaths` of pyproject.toml, which is every tier but tests/soak.
+PYTEST := $(BIN)/pytest --numprocesses auto --dist loadfile
+# What depends on the versions of aiohttp and uvicorn.
+HTTP_LAYERS := tests/asgi tests/integration/test_server.py tests/e2e/test_wire_limits.py
 IMAGE := usersvc
 # CPython 3.13.15 on Debian 13 (3.13.15-slim-trixie); deploy/compose.yaml has it, too.
 BASE_IMAGE := python@sha256:7c61056e61ac89e852de05f3dc6fa51a6dd2181797bceed46aa725dd7cb2cd3b
@@ -36,19 +41,27 @@ run: .venv/run-time.stamp ## start the service (settings: environment or .env)
 	@exec $(BIN)/usersvc serve
 
 .PHONY: test
-test: .venv/everything.stamp ## all tests: features at both levels and on each storage, then pytest with coverage
+test: .venv/everything.stamp ## minutes: features at both levels, unit, contract, integration, asgi, main paths in e2e
 	$(BIN)/behave --format progress
 	$(BIN)/behave --format progress --stage http
 	$(BIN)/behave --format progress --stage http -D storage=memory
 	$(BIN)/behave --format progress --stage http -D storage=postgres
-	$(BIN)/pytest --numprocesses auto --dist loadfile --cov=usersvc --cov-branch --cov-report=term-missing:skip-covered --cov-fail-under=95
+	$(PYTEST) $(COVERAGE)
+
+.PHONY: coverage
+coverage: COVERAGE := --cov
+coverage: test ## test, and fail below 95 % coverage (needs PostgreSQL and Redis)
+
+.PHONY: soak
+soak: newest oldest ## all other tests: kills, faults, fuzzing, proxies, browser, wheel, every ASGI server
+	$(PYTEST) tests/soak tests/asgi --every-pair
 
 .PHONY: bdd
 bdd: .venv/everything.stamp ## the features alone, on the use cases with fakes: seconds
 	$(BIN)/behave
 
 .PHONY: check
-check: static docs test ## all that has to pass before a change goes in: static, docs, then test
+check: static docs coverage soak ## everything that must pass before a change is merged
 
 .PHONY: static
 static: .venv/everything.stamp ## format, lint, types, architecture, lock file
@@ -86,8 +99,15 @@ bench-many: .venv/everything.stamp ## measure one, two and four processes on SQL
 	$(BIN)/python -m benchmarks.processes postgresql:///postgres
 
 .PHONY: oldest
-oldest: .venv/everything.stamp .tools/oldest/made.stamp ## the ASGI shim's tests on the oldest aiohttp that is admitted
-	PYTHONPATH=.tools/oldest $(BIN)/pytest tests/asgi
+oldest: .venv/everything.stamp .tools/oldest/made.stamp ## the tests of the HTTP layers on the oldest aiohttp and uvicorn allowed
+	PYTHONPATH=$(CURDIR)/.tools/oldest $(PYTEST) $(HTTP_LAYERS)
+
+# Installed anew each time. A failure is reported and ignored, as is an index that does not answer.
+.PHONY: newest
+newest: .venv/everything.stamp .tools/poetry/made.stamp ## the same on the newest aiohttp and uvicorn; only reports
+	-rm -rf .tools/newest && $(PIP_INSTALL) --target .tools/newest aiohttp uvicorn && \
+		ls -d .tools/newest/aiohttp-*.dist-info .tools/newest/uvicorn-*.dist-info && \
+		PYTHONPATH=$(CURDIR)/.tools/newest $(PYTEST) $(HTTP_LAYERS)
 
 .PHONY: lock
 lock: .tools/poetry/made.stamp .venv/made.stamp ## resolve the dependencies anew after a change in pyproject.toml
@@ -100,18 +120,6 @@ lock-tools: .tools/poetry/made.stamp ## resolve Poetry itself anew after a chang
 .PHONY: build
 build: .tools/poetry/made.stamp ## build the wheel and the source package, into dist/
 	$(POETRY) build --clean
-
-.PHONY: crash
-crash: .venv/everything.stamp ## kill the service 200 times under load, and look whether anything was lost
-	$(BIN)/python -m tests.e2e.crash --kills 200
-
-.PHONY: many-hosts
-many-hosts: .venv/everything.stamp ## 5,000 register behind nginx while an instance is killed and PostgreSQL crashes
-	$(BIN)/python -m tests.e2e.many_hosts --registrations 5000 --contested 500
-
-.PHONY: fuzz
-fuzz: .venv/everything.stamp ## send every endpoint 20,000 requests that nobody should send
-	$(BIN)/python -m tests.e2e.fuzz --cases 20000
 
 .PHONY: docker
 docker: ## build the container image
@@ -144,7 +152,7 @@ FORCE:
 	@echo 'Setting up Poetry in .tools/poetry ...'
 	@rm -rf .tools/poetry
 	@read -r python <.tools/python && "$$python" -m venv .tools/poetry
-	@.tools/poetry/bin/python -m pip install -qq --disable-pip-version-check --require-hashes --requirement tools/poetry.txt
+	@$(PIP_INSTALL) --require-hashes --requirement tools/poetry.txt
 	@touch $@
 
 # Without pip: Poetry installs with its own.
@@ -160,8 +168,8 @@ FORCE:
 # Beside the newest, which the lock file has.
 .tools/oldest/made.stamp: .tools/poetry/made.stamp pyproject.toml
 	@rm -rf .tools/oldest
-	.tools/poetry/bin/python -m pip install -qq --disable-pip-version-check --no-deps --target .tools/oldest \
-		"aiohttp==$$(sed -n 's/.*"aiohttp (>=\([0-9.]*\),.*/\1/p' pyproject.toml)"
+	$(PIP_INSTALL) --no-deps --target .tools/oldest \
+		$$(sed -n -e 's/.*"\(aiohttp\) (>=\([0-9.]*\),.*/\1==\2/p' -e 's/.*"\(uvicorn\) (>=\([0-9.]*\),.*/\1==\2/p' pyproject.toml)
 	@touch $@
 
 # As the environment of those who run the service: several libraries import what they find of others.

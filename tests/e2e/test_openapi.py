@@ -1,11 +1,6 @@
 """The OpenAPI document: it is one, it is complete, and the service keeps to it."""
 
-import os
-import re
-import subprocess
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -14,10 +9,7 @@ from openapi_schema_validator import OAS30Validator, oas30_format_checker
 from openapi_spec_validator import OpenAPIV30SpecValidator
 
 from tests.e2e.api import assert_common_headers
-from tests.e2e.server import StartService
 from usersvc.domain.user import Age, EmailAddress, Password
-
-CONFIG = Path(__file__).with_name("schemathesis.toml")
 
 Json = dict[str, Any]
 
@@ -153,38 +145,3 @@ def test_the_examples_work(client: httpx.Client, document: Json) -> None:
 
     assert client.post("/register", json=example).status_code in {201, 409}
     assert client.post("/register", json=example).status_code == 409
-
-
-TOKEN = "a-token-of-the-tests-4711"
-
-
-@pytest.mark.parametrize("token", [None, TOKEN], ids=["open", "protected"])
-def test_schemathesis_finds_nothing(start: StartService, tmp_path: Path, token: str | None) -> None:
-    service = start(**({} if token is None else {"USERSVC_ADMIN_TOKEN": token}))
-    # It is no part of the service, and slower when its coverage is measured.
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
-    ended = subprocess.run(
-        [
-            Path(sys.executable).with_name("schemathesis"),
-            f"--config-file={CONFIG}",
-            "run",
-            f"{service.url}/openapi.json",
-            "--checks=all",
-            "--phases=examples,coverage,fuzzing,stateful",
-            "--max-examples=30",
-            "--generation-deterministic",
-            "--no-color",
-            *([] if token is None else [f"--header=Authorization: Bearer {token}"]),
-        ],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=180,
-        check=False,
-    )
-
-    assert ended.returncode == 0, ended.stdout + ended.stderr
-    assert re.search(r"API Links: +3 covered", ended.stdout), ended.stdout
-    with service.client() as client:
-        assert client.get("/readyz").status_code == 200

@@ -124,7 +124,7 @@ def test_the_list_has_a_line_for_each_entry_without_addresses(usersvc: Commands)
 
     assert (code, err) == (0, "")
     assert out.splitlines() == [
-        f"{alice.id}\tset aside\tattempts=1\t{alice.event.user_id}\tnobody lives there",
+        f"{alice.id}\tdead-lettered\tattempts=1\t{alice.event.user_id}\tnobody lives there",
         f"{bob.id}\t2026-01-31T09:30:00.000000Z\tattempts=0\t{bob.event.user_id}\t",
     ]
 

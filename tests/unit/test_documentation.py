@@ -18,7 +18,7 @@ from usersvc.web.problems import PROBLEMS
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
-DOCUMENTS = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md"))]
 TEXT_OF = {document.name: document.read_text("utf-8") for document in DOCUMENTS}
 EVERYTHING = "\n".join(TEXT_OF.values())
 
@@ -187,7 +187,9 @@ def test_every_file_that_is_named_exists() -> None:
     assert [each for each in sorted(named) if not (ROOT / each).exists()] == []
 
 
-@pytest.mark.parametrize("document", ["README.md", "SECURITY.md", "CHANGELOG.md", "benchmarks/README.md"])
+@pytest.mark.parametrize(
+    "document", ["README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", "benchmarks/README.md"]
+)
 def test_every_link_of_a_document_beside_the_pages_resolves(document: str) -> None:
     file = ROOT / document
     for target in re.findall(r"\]\((?!https?://)([^)#]+)", file.read_text("utf-8")):

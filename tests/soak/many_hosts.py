@@ -1,6 +1,6 @@
 """Lets a crowd register at two instances behind nginx, while one is killed and PostgreSQL crashes, and counts.
 
-    python -m tests.e2e.many_hosts --registrations 5000 --contested 500
+    python -m tests.soak.many_hosts --registrations 5000 --contested 500
 
 Each instance has two processes. Whoever gets no answer, or is told to come again, asks again under the same key, as a
 client should. A mail is a line in the log.
@@ -24,10 +24,10 @@ from uuid import uuid4
 import httpx
 
 from tests.e2e.api import pages_from, person
-from tests.e2e.proxy import Proxy, proxy
 from tests.e2e.server import DEADLINE, SERVE, Service, free_port
 from tests.postgres import query
 from tests.postgres_server import Server, own_server
+from tests.soak.proxy import Proxy, proxy
 from usersvc.application.mail_delivery import LEASE
 
 CLIENTS = 24

@@ -2,9 +2,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e import many_hosts
 from tests.e2e.launch import SHORT_LEASE
-from tests.e2e.proxy import needs_nginx
+from tests.soak import many_hosts
+from tests.soak.proxy import needs_nginx
 
 
 @needs_nginx

@@ -10,8 +10,8 @@ import pytest
 from tests.e2e.api import assert_problem, person
 from tests.e2e.launch import SHORT_PAUSE
 from tests.e2e.server import DEADLINE, Service, free_port, running
-from tests.e2e.test_metrics import figure, figures
 from tests.redis_server import RedisServer, needs_redis, redis_server
+from tests.soak.test_metrics import figure, figures
 
 pytestmark = needs_redis
 

@@ -1,6 +1,6 @@
 """Kills the service again and again while people register, and counts what became of them.
 
-    python -m tests.e2e.crash --kills 200
+    python -m tests.soak.crash --kills 200
 
 SIGKILL ends a process between any two instructions, as a crash or the kernel's memory killer does. What the kernel
 was given by then reaches the disk. A power cut takes that away too; it is what ``synchronous = FULL`` is for, and is

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e import fuzz
+from tests.soak import fuzz
 
 
 def test_nothing_that_is_sent_breaks_the_service(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

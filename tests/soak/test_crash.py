@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e import crash
+from tests.soak import crash
 
 
 def test_nothing_acknowledged_is_lost_when_the_service_is_killed(

@@ -18,9 +18,9 @@ import httpx
 import pytest
 
 from tests.e2e.api import pages_from, person, register
-from tests.e2e.proxy import TRUST, Proxy, needs_nginx, proxy
 from tests.e2e.server import DEADLINE, Service, free_port, running
 from tests.redis_server import needs_redis, redis_server
+from tests.soak.proxy import TRUST, Proxy, needs_nginx, proxy
 
 pytestmark = needs_nginx
 

@@ -1,4 +1,4 @@
-"""The examples of the README and of the pages in docs/, executed; see `tests.e2e.terminal`."""
+"""The examples of the README and of the pages in docs/, executed; see `tests.soak.terminal`."""
 
 import shutil
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.server import Service
-from tests.e2e.terminal import Example, Terminal, examples_in
+from tests.soak.terminal import Example, Terminal, examples_in
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -1,6 +1,6 @@
 """Sends the service what nobody should, over raw sockets, to every endpoint; and looks whether it keeps its word.
 
-    python -m tests.e2e.fuzz --cases 20000
+    python -m tests.soak.fuzz --cases 20000
 
 For each case: no 5xx, nothing that hangs, no error that is not a problem document. In the end: it still registers and
 lists, its memory is where it was, no connection is left open, and its log holds neither a failure nor a password.
