@@ -13,7 +13,7 @@ from aiohttp.test_utils import TestServer
 
 from tests.collector import Collector, collecting
 from tests.e2e.api import PASSWORD, person, register
-from tests.e2e.server import DEADLINE, free_port
+from tests.e2e.server import DEADLINE, break_reads, free_port
 from usersvc.bootstrap import create_service_app
 from usersvc.config import Settings
 
@@ -93,7 +93,7 @@ def test_failures_are_reported_by_kind(connect: Connect, collector: Collector, t
     client = connect(USERSVC_SMTP_URL=f"smtp://127.0.0.1:{free_port()}", USERSVC_MAIL_FROM="usersvc@example.com")
     register(client)
     notification = collector.wait_for_names("notification")["notification"]
-    tmp_path.joinpath("usersvc.db").rename(tmp_path / "elsewhere.db")
+    break_reads(tmp_path / "usersvc.db")
     assert client.get("/users").status_code == 503
     spans = collector.wait_for_names("storage page", "GET /users")
 
@@ -109,8 +109,8 @@ def test_a_streamed_list_is_one_span_that_contains_every_read(connect: Connect, 
     client = connect()
     register(client)
     client.get("/users", headers={"Accept": "application/x-ndjson"})
-    spans = collector.wait_for_names("storage batches", "GET /users")
+    spans = collector.wait_for_names("storage page", "GET /users")
 
-    request, batch = spans["GET /users"], spans["storage batches"]
+    request, batch = spans["GET /users"], spans["storage page"]
     assert (batch.trace_id, batch.parent_id) == (request.trace_id, request.span_id)
     assert batch.ended <= request.ended
