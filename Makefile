@@ -30,7 +30,7 @@ help: ## list the targets
 		printf '  make %-12s %s\n' "$$target" "$$words"; done
 
 .PHONY: run
-run: .venv/run-time.stamp ## start the service (settings: environment or .env)
+run: .venv/extras.stamp ## start the service (settings: environment or .env)
 	@exec $(BIN)/usersvc serve
 
 .PHONY: test
@@ -86,6 +86,10 @@ bench-many: .venv/everything.stamp ## measure one, two and four processes on SQL
 .PHONY: oldest
 oldest: .venv/everything.stamp .tools/oldest/made.stamp ## the ASGI shim's tests on the oldest aiohttp that is admitted
 	PYTHONPATH=.tools/oldest $(BIN)/pytest tests/asgi
+
+.PHONY: extras
+extras: .venv/run-time.stamp ## install every optional dependency; `make run` installs those that the settings need
+	$(POETRY) install --only main --all-extras --no-interaction
 
 .PHONY: lock
 lock: .tools/poetry/made.stamp .venv/made.stamp ## resolve the dependencies anew after a change in pyproject.toml
@@ -148,6 +152,17 @@ FORCE:
 # `install` where the other one says `sync`: it leaves the tools alone when they are there already.
 .venv/run-time.stamp: .venv/made.stamp .tools/poetry/made.stamp pyproject.toml poetry.lock
 	$(POETRY) install --only main --no-interaction
+	@touch $@
+
+# Runs every time, but changes its file only when the settings need other extras.
+.venv/extras: .venv/run-time.stamp FORCE
+	@$(BIN)/python tools/extras.py >$@.new
+	@if cmp -s $@.new $@; then rm $@.new; else mv $@.new $@; fi
+
+# `install` keeps the extras that are not named.
+.venv/extras.stamp: .venv/extras .tools/poetry/made.stamp pyproject.toml poetry.lock
+	@extras=$$(cat .venv/extras); [ -z "$$extras" ] || \
+		$(POETRY) install --only main --extras "$$extras" --no-interaction
 	@touch $@
 
 # Beside the newest, which the lock file has.
