@@ -37,7 +37,7 @@ help: ## list the targets
 		printf '  make %-12s %s\n' "$$target" "$$words"; done
 
 .PHONY: run
-run: .venv/run-time.stamp ## start the service (settings: environment or .env)
+run: .venv/extras.stamp ## start the service (settings: environment or .env)
 	@exec $(BIN)/usersvc serve
 
 .PHONY: test
@@ -109,6 +109,10 @@ newest: .venv/everything.stamp .tools/poetry/made.stamp ## the same on the newes
 		ls -d .tools/newest/aiohttp-*.dist-info .tools/newest/uvicorn-*.dist-info && \
 		PYTHONPATH=$(CURDIR)/.tools/newest $(PYTEST) $(HTTP_LAYERS)
 
+.PHONY: extras
+extras: .venv/run-time.stamp ## install every optional dependency; `make run` installs those that the settings need
+	$(POETRY) install --only main --all-extras --no-interaction
+
 .PHONY: lock
 lock: .tools/poetry/made.stamp .venv/made.stamp ## resolve the dependencies anew after a change in pyproject.toml
 	$(POETRY) lock
@@ -163,6 +167,17 @@ FORCE:
 # `install` where the other one says `sync`: it leaves the tools alone when they are there already.
 .venv/run-time.stamp: .venv/made.stamp .tools/poetry/made.stamp pyproject.toml poetry.lock
 	$(POETRY) install --only main --no-interaction
+	@touch $@
+
+# Runs every time, but changes its file only when the settings need other extras.
+.venv/extras: .venv/run-time.stamp FORCE
+	@$(BIN)/python tools/extras.py >$@.new
+	@if cmp -s $@.new $@; then rm $@.new; else mv $@.new $@; fi
+
+# `install` keeps the extras that are not named.
+.venv/extras.stamp: .venv/extras .tools/poetry/made.stamp pyproject.toml poetry.lock
+	@extras=$$(cat .venv/extras); [ -z "$$extras" ] || \
+		$(POETRY) install --only main --extras "$$extras" --no-interaction
 	@touch $@
 
 # Beside the newest, which the lock file has.

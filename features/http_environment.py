@@ -3,6 +3,7 @@
 With ``-D storage=postgres`` or ``-D storage=memory`` on another storage than SQLite.
 """
 
+import sys
 from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +26,8 @@ class Services:
     def __init__(self, stack: ExitStack, storage: str) -> None:
         self._stack = stack
         self._kind = storage
+        self.missing: str | None = None
+        """Why the storage cannot be used here."""
 
     def driver(self) -> HttpDriver:
         """Of the service that logs a line for each mail."""
@@ -86,8 +89,18 @@ def before_scenario(context: RunContext, scenario: Any) -> None:
     if not runs_at(scenario, level="http", storage=context.storage):
         return
     services = context.services
+    if services.missing is not None:
+        scenario.skip(services.missing)
+        return
     has_mail_server = "mail_server" in scenario.effective_tags
     try:
         set_scene(context, services.driver_with_mail_server() if has_mail_server else services.driver())
     except pytest.skip.Exception as missing:
-        scenario.skip(str(missing))
+        services.missing = str(missing)
+        scenario.skip(services.missing)
+
+
+def after_all(context: RunContext) -> None:
+    if context.services.missing is not None:
+        # Past behave, which captures the output of hooks.
+        print(f"skipped: {context.services.missing}", file=sys.__stdout__)

@@ -1,5 +1,6 @@
-"""A PostgreSQL database for the tests that need one, and the option of `tests/asgi`."""
+"""A PostgreSQL database for the tests that need one, the option of `tests/asgi`, and a summary of skipped tests."""
 
+from collections import Counter
 from collections.abc import Iterator
 
 import pytest
@@ -26,3 +27,12 @@ def postgres_url(postgres_database: str) -> str:
     """The URL of a database with nobody in it."""
     empty(postgres_database)
     return postgres_database
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print one line per reason for which tests were skipped, at the end."""
+    skipped = [report.longrepr for report in terminalreporter.stats.get("skipped", [])]
+    # For a skipped test, pytest reports the file, the line and the reason.
+    reasons = Counter(place[2].removeprefix("Skipped: ") for place in skipped if isinstance(place, tuple))
+    for reason, count in reasons.most_common():
+        terminalreporter.write_line(f"{count} skipped: {reason}")

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import socket
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -82,7 +83,8 @@ def fresh_database(*, encoding: str = "UTF8", has_schema: bool = True) -> Iterat
     try:
         query(SERVER_URL, f"CREATE DATABASE {name} TEMPLATE template0 ENCODING '{encoding}' LOCALE 'C'")
     except (OSError, asyncpg.PostgresError) as error:
-        pytest.skip(f"no PostgreSQL answers ({type(error).__name__}); TEST_POSTGRES_URL may name one")
+        without_password = re.sub(r"//.*@", "//", SERVER_URL)
+        pytest.skip(f"no PostgreSQL answers at {without_password} ({type(error).__name__}); see TEST_POSTGRES_URL")
     try:
         # Not by urlunsplit, which leaves out the slashes where there is no host.
         url = f"postgresql://{urlsplit(SERVER_URL).netloc}/{name}"

@@ -44,6 +44,13 @@ DATABASE_URL_FORMS = (
     "(with percent-encoded parts, several hosts as host1,host2 and options as ?sslmode=verify-full)"
 )
 
+EXTRAS = {
+    "postgres": ("DATABASE_URL", "postgresql://", "asyncpg"),
+    "redis": ("RATE_LIMIT_STORE", "a URL", "redis"),
+    "otel": ("TRACING", "otlp", "opentelemetry.exporter.otlp.proto.http"),
+}
+"""By the name of the extra: the setting, its value that needs the extra, and a module that the extra installs."""
+
 
 def cores() -> int:
     """Those that this process may use, which in a container may be fewer than there are."""
@@ -132,16 +139,18 @@ class Settings:
         cls,
         environ: Mapping[str, str] | None = None,
         *,
+        check_extras: bool = True,
         told: Callable[[str, object], None] = lambda name, value: None,
     ) -> "Settings":
         """Read the settings.
 
         Args:
             environ: the variables; by default those of the process, over those of a ``.env`` file in its folder.
+            check_extras: whether an optional dependency that is needed has to be installed.
             told: called for each variable there is, with the value that was read or the default.
 
         Raises:
-            InvalidSetting: a value is not accepted.
+            InvalidSetting: a value is not accepted, or needs an optional dependency that is not installed.
         """
         if environ is None:
             # Without interpolation, so that a secret may hold a dollar sign.
@@ -224,16 +233,29 @@ class Settings:
             raise InvalidSetting(f"USERSVC_ADMIN_TOKEN accepts {TOKEN_FORM}.")
         if settings.smtp is not None and not settings.mail_from:
             raise InvalidSetting("USERSVC_MAIL_FROM accepts an email address, and is needed with USERSVC_SMTP_URL.")
-        for name, accepts, extra, module, wanted in (
-            ("DATABASE_URL", "postgresql://", "postgres", "asyncpg", isinstance(settings.database, PostgresDatabase)),
-            ("RATE_LIMIT_STORE", "a URL", "redis", "redis", settings.rate_limit_store is not None),
-            ("TRACING", "otlp", "otel", "opentelemetry.exporter.otlp.proto.http", settings.tracing != "off"),
-        ):
-            if wanted and not _installed(module):
+        for extra in settings.extras if check_extras else ():
+            name, accepts, module = EXTRAS[extra]
+            if not _installed(module):
                 raise InvalidSetting(
-                    f"USERSVC_{name} accepts {accepts} only with the extra {extra}: pip install 'usersvc[{extra}]'."
+                    f"USERSVC_{name} accepts {accepts} only with the extra {extra}: {_command_for(extra)}."
                 )
         return settings
+
+    @property
+    def extras(self) -> tuple[str, ...]:
+        """The names of the optional dependencies that these settings need."""
+        needed = {
+            "postgres": isinstance(self.database, PostgresDatabase),
+            "redis": self.rate_limit_store is not None,
+            "otel": self.tracing != "off",
+        }
+        return tuple(extra for extra, is_needed in needed.items() if is_needed)
+
+
+def _command_for(extra: str) -> str:
+    """What installs an extra: a checkout has a locked environment of its own, which has no pip."""
+    is_checkout = Path(__file__).parents[1].joinpath("Makefile").exists()
+    return "make extras" if is_checkout else f"pip install 'usersvc[{extra}]'"
 
 
 def _installed(module: str) -> bool:

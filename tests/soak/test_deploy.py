@@ -75,7 +75,7 @@ def ask(port: int, host: str, method: str, path: str, **more: Any) -> httpx.Resp
         )
 
 
-@pytest.mark.skipif(NGINX is None, reason="needs nginx")
+@pytest.mark.skipif(NGINX is None, reason="nginx is not installed")
 def test_the_site_for_nginx_works_and_tells_clients_apart(start: StartService, tmp_path: Path) -> None:
     service = start(USERSVC_TRUSTED_PROXIES="127.0.0.1", USERSVC_REGISTER_RATE="2/minute")
     with nginx(tmp_path, service) as port:
@@ -102,7 +102,7 @@ def test_the_site_for_nginx_works_and_tells_clients_apart(start: StartService, t
             assert (answer.headers["X-Request-ID"] == said) is kept
 
 
-@pytest.mark.skipif(NGINX is None, reason="needs nginx")
+@pytest.mark.skipif(NGINX is None, reason="nginx is not installed")
 def test_the_site_for_nginx_answers_no_other_host(start: StartService, tmp_path: Path) -> None:
     with nginx(tmp_path, start()) as port:
         assert ask(port, "users.example.com", "GET", "/livez").status_code == 200
@@ -110,7 +110,7 @@ def test_the_site_for_nginx_answers_no_other_host(start: StartService, tmp_path:
             ask(port, "elsewhere.example", "GET", "/livez")
 
 
-@pytest.mark.skipif(NGINX is None, reason="needs nginx")
+@pytest.mark.skipif(NGINX is None, reason="nginx is not installed")
 def test_the_site_for_nginx_does_not_respond_to_another_host_in_a_connection_to_the_right_one(
     start: StartService, tmp_path: Path
 ) -> None:
@@ -136,7 +136,7 @@ def test_the_site_for_nginx_does_not_respond_to_another_host_in_a_connection_to_
             assert answer[:13] == beginning, head
 
 
-@pytest.mark.skipif(SYSTEMD is None, reason="needs systemd-analyze")
+@pytest.mark.skipif(SYSTEMD is None, reason="systemd-analyze is not installed")
 def test_the_unit_for_systemd_is_one(tmp_path: Path) -> None:
     unit = tmp_path / "usersvc.service"
     text = (DEPLOY / "systemd/usersvc.service").read_text("utf-8")

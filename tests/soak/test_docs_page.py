@@ -18,7 +18,7 @@ from tests.e2e.server import Service, StartService
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
-in_a_browser = pytest.mark.skipif(CHROMIUM is None, reason="needs a chromium on PATH")
+in_a_browser = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
 
 
 def policy_of(response: httpx.Response) -> dict[str, list[str]]:

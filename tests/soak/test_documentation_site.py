@@ -91,7 +91,7 @@ def test_no_page_names_an_asset_of_another_host(site: Path) -> None:
         assert not re.search(r"url\(['\"]?(?:\w+:)?//|@import", style.read_text("utf-8")), style
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="needs a chromium on PATH")
+@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
 def test_a_browser_asks_no_other_host_and_finds_nothing_amiss(site: Path, url: str) -> None:
     asked: list[str] = []
     amiss: list[str] = []

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 WITH_EXAMPLES = [document for document in DOCUMENTS if [*examples_in(document.read_text("utf-8"))]]
 
-needs_curl = pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl on PATH")
+needs_curl = pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 
 
 def assert_examples_work(text: str, folder: Path, service: Service | None = None) -> None:

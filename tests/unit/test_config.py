@@ -1,3 +1,4 @@
+import io
 import sys
 from ipaddress import ip_network
 from pathlib import Path
@@ -7,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from limits import RateLimitItemPerHour, RateLimitItemPerMinute
 
+from tools.extras import main
 from usersvc.adapters.mail.smtp_notifier import Security, SmtpServer
 from usersvc.config import SECRETS, InvalidSetting, MemoryDatabase, PostgresDatabase, Settings, SqliteDatabase
 
@@ -347,11 +349,47 @@ def test_what_needs_a_library_that_is_missing_names_the_extra(
 ) -> None:
     monkeypatch.setattr("usersvc.config.find_spec", lambda _: None)
     with pytest.raises(
-        InvalidSetting, match=rf"USERSVC_{name.upper()} accepts .*pip install 'usersvc\[{extra}\]'"
+        InvalidSetting, match=rf"USERSVC_{name.upper()} accepts .* the extra {extra}: make extras\."
     ) as told:
         read(**{name: value})
     assert "hunter2" not in str(told.value)
     assert read().rate_limit_store is None
+
+    # As it is installed by pip.
+    monkeypatch.setattr("usersvc.config.__file__", "/site-packages/usersvc/config.py")
+    with pytest.raises(InvalidSetting, match=rf"pip install 'usersvc\[{extra}\]'"):
+        read(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("variables", "extras"),
+    [
+        ({}, ""),
+        ({"USERSVC_DATABASE_URL": "sqlite:///users.db", "USERSVC_TRACING": "off"}, ""),
+        ({"USERSVC_DATABASE_URL": "postgresql://host/db"}, "postgres"),
+        ({"USERSVC_DATABASE_URL_FILE": "url.txt"}, "postgres"),
+        ({"USERSVC_RATE_LIMIT_STORE": "redis://host", "USERSVC_TRACING": "otlp"}, "redis otel"),
+        ({"USERSVC_PORT": "many", "USERSVC_TRACING": "otlp"}, ""),
+    ],
+)
+@pytest.mark.parametrize("place", ["environment", ".env"])
+def test_the_extras_that_the_settings_need_are_printed_installed_or_not(
+    variables: dict[str, str], extras: str, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("usersvc.config.find_spec", lambda _: None)
+    printed = io.StringIO()
+    monkeypatch.setattr("sys.stdout", printed)
+    Path("url.txt").write_text("postgresql://host/db\n")
+    if place == ".env":
+        Path(".env").write_text("".join(f"{name}={value}\n" for name, value in variables.items()))
+    else:
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+
+    main()
+
+    assert printed.getvalue() == f"{extras}\n"
 
 
 def test_the_environment_wins_over_the_env_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -417,9 +455,7 @@ def test_a_name_that_is_no_setting_is_noticed() -> None:
 def test_tracing_needs_an_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     # As if it were not installed.
     monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http", None)
-    with pytest.raises(
-        InvalidSetting, match=r"USERSVC_TRACING accepts otlp only with the extra otel: .*usersvc\[otel\]"
-    ):
+    with pytest.raises(InvalidSetting, match=r"USERSVC_TRACING accepts otlp only with the extra otel: make extras\."):
         read(tracing="otlp")
     assert read(tracing="off") == read()
 
