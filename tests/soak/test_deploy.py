@@ -22,7 +22,7 @@ from tests.e2e.server import DEADLINE, Service, StartService, free_port
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
 PEM = ROOT / "tests/integration/localhost.pem"
-NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
+NGINX = shutil.which("nginx")
 SYSTEMD = shutil.which("systemd-analyze")
 
 
