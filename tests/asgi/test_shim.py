@@ -617,6 +617,34 @@ async def test_a_body_that_waits_to_be_asked_for_is_not_waited_for() -> None:
     server.incoming.get_nowait()
     await server.serve(app_of(handler))
     assert (server.status, server.complete) == (403, True)
+    assert server.headers[b"connection"] == b"close"
+
+
+@pytest.mark.parametrize("read", [True, False])
+@pytest.mark.parametrize("kind", [web.Response, web.StreamResponse])
+async def test_a_connection_is_closed_unless_the_client_was_told_to_continue(
+    kind: type[web.StreamResponse], read: bool
+) -> None:
+    async def handler(request: web.Request) -> web.StreamResponse:
+        if read:
+            await request.read()
+        return kind()
+
+    server = await FakeServer(body=b"hello", headers=[(b"expect", b"100-continue")]).serve(app_of(handler))
+    assert server.headers.get(b"connection") == (None if read else b"close")
+
+
+async def test_header_fields_that_are_added_later_are_not_seen() -> None:
+    seen: list[object] = []
+
+    async def handler(request: web.Request) -> web.Response:
+        server.scope["headers"].append((b"authorization", b"Bearer trailer"))
+        seen.extend([*request.headers, *(name for name, _ in request.clone().raw_headers)])
+        return web.Response()
+
+    server = FakeServer(body=b"hello")
+    await server.serve(app_of(handler))
+    assert seen == ["Host", "Content-Length", b"host", b"content-length"]
 
 
 async def test_a_body_that_was_asked_for_is_thrown_away_like_any_other() -> None:
