@@ -49,6 +49,9 @@ WRITE_TIMEOUT = 30.0
 """How long a client may leave what waits for it unread, in seconds."""
 LINGER = 2.0
 """How long a connection stays half-open after a refusal, in seconds, so that the client can read the response."""
+EVICTION_GRACE = 2.0
+"""How long, in seconds, a connection has to be without a request to be evicted before all others, and a client has to
+have stopped reading for its connection to be evicted at all."""
 EVICTED_AT_ONCE = 0.1
 """The largest share of the connections that is evicted in one go: looking for candidates takes time."""
 
@@ -114,12 +117,14 @@ class HardenedProtocol(HttpToolsProtocol):
         """Evict idle connections or, if there are none, those that wait for their client; return whether any was.
 
         The connection that has waited longest goes first. A connection whose body makes progress is not spared: one
-        byte now and then is progress, too, while the age of a request cannot be forged.
+        byte now and then is progress, too, while the age of a request cannot be forged. A connection is not idle as
+        soon as it is open: else a flood of withheld bodies would close each new one before its first request arrives.
         """
+        latest = self.loop.time() - EVICTION_GRACE
         others = [other for other in self.connections if isinstance(other, HardenedProtocol) and other is not self]
-        candidates = [other for other in others if other._is_idle()]  # noqa: SLF001  # its own
+        candidates = [other for other in others if other._is_idle() and other._waiting_since <= latest]  # noqa: SLF001  # its own
         if not candidates:
-            candidates = [other for other in others if other._waits_for_client()]  # noqa: SLF001  # its own
+            candidates = [other for other in others if other._waits_for_client(latest)]  # noqa: SLF001  # its own
         candidates.sort(key=lambda other: other._waiting_since)  # noqa: SLF001  # its own
         for other in candidates[: max(1, int(len(self.connections) * EVICTED_AT_ONCE))]:
             self.connections.discard(other)
@@ -129,11 +134,11 @@ class HardenedProtocol(HttpToolsProtocol):
     def _is_idle(self) -> bool:
         return self._in_hand is None or self._in_hand.response_complete
 
-    def _waits_for_client(self) -> bool:
-        """Whether the body of the request in hand is incomplete, or the client has stopped reading its response."""
-        if self._in_hand is None or self._in_hand.more_body:
+    def _waits_for_client(self, latest: float) -> bool:
+        """Whether it waits for a request or its body, or the client stopped reading the response at ``latest``."""
+        if self._in_hand is None or self._in_hand.response_complete or self._in_hand.more_body:
             return True
-        return self._stalled is not None and self.loop.time() - self._waiting_since > LINGER
+        return self._stalled is not None and self._waiting_since <= latest
 
     # --- what comes in ---
 

@@ -203,7 +203,11 @@ async def test_the_connection_that_has_waited_longest_for_a_body_is_evicted() ->
             assert await client.status() == 200
 
 
-async def test_an_idle_connection_is_evicted_before_one_that_waits_for_a_body() -> None:
+@pytest.mark.parametrize("idle_for_long", [True, False])
+async def test_a_connection_that_waits_for_a_body_is_evicted_unless_one_has_been_idle_for_long(
+    monkeypatch: pytest.MonkeyPatch, idle_for_long: bool
+) -> None:
+    monkeypatch.setattr("usersvc.server.EVICTION_GRACE", 0.0 if idle_for_long else 60.0)
     server = Server()
     server.go.set()
     async with server.listening(2) as clients:
@@ -212,9 +216,10 @@ async def test_an_idle_connection_is_evicted_before_one_that_waits_for_a_body() 
         idle = await clients.sending(EARLY)
         assert await idle.status() == 200
         assert await (await clients.sending(EARLY)).status() == 200
-        assert await idle.status() == 0
-        waiting.writer.write(b"x" * 10)
-        assert await waiting.status() == 200
+        evicted, kept = (idle, waiting) if idle_for_long else (waiting, idle)
+        assert await evicted.status() == 0
+        kept.writer.write(b"x" * 10 if kept is waiting else EARLY)
+        assert await kept.status() == 200
 
 
 @pytest.mark.parametrize("behind", [b"", INCOMPLETE], ids=["alone", "with an incomplete one behind it"])
@@ -229,11 +234,11 @@ async def test_a_request_with_a_complete_body_is_never_evicted(behind: bytes) ->
         assert [await client.status() for client in working] == [200, 200]
 
 
-@pytest.mark.parametrize(("spared", "status"), [(0.0, 200), (60.0, 503)])
+@pytest.mark.parametrize(("grace", "status"), [(0.0, 200), (60.0, 503)])
 async def test_a_client_that_has_not_read_for_long_is_evicted(
-    monkeypatch: pytest.MonkeyPatch, spared: float, status: int
+    monkeypatch: pytest.MonkeyPatch, grace: float, status: int
 ) -> None:
-    monkeypatch.setattr("usersvc.server.LINGER", spared)
+    monkeypatch.setattr("usersvc.server.EVICTION_GRACE", grace)
     server = Server()
     async with server.listening(1) as clients:
         await clients.sending(b"GET /large HTTP/1.1\r\nHost: a\r\n\r\n")
