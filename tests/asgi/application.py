@@ -75,6 +75,12 @@ async def lines(request: web.Request) -> web.Response:
     return web.json_response([line.decode() async for line in request.content])
 
 
+async def read_then_facts(request: web.Request) -> web.Response:
+    """Read the body, and only then look at the headers."""
+    await request.read()
+    return await facts(request)
+
+
 async def unread(request: web.Request) -> web.Response:
     return web.Response(text="not read")
 
@@ -451,7 +457,7 @@ def create(folder: pathlib.Path, *, plain: bool = False) -> web.Application:
         "force_close": force_close, "storage": storage, "websocket": websocket, "endless": endless,
         "waiting_reader": waiting_reader, "hold": hold, "body_then_visit": body_then_visit,
         "wait_for_client": wait_for_client, "go_on": go_on, "at_once": at_once, "think_better": think_better,
-        "odd_headers": odd_headers, "returned_error": returned_error,
+        "odd_headers": odd_headers, "returned_error": returned_error, "read_then_facts": read_then_facts,
     }  # fmt: skip
     for name, handler in handlers.items():
         for method in METHODS if plain else ("*",):

@@ -601,6 +601,19 @@ async def test_a_body_that_waits_to_be_asked_for_is_not_waited_for() -> None:
     assert (server.status, server.complete) == (200, True)
 
 
+async def test_header_fields_that_are_added_later_are_not_seen() -> None:
+    seen: list[object] = []
+
+    async def handler(request: web.Request) -> web.Response:
+        server.scope["headers"].append((b"authorization", b"Bearer trailer"))
+        seen.extend([*request.headers, *(name for name, _ in request.clone().raw_headers)])
+        return web.Response()
+
+    server = FakeServer(body=b"hello")
+    await server.serve(app_of(handler))
+    assert seen == ["Host", "Content-Length", b"host", b"content-length"]
+
+
 async def test_a_client_that_goes_is_not_waited_for() -> None:
     server = FakeServer.of_upload(5)
     server.put_type("http.disconnect")

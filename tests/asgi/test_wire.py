@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import re
 from collections.abc import AsyncIterator, Callable
 
@@ -105,6 +106,35 @@ async def test_an_unread_body_does_no_harm_to_the_next_request(kind: Kind, port_
             assert await connection.ask("POST /count HTTP/1.1", "Content-Length: 300", body=body) == 200
             assert await connection.ask("GET /facts HTTP/1.1") == 200
     assert (await ask(port_of(kind), "GET /facts"))[0] == 200
+
+
+TRAILED = "POST /read_then_facts HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\nX-Head: 1\r\n"
+CHUNKS = b"1\r\nx\r\n0\r\nX-Trailer: 2\r\n\r\n"
+
+
+def headers_seen(response: tuple[int, bytes]) -> list[str]:
+    status, body = response
+    assert status == 200
+    return [name for name, _ in json.loads(body)["headers"]]
+
+
+@each_server
+async def test_trailer_fields_that_come_later_are_no_headers(kind: Kind, port_of: PortOf) -> None:
+    async with connected(port_of(kind)) as connection:
+        await connection.send(f"{TRAILED}Expect: 100-continue\r\n\r\n".encode())
+        assert (await connection.response())[0] == 100  # the scope has been passed
+        await connection.send(CHUNKS)
+        assert headers_seen(await connection.response()) == ["x-head"]
+
+
+@each_server
+async def test_trailer_fields_that_come_with_the_head_are_no_headers_but_under_uvicorns_httptools(
+    kind: Kind, port_of: PortOf
+) -> None:
+    async with connected(port_of(kind)) as connection:
+        await connection.send(f"{TRAILED}\r\n".encode() + CHUNKS)
+        seen = headers_seen(await connection.response())
+    assert seen == (["x-head", "x-trailer"] if kind.module == "httptools" else ["x-head"])
 
 
 @each_server

@@ -158,6 +158,12 @@ CASES = {
         lambda place: ask(place.service(command=FAILING, USERSVC_DATABASE_URL="memory://"), "GET", "/users"), USERS
     ),
     "overloaded": Case(overloaded, REGISTER, ("retry-after",)),
+    "transfer-coding-not-implemented": Case(
+        asking("GET", "/livez", headers={"Transfer-Encoding": "gzip, chunked"}, body=b""), None
+    ),
+    "http-version-not-supported": Case(
+        lambda place: RawResponse.read(place.shared.talk(b"GET /livez HTTP/2.0\r\nHost: test\r\n\r\n")), None
+    ),
     "storage-unavailable": Case(without_storage, USERS, ("retry-after",)),
 }
 

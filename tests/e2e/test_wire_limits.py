@@ -14,18 +14,19 @@ import pytest
 
 from tests.e2e.api import RawResponse, person, read_responses
 from tests.e2e.launch import SHORT_TIMES
-from tests.e2e.server import DEADLINE, Service, StartService, running
-from usersvc.server.http_protocol import MAX_WAITING
+from tests.e2e.server import DEADLINE, SERVE, UVICORN, Service, StartService, running
+from usersvc.server.http_protocol import FRAMES, LINGER, MAX_WAITING
 
 HOST = b"Host: test\r\n"
 LIVEZ = b"GET /livez HTTP/1.1\r\n" + HOST + b"\r\n"
 JSON = b"Content-Type: application/json\r\n"
+TOKEN = "x" * 22
 
 
 @pytest.fixture(scope="module")
 def impatient(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """A service that waits for nothing for more than half a second."""
-    with running(tmp_path_factory.mktemp("impatient"), {"USERSVC_ADMIN_TOKEN": "x" * 22}, SHORT_TIMES) as service:
+    with running(tmp_path_factory.mktemp("impatient"), {"USERSVC_ADMIN_TOKEN": TOKEN}, SHORT_TIMES) as service:
         yield service
 
 
@@ -94,6 +95,41 @@ def test_what_is_no_http_is_a_problem(service: Service, garbage: bytes) -> None:
     assert refused.headers["connection"] == "close"
 
 
+def request_with(version: bytes, fields: bytes) -> bytes:
+    return b"POST /register " + version + b"\r\n" + HOST + JSON + fields + b"\r\n0\r\n\r\n"
+
+
+NOT_IMPLEMENTED = {
+    "gzip": (b"HTTP/1.1", b"Transfer-Encoding: gzip, chunked\r\n", 501, "transfer-coding-not-implemented"),
+    "identity": (b"HTTP/1.1", b"Transfer-Encoding: identity, chunked\r\n", 501, "transfer-coding-not-implemented"),
+    "two lines": (
+        b"HTTP/1.1",
+        b"Transfer-Encoding: gzip\r\nTransfer-Encoding: Chunked\r\n",
+        501,
+        "transfer-coding-not-implemented",
+    ),
+    "not chunked at last": (b"HTTP/1.1", b"Transfer-Encoding: chunked, gzip\r\n", 400, "malformed-http"),
+    "chunked twice": (b"HTTP/1.1", b"Transfer-Encoding: chunked, chunked\r\n", 400, "malformed-http"),
+    "chunked twice in two lines": (b"HTTP/1.1", b"Transfer-Encoding: chunked\r\n" * 2, 400, "malformed-http"),
+    "HTTP/2.0": (b"HTTP/2.0", b"", 505, "http-version-not-supported"),
+    "HTTP/0.9": (b"HTTP/0.9", b"", 505, "http-version-not-supported"),
+    "no version of HTTP": (b"HTTP/7.7", b"", 400, "malformed-http"),
+}
+
+
+@pytest.mark.parametrize(("version", "fields", "status", "code"), NOT_IMPLEMENTED.values(), ids=NOT_IMPLEMENTED.keys())
+def test_unknown_codings_and_versions_are_refused(
+    service: Service, version: bytes, fields: bytes, status: int, code: str
+) -> None:
+    assert_refused(service.talk(request_with(version, fields)), status, code)
+
+
+def test_chunked_is_known_in_any_spelling(service: Service) -> None:
+    for coding in (b"CHUNKED", b" chunked ", b", chunked"):
+        answer = service.talk(request_with(b"HTTP/1.1", b"Connection: close\r\nTransfer-Encoding:%s\r\n" % coding))
+        assert_refused(answer, 400, "malformed-json")
+
+
 def test_http_1_0_needs_no_host(service: Service) -> None:
     assert service.talk(b"GET /livez HTTP/1.0\r\n\r\n").startswith(b"HTTP/1.1 200 ")
 
@@ -151,6 +187,59 @@ def test_endless_trailers_and_frames_end(service: Service) -> None:
                     connection.sendall(rest[begin : begin + 8192])
             answer = all_that_comes(connection)
         assert answer.startswith((b"HTTP/1.1 431 ", b"HTTP/1.1 400 ")), answer
+
+
+@pytest.fixture(
+    scope="module", params=[SERVE, (*UVICORN, "--port", "0", "--http", "usersvc.server.http_protocol:HardenedProtocol")]
+)
+def guarded(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Service]:
+    """A service that asks for a token and believes a proxy on this host."""
+    settings = {"USERSVC_ADMIN_TOKEN": TOKEN, "USERSVC_TRUSTED_PROXIES": "127.0.0.1", "USERSVC_LOG_FORMAT": "json"}
+    with running(tmp_path_factory.mktemp("guarded"), settings, request.param) as service:
+        yield service
+
+
+@pytest.mark.parametrize("pieces", [1, 2])
+def test_trailer_fields_are_dropped(guarded: Service, pieces: int) -> None:
+    client, forged = f"203.0.113.{pieces}", f"198.51.100.{pieces}"
+    head = b"GET /users HTTP/1.1\r\n" + HOST + b"Connection: close\r\nTransfer-Encoding: chunked\r\n"
+    head += f"X-Forwarded-For: {client}\r\n\r\n1\r\nx\r\n".encode()
+    trailer = f"Authorization: Bearer {TOKEN}\r\nX-Forwarded-For: {forged}\r\nX-Request-ID: forged\r\n\r\n".encode()
+    with connected(
+        guarded, *([head + b"0\r\n" + trailer] if pieces == 1 else [head, b"0\r\n" + trailer])
+    ) as connection:
+        refused = assert_refused(all_that_comes(connection), 401, "unauthorized")
+    assert refused.headers["x-request-id"] != "forged"
+    guarded.wait_for_output(f'"client":"{client}"')
+    assert forged not in guarded.output
+
+
+TRAILERS = {
+    "as many as there may be": (b"X-1: y\r\n" * 97, 400, "malformed-json"),
+    "one more": (b"X-1: y\r\n" * 98, 431, "head-too-large"),
+    "many": (b"X-1: y\r\n" * 2500, 431, "head-too-large"),
+    "long": (b"X-1: " + b"y" * 33_000 + b"\r\n", 431, "head-too-large"),
+}
+
+
+@pytest.mark.parametrize(("trailer", "status", "code"), TRAILERS.values(), ids=TRAILERS.keys())
+def test_trailer_fields_count_as_header_fields(service: Service, trailer: bytes, status: int, code: str) -> None:
+    head = b"POST /register HTTP/1.1\r\n" + HOST + JSON + b"Transfer-Encoding: chunked\r\n\r\n"
+    with connected(service, head + b"1\r\n{\r\n0\r\n" + trailer + b"\r\n") as connection:
+        assert_refused(next_that_comes(connection), status, code)
+
+
+def test_a_long_trailer_behind_a_large_body_is_not_buffered(service: Service) -> None:
+    body = b"x" * 1_000_000
+    with connected(service, b"GET /livez HTTP/1.1\r\n", HOST, b"Transfer-Encoding: chunked\r\n\r\n") as connection:
+        sent = 0
+        with suppress(ConnectionError):
+            connection.sendall(b"%x\r\n%s\r\n" % (len(body), body) * 3 + b"0\r\nX-Long: ")
+            while sent < 2 * FRAMES * len(body):
+                connection.sendall(body)
+                sent += len(body)
+    # Refused while buffers of the system took the rest; as long as the body allows for frames, it would be 24 MB.
+    assert sent < FRAMES * len(body)
 
 
 def test_a_body_of_one_byte_chunks_is_a_body(service: Service) -> None:
@@ -249,6 +338,20 @@ def test_a_body_that_nobody_reads_keeps_no_connection_open(impatient: Service) -
     assert time.monotonic() - began < DEADLINE
 
 
+def test_a_connection_lasts_two_seconds_behind_the_answer_to_an_unread_body(service: Service) -> None:
+    incomplete = b" HTTP/1.1\r\n" + HOST + b"Content-Length: 10\r\n\r\n12345"
+    began = time.monotonic()
+    with ExitStack() as stack:
+        waiting = [
+            stack.enter_context(connected(service, target, incomplete))
+            for target in (b"GET /livez", b"GET /nowhere", b"DELETE /users", b"POST /register", b"GET /docs")
+        ]
+        answers = [read_responses(all_that_comes(connection)) for connection in waiting]
+    assert [[answer.status for answer in each] for each in answers] == [[200], [404], [405], [415], [200]]
+    # aiohttp would wait for ten.
+    assert LINGER <= time.monotonic() - began < 4 * LINGER
+
+
 def test_who_does_not_read_the_answers_is_cut_off(impatient: Service) -> None:
     with socket.socket() as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -290,13 +393,37 @@ def test_slow_clients_keep_nobody_out(start: StartService) -> None:
         assert all_that_comes(slow[0]) == b""
 
 
+@pytest.mark.parametrize(
+    "unread",
+    [
+        b"GET /livez HTTP/1.1\r\n" + HOST + b"Content-Length: 10\r\n\r\n",
+        b"GET /nowhere HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: chunked\r\n\r\n",
+        b"POST /register HTTP/1.1\r\n" + HOST + JSON + b"Content-Length: 100\r\n\r\n{",
+    ],
+    ids=["after the response", "chunked", "before the response"],
+)
+def test_clients_that_withhold_a_body_keep_nobody_out(start: StartService, unread: bytes) -> None:
+    service = start(USERSVC_MAX_CONNECTIONS="50")
+    with many(service, 51, lambda connection: connection.sendall(unread)) as withholding:
+        for _ in range(20):
+            assert service.talk(LIVEZ.replace(HOST, HOST + b"Connection: close\r\n")).startswith(b"HTTP/1.1 200 ")
+        assert all_that_comes(withholding[0]).count(b"HTTP/1.1") <= 1
+
+
 def test_when_every_connection_is_at_work_one_more_is_told_to_come_again(start: StartService) -> None:
-    service = start(USERSVC_MAX_CONNECTIONS="5")
-    begun = b"POST /register HTTP/1.1\r\n" + HOST + JSON + b"Expect: 100-continue\r\nContent-Length: 100\r\n\r\n"
+    # At this cost the hashes take longer than the test.
+    service = start(USERSVC_MAX_CONNECTIONS="5", USERSVC_BCRYPT_COST="14", USERSVC_HASH_WORKERS="1")
+    body = json.dumps(person()).encode()
+    begun = b"POST /register HTTP/1.1\r\n%s%sExpect: 100-continue\r\nContent-Length: %d\r\n\r\n" % (
+        HOST,
+        JSON,
+        len(body),
+    )
     with many(service, 5, lambda connection: connection.sendall(begun)) as at_work:
         for connection in at_work:
-            # Being asked for the body, it is at work.
             assert connection.recv(65536).startswith(b"HTTP/1.1 100 ")
+            # Once its body is complete, a request is not given up for a new connection.
+            connection.sendall(body)
         refused = assert_refused(service.talk(b""), 503, "overloaded")
         assert int(refused.headers["retry-after"]) > 0
     # The others have gone, and it answers as before.

@@ -28,11 +28,16 @@ Where a client, or a handler, sees something else than with aiohttp's own server
       that is not known at all; aiohttp refuses it before the handler runs.
     - A body comes when it is read: `content.read_nowait()`, `is_eof()` and `total_bytes` know of nothing before.
       `iter_chunks()` never reports the end of an HTTP chunk.
-    - `100 Continue` is sent when the handler first reads the body, not before the handler runs.
-    - The rest of a body that no handler has read is thrown away, for ten seconds at most, before the response ends, not
-      after (but at granian's); a handler that has ended its response cannot read on. A large body that nobody has read
-      may still cost the connection: under granian and HTTP/1.1, when the response is streamed and of announced length;
-      under hypercorn, which asks each client to continue, when it waits to be asked for.
+    - `100 Continue` is sent when the handler first reads the body, not before the handler runs. A response to a client
+      that still waits for it has `Connection: close`, as its body may or may not follow (RFC 9110, section 10.1.1).
+    - Trailer fields are never among the headers of a request (RFC 9110, section 6.5.1). Uvicorn's h11, hypercorn and
+      granian drop them. Uvicorn's httptools appends them to the header list of the scope whenever they arrive: what is
+      appended after the scope was passed is ignored here, but trailer fields that arrive in one piece with the head
+      are in the list before and cannot be told from header fields. `usersvc.server.http_protocol.HardenedProtocol` drops them.
+    - The rest of a body that no handler has read is thrown away, for two seconds at most (aiohttp: ten), before the
+      response ends, not after (but at granian's); a handler that has ended its response cannot read on. A large body
+      that nobody has read may still cost the connection: under granian and HTTP/1.1, when the response is streamed and
+      of announced length; under hypercorn, which asks each client to continue, when it waits to be asked for.
     - Under HTTP/2 and 3, a request that does not tell its length is taken to have a body if it is a POST, PUT or PATCH;
       any other is handled when its first data, or its end, has come. `request.version` is the true one, but equals
       HTTP/1.1 as well: aiohttp compares it to find out whether it may stream.
@@ -106,7 +111,7 @@ ASGI_STATE: Final = web.AppKey("ASGI_STATE", dict[str, Any])
 
 _LOG: Final = logging.getLogger("aiohttp.server")  # where aiohttp's own server reports errors of handlers
 _BUFFER: Final = 2**18  # bytes; twice as many of a body wait to be read, at most, as in aiohttp
-_LINGER: Final = 10  # seconds for which the rest of an unread body is thrown away, as in aiohttp
+_LINGER: Final = 2  # seconds for which the rest of an unread body is thrown away
 _YIELD: Final = 2**16  # bytes; a server's `send` may never suspend, and the loop must run now and then
 _NAMES: Final = 1024  # header names are learned, but not without end
 _NAME: Final = 64  # characters of a header name that is learned
@@ -663,6 +668,7 @@ class _Exchange(AbstractStreamWriter):
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.scope = scope
+        self.raw_headers = tuple(scope["headers"])  # a copy: a server may append trailer fields
         self.outer = copy_context()
         self._receive = receive
         self._send = send
@@ -683,7 +689,7 @@ class _Exchange(AbstractStreamWriter):
     async def peek(self) -> Message | None:
         """Wait for the first message of a request when only that tells whether there is a body."""
         scope = self.scope
-        if scope["method"] in _USUALLY_WITH_BODY or any(name == b"content-length" for name, _ in scope["headers"]):
+        if scope["method"] in _USUALLY_WITH_BODY or any(name == b"content-length" for name, _ in self.raw_headers):
             return None
         message = await self._receive()
         return _DISCONNECT if message["type"] == "http.disconnect" else message
@@ -703,7 +709,7 @@ class _Exchange(AbstractStreamWriter):
             ValueError: the request target makes no sense.
         """
         scope = self.scope
-        names = dict(scope["headers"])
+        names = dict(self.raw_headers)
         if scope["http_version"] != "1.1":
             self.version = _VERSIONS.get(scope["http_version"], HttpVersion11)
         if first is not None:
@@ -733,12 +739,11 @@ class _Exchange(AbstractStreamWriter):
     @cached_property
     def headers(self) -> "CIMultiDict[str]":
         names = _REQUEST_NAMES
-        raw_headers = self.scope["headers"]
         try:
-            headers = CIMultiDict([(names[name], value.decode()) for name, value in raw_headers])
+            headers = CIMultiDict([(names[name], value.decode()) for name, value in self.raw_headers])
         except UnicodeDecodeError:  # what is not UTF-8 keeps its octets, as in aiohttp
             headers = CIMultiDict(
-                [(names[name], value.decode("utf-8", "surrogateescape")) for name, value in raw_headers]
+                [(names[name], value.decode("utf-8", "surrogateescape")) for name, value in self.raw_headers]
             )
         if self.version > HttpVersion11 and len(cookies := headers.getall(hdrs.COOKIE, ())) > 1:
             headers[hdrs.COOKIE] = "; ".join(cookies)  # RFC 9113, section 8.2.3
@@ -778,7 +783,7 @@ class _Exchange(AbstractStreamWriter):
             target,
             self.version,
             CIMultiDictProxy(headers),
-            tuple(self.scope["headers"]),
+            self.raw_headers,
             should_close,
             self.opened_body().coding if self.has_body else None,
             False,  # an upgrade is the server's
@@ -952,7 +957,7 @@ class _Exchange(AbstractStreamWriter):
         self._bodiless = must_be_empty_body(self.scope["method"], status)
         self._lock = asyncio.Lock()
         encoded = _encoded(headers)
-        if headers.get(hdrs.CONNECTION, "").lower() == "close":
+        if self.awaits_continue() or headers.get(hdrs.CONNECTION, "").lower() == "close":
             self.close_after(encoded)
         self._head = {"type": "http.response.start", "status": status, "headers": encoded}
 
@@ -1048,8 +1053,12 @@ class _Exchange(AbstractStreamWriter):
                 self.abort()
             raise
 
+    def awaits_continue(self) -> bool:
+        """Whether the client still waits for `100 Continue` before it sends the body."""
+        return self.expected and self.has_body and not self.ended
+
     def must_linger(self) -> bool:
-        """Whether some of the body is still to come. Who expects to be told to go on will not send it."""
+        """Whether a part of the body is still to come. A client that waits for `100 Continue` will not send it."""
         if self.ended or not self.has_body or self.disconnected or self._pulling:
             return False
         return not self.expected
@@ -1123,9 +1132,9 @@ class AiohttpASGI:
         if scope["type"] != "http":
             await self._serve_other(scope, receive, send)
             return
+        exchange = _Exchange(scope, receive, send)
         if self._server is None:
             await self._started()
-        exchange = _Exchange(scope, receive, send)
         first = None
         if scope["http_version"] not in _HTTP_1 and (first := await exchange.peek()) is _DISCONNECT:
             return
@@ -1174,6 +1183,8 @@ class AiohttpASGI:
                 start, body = whole
                 if exchange.has_body:
                     _close_files(request)
+                    if exchange.awaits_continue():
+                        exchange.close_after(start["headers"])
                 exchange.finished = exchange.ending = True
                 await send(start)
                 if exchange.must_linger():

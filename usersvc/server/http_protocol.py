@@ -19,21 +19,26 @@ from uvicorn.server import ServerState
 from usersvc.web.app import HEADERS
 from usersvc.web.problems import (
     HeadTooLarge,
+    HttpVersionNotSupported,
     MalformedHttp,
     RequestRefused,
     RequestTimeout,
     TargetTooLong,
     TooManyConnections,
     TooManyWaiting,
+    TransferCodingNotImplemented,
     problem_response,
 )
 
 log = logging.getLogger("usersvc.access")
 
 MAX_HEAD, MAX_FIELDS, MAX_TARGET = 32 * 1024, 100, 8 * 1024
-"""Of a request: bytes of its head, header fields, and bytes of its target (RFC 9110, section 4.1, asks for 8000)."""
+"""Limits of a request: bytes and number of its header and trailer fields together, and bytes of its target (RFC 9110,
+section 4.1, asks for at least 8000)."""
+VERSIONS = frozenset({"1.0", "1.1"})
+"""The versions of HTTP that are served."""
 FRAMES = 8
-"""How much of what comes may be the frames of chunks, as a multiple of the body: with one byte in each, it is 6."""
+"""The most bytes that a chunked body may take on the wire, as a multiple of its size: one-byte chunks take 6."""
 MAX_WAITING = 8
 """How many requests may wait on a connection behind the one in hand; it ends with the answer to the last of them."""
 HEAD_TIMEOUT = 10.0
@@ -43,9 +48,12 @@ KEEP_ALIVE = 5
 WRITE_TIMEOUT = 30.0
 """How long a client may leave what waits for it unread, in seconds."""
 LINGER = 2.0
-"""How long what a connection is closed with may take to be fetched, in seconds."""
-CLOSED_AT_ONCE = 0.1
-"""The share of the connections that is closed to make room, if so many are idle: looking for them takes a while."""
+"""How long a connection stays half-open after a refusal, in seconds, so that the client can read the response."""
+EVICTION_GRACE = 2.0
+"""How long, in seconds, a connection has to be without a request to be evicted before all others, and a client has to
+have stopped reading for its connection to be evicted at all."""
+EVICTED_AT_ONCE = 0.1
+"""The largest share of the connections that is evicted in one go: looking for candidates takes time."""
 
 
 class HardenedProtocol(HttpToolsProtocol):
@@ -69,9 +77,11 @@ class HardenedProtocol(HttpToolsProtocol):
         self._in_hand: RequestResponseCycle | None = None
         self._in_head = False
         self._extended = False
-        self._piece = self._first_piece = self._received = self._body_bytes = 0
+        self._piece = self._first_piece = self._received = self._received_at_body = self._body_bytes = 0
+        self._head_fields: list[tuple[bytes, bytes]] = []
         self._refused: RequestRefused | None = None
-        self._idle_since = 0.0
+        # When the connection began to wait for its client: for a request, for a body, or for the client to read.
+        self._waiting_since = 0.0
         self._stalled: asyncio.TimerHandle | None = None
 
     # --- a connection begins and ends ---
@@ -79,7 +89,7 @@ class HardenedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         """Take the connection if there is room or can be made; the head of the first request has to come in time."""
         super().connection_made(transport)
-        self._idle_since = self.loop.time()
+        self._waiting_since = self.loop.time()
         if self._most is not None and len(self.connections) > self._most and not self._make_room():
             self._refused = refusal = TooManyConnections()
             transport.write(_answer(refusal, self.client))
@@ -104,20 +114,31 @@ class HardenedProtocol(HttpToolsProtocol):
             self._in_hand.message_event.set()
 
     def _make_room(self) -> bool:
-        """Close those connections that have waited longest for a request; tells whether there were any."""
-        idle = [
-            other
-            for other in self.connections
-            if isinstance(other, HardenedProtocol) and other is not self and other._is_idle()  # noqa: SLF001  # its own
-        ]
-        idle.sort(key=lambda other: other._idle_since)  # noqa: SLF001  # its own
-        for other in idle[: max(1, int(len(self.connections) * CLOSED_AT_ONCE))]:
+        """Evict idle connections or, if there are none, those that wait for their client; return whether any was.
+
+        The connection that has waited longest goes first. A connection whose body makes progress is not spared: one
+        byte now and then is progress, too, while the age of a request cannot be forged. A connection is not idle as
+        soon as it is open: else a flood of withheld bodies would close each new one before its first request arrives.
+        """
+        latest = self.loop.time() - EVICTION_GRACE
+        others = [other for other in self.connections if isinstance(other, HardenedProtocol) and other is not self]
+        candidates = [other for other in others if other._is_idle() and other._waiting_since <= latest]  # noqa: SLF001  # its own
+        if not candidates:
+            candidates = [other for other in others if other._waits_for_client(latest)]  # noqa: SLF001  # its own
+        candidates.sort(key=lambda other: other._waiting_since)  # noqa: SLF001  # its own
+        for other in candidates[: max(1, int(len(self.connections) * EVICTED_AT_ONCE))]:
             self.connections.discard(other)
             other.transport.abort()
-        return bool(idle)
+        return bool(candidates)
 
     def _is_idle(self) -> bool:
         return self._in_hand is None or self._in_hand.response_complete
+
+    def _waits_for_client(self, latest: float) -> bool:
+        """Whether it waits for a request or its body, or the client stopped reading the response at ``latest``."""
+        if self._in_hand is None or self._in_hand.response_complete or self._in_hand.more_body:
+            return True
+        return self._stalled is not None and self._waiting_since <= latest
 
     # --- what comes in ---
 
@@ -135,8 +156,8 @@ class HardenedProtocol(HttpToolsProtocol):
         except httptools.HttpParserError:
             self._refuse(self._refused or MalformedHttp())
         else:
-            # What is no body is head, trailer or the frames of chunks; a parser keeps the first two.
-            if self._received > MAX_HEAD + FRAMES * self._body_bytes:
+            # What is not body is head, trailer or the framing of chunks, and the parser buffers an incomplete field.
+            if self._received > MAX_HEAD + min(FRAMES * self._body_bytes, self._received_at_body):
                 self._refuse(HeadTooLarge())
 
     def on_message_begin(self) -> None:
@@ -144,65 +165,102 @@ class HardenedProtocol(HttpToolsProtocol):
         self._in_head = True
         # Of the piece that it begins in, some may belong to the request before: it counts only for a closer look.
         self._first_piece = self._piece
-        self._received = self._body_bytes = 0
+        self._received = self._received_at_body = self._body_bytes = 0
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
-        """A head is complete.
+        """The head of a request is complete.
 
         Raises:
-            RequestRefused: it is not as it has to be; the parser passes that on.
+            RequestRefused: it breaks a limit or a rule of HTTP; the parser stops with an error.
         """
         self._in_head = self._extended = False
-        self._refused = self._flaw()
+        self._refused = self._broken_limit() or self._broken_rule()
         if self._refused is not None:
             raise self._refused
         self._unset_keepalive_if_required()
         super().on_headers_complete()
+        # uvicorn adds trailer fields to the same list as header fields. They get a list of their own, which is dropped:
+        # a proxy that removes or sets a header field need not know it as a trailer field (RFC 9110, section 6.5.1).
+        self._head_fields, self.headers = self.headers, []
         if self._is_idle():
             self._in_hand = self.cycle
+            self._waiting_since = self.loop.time()
 
     def on_body(self, body: bytes) -> None:
-        """Some of a body has come."""
+        """A part of a body has arrived."""
         self._body_bytes += len(body)
+        self._received_at_body = self._received
         super().on_body(body)
 
-    def _flaw(self) -> RequestRefused | None:
+    def on_message_complete(self) -> None:
+        """A request has arrived with its body and its trailer.
+
+        Raises:
+            HeadTooLarge: header and trailer fields are more, or larger, than they may be together.
+        """
+        if self.headers:
+            fields = self._head_fields + self.headers
+            if len(fields) > MAX_FIELDS or _size(fields) > MAX_HEAD:
+                self._refused = HeadTooLarge()
+                raise self._refused
+        super().on_message_complete()
+
+    def _broken_limit(self) -> RequestRefused | None:
         if len(self.pipeline) >= MAX_WAITING:
-            # uvicorn stops reading while one waits, but not parsing what it has read, which may hold thousands; and
-            # reads on after each answer.
+            # uvicorn stops reading while a request waits, but it parses all that it has read, which may be thousands of
+            # requests, and reads on after each response.
             return TooManyWaiting()
         if len(self.url) > MAX_TARGET:
             return TargetTooLong()
-        # What came in one piece that is small enough need not be counted.
+        # A head that arrived in one small piece need not be measured.
         if len(self.headers) > MAX_FIELDS or (
-            self._first_piece + self._received > MAX_HEAD
-            and sum(len(name) + len(value) + 4 for name, value in self.headers) > MAX_HEAD
+            self._first_piece + self._received > MAX_HEAD and _size(self.headers) > MAX_HEAD
         ):
             return HeadTooLarge()
-        hosts, unheeded = 0, False
+        return None
+
+    def _broken_rule(self) -> RequestRefused | None:
+        version = self.parser.get_http_version()
+        if version not in VERSIONS:
+            return HttpVersionNotSupported()
+        hosts, unknown_expectation = 0, False
+        codings: list[bytes] = []
         for name, value in self.headers:
             if name == b"host":
                 hosts += 1
+            elif name == b"transfer-encoding":
+                codings += [coding.strip().lower() for coding in value.split(b",")]
             elif name == b"expect" and value.lower() != b"100-continue":
-                unheeded = True
-        if hosts > 1 or (hosts == 0 and self.parser.get_http_version() == "1.1"):
+                unknown_expectation = True
+        # Where chunked is not the last one, or comes twice, the parser reports malformed HTTP (RFC 9112, section 6.3).
+        if codings and codings[-1] == b"chunked" and not {b"chunked", b""}.issuperset(codings):
+            return TransferCodingNotImplemented()
+        if hosts > 1 or (hosts == 0 and version == "1.1"):
             # RFC 9112, section 3.2
             return MalformedHttp("A request has to have one Host header.")
         if not self.url.startswith((b"/", b"http://", b"https://")) and self.url != b"*":
-            return MalformedHttp("The target of the request is none (RFC 9112, section 3.2).")
-        if unheeded:
-            # It may be ignored (RFC 9110, section 10.1.1); aiohttp would refuse it in words of its own.
+            return MalformedHttp("The request target has none of the allowed forms (RFC 9112, section 3.2).")
+        if unknown_expectation:
+            # It may be ignored (RFC 9110, section 10.1.1); aiohttp would refuse it without a problem document.
             self.headers[:] = [field for field in self.headers if field[0] != b"expect"]
         return None
 
     # --- what goes out, and what takes too long ---
 
     def on_response_complete(self) -> None:
-        """The next request is in hand, or none is from now on."""
+        """Go on to the next request that waits, or be idle; close if the body of the last one is still incomplete.
+
+        How long the rest of an unread body is waited for is up to the application, and over: see `usersvc.asgi`.
+        """
+        if self._in_hand is not None and self._in_hand.more_body:
+            self.transport.close()
+        if self.transport.is_closing() and self._stalled is None:
+            # Closing waits until all is sent.
+            self._stalled = self.loop.call_later(WRITE_TIMEOUT, self.transport.abort)
         if self.pipeline:
             self._in_hand = self.pipeline[-1][0]
-        self._idle_since = self.loop.time()
+        self._waiting_since = self.loop.time()
         super().on_response_complete()
 
     def timeout_keep_alive_handler(self) -> None:
@@ -222,8 +280,9 @@ class HardenedProtocol(HttpToolsProtocol):
             self.transport.close()
 
     def pause_writing(self) -> None:
-        """The client does not read as fast as is written."""
+        """The client reads more slowly than the application writes."""
         super().pause_writing()
+        self._waiting_since = self.loop.time()
         if self._stalled is None:
             self._stalled = self.loop.call_later(WRITE_TIMEOUT, self.transport.abort)
 
@@ -258,6 +317,10 @@ class HardenedProtocol(HttpToolsProtocol):
             # thrown away until the client closes (RFC 9112, section 9.6).
             self.transport.write_eof()
             self.loop.call_later(LINGER, self.transport.abort)
+
+
+def _size(fields: list[tuple[bytes, bytes]]) -> int:
+    return sum(len(name) + len(value) + 4 for name, value in fields)
 
 
 def _answer(refusal: RequestRefused, client: tuple[str, int] | None) -> bytes:

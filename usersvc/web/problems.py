@@ -77,6 +77,14 @@ class HeadTooLarge(RequestRefused):
     """The head of the request is larger, or has more fields, than the server takes."""
 
 
+class TransferCodingNotImplemented(RequestRefused):
+    """The body is in a transfer coding other than chunked (RFC 9112, section 6.1)."""
+
+
+class HttpVersionNotSupported(RequestRefused):
+    """The request is in a version of HTTP other than 1.0 and 1.1 (RFC 9110, section 15.6.6)."""
+
+
 class TooManyConnections(RequestRefused):
     """All connections that the server takes are in use."""
 
@@ -239,6 +247,13 @@ PROBLEMS: Mapping[str, Problem] = {
             (Exception,),
         ),
         Problem(
+            "transfer-coding-not-implemented",
+            501,
+            "Transfer coding not implemented",
+            "The only transfer coding of a body that the service knows is chunked.",
+            (TransferCodingNotImplemented,),
+        ),
+        Problem(
             "overloaded",
             503,
             "Overloaded",
@@ -253,6 +268,13 @@ PROBLEMS: Mapping[str, Problem] = {
             "The store does not answer just now. Whether a registration was stored is not known; it may be repeated.",
             (StorageUnavailable,),
             {"Retry-After": "5"},
+        ),
+        Problem(
+            "http-version-not-supported",
+            505,
+            "HTTP version not supported",
+            "The service supports HTTP/1.0 and HTTP/1.1.",
+            (HttpVersionNotSupported,),
         ),
     )
 }
