@@ -29,6 +29,7 @@ def postgres_url(postgres_database: str) -> str:
     return postgres_database
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Print one line per reason for which tests were skipped, at the end."""
     skipped = [report.longrepr for report in terminalreporter.stats.get("skipped", [])]
