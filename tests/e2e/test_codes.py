@@ -1,7 +1,6 @@
 """Each code of the contract, provoked through a real socket; the documentation tells of each where it can happen."""
 
 import json
-import shutil
 import socket
 import sys
 from collections.abc import Callable, Iterator
@@ -15,7 +14,7 @@ import pytest
 
 from tests.e2e.api import RawResponse, person
 from tests.e2e.launch import SHORT_TIMES
-from tests.e2e.server import DEADLINE, SERVE, Service, running
+from tests.e2e.server import DEADLINE, SERVE, Service, break_reads, running
 from usersvc.web.problems import PROBLEMS
 
 TOKEN = "a-token-of-the-tests-4711"
@@ -103,7 +102,7 @@ def limited(place: Place) -> RawResponse:
 
 def without_storage(place: Place) -> RawResponse:
     service = place.service()
-    shutil.move(place.folder / "usersvc.db", place.folder / "elsewhere.db")
+    break_reads(place.folder / "usersvc.db")
     return ask(service, "GET", "/users")
 
 

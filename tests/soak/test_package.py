@@ -54,7 +54,7 @@ def test_the_wheel_is_complete_and_works_in_an_empty_environment(tmp_path: Path)
     assert {
         "usersvc/py.typed",
         "usersvc/domain/common_passwords.txt",
-        "usersvc/adapters/templates/welcome.txt",
+        "usersvc/adapters/mail/templates/welcome.txt",
     } <= names
     told = Parser().parsestr(metadata)
     assert set(told.get_all("Provides-Extra", [])) == {"otel", "postgres", "redis"}

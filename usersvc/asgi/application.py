@@ -33,7 +33,7 @@ Where a client, or a handler, sees something else than with aiohttp's own server
     - Trailer fields are never among the headers of a request (RFC 9110, section 6.5.1). Uvicorn's h11, hypercorn and
       granian drop them. Uvicorn's httptools appends them to the header list of the scope whenever they arrive: what is
       appended after the scope was passed is ignored here, but trailer fields that arrive in one piece with the head
-      are in the list before and cannot be told from header fields. `usersvc.server.http_protocol.HardenedProtocol` drops them.
+      are in the list before and cannot be told from header fields. The protocol of `usersvc.server` drops them.
     - The rest of a body that no handler has read is thrown away, for two seconds at most (aiohttp: ten), before the
       response ends, not after (but at granian's); a handler that has ended its response cannot read on. A large body
       that nobody has read may still cost the connection: under granian and HTTP/1.1, when the response is streamed and

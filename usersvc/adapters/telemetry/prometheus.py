@@ -33,7 +33,7 @@ SLOW = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.0, 4.0, 8.0, 16.0)
 MAIL = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 """Bounds of the histograms, in seconds: for what takes milliseconds, for hashing, and for talking to mail servers."""
 
-OUTCOMES = {"outbox_delivered": "delivered", "outbox_postpone": "retried", "usersvc_outbox_dead_lettered": "set-aside"}
+OUTCOMES = {"outbox_delivered": "delivered", "outbox_reschedule": "retried", "outbox_dead_letter": "dead-lettered"}
 """What came of an attempt to deliver, by the call that tells the outbox."""
 
 METHODS = frozenset({"GET", "HEAD", "POST", "OPTIONS", "PUT", "PATCH", "DELETE"})
@@ -98,7 +98,7 @@ class PrometheusMetrics:
         )
         self.outbox_answers = Counter(
             "usersvc_outbox_deliveries",
-            "Attempts to deliver a notification, by what came of them: delivered, retried, set-aside.",
+            "Attempts to deliver a notification, by what came of them: delivered, retried, dead-lettered.",
             ["outcome"],
             registry=registry,
         )
