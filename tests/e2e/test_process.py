@@ -13,7 +13,7 @@ import pytest
 import usersvc
 from tests.e2e.api import assert_user, person, read_responses, register
 from tests.e2e.server import DEADLINE, SERVE, UVICORN, StartService, free_port, run_to_end, running
-from usersvc.adapters.sqlite.database import APPLICATION_ID
+from usersvc.adapters.sqlite.schema import APPLICATION_ID
 
 USERSVC = str(Path(sys.executable).with_name("usersvc"))
 

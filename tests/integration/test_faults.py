@@ -16,7 +16,7 @@ from uuid import uuid4
 import aiosqlite
 import pytest
 
-from usersvc.adapters.sqlite import SqliteUsers
+from usersvc.adapters.sqlite import SqliteUsers, maintenance
 from usersvc.adapters.sqlite import database as sqlite_file
 from usersvc.application.errors import StorageUnavailable
 from usersvc.application.read_models import Order
@@ -95,7 +95,7 @@ async def test_another_database_in_its_place_is_used_after_a_restart(path: Path,
         await users.add(person("alice"))
         saved = tmp_path / "saved.db"
         saved.touch()
-        sqlite_file.backup(path, saved)
+        maintenance.backup(path, saved)
         await users.add(person("bob"))
         shutil.rmtree(path.parent)
         await assert_unavailable(users, "carol")
@@ -122,7 +122,7 @@ async def test_another_database_beside_the_old_wal_is_not_touched(
     await users.add(person("alice"))
     saved = tmp_path / "saved.db"
     saved.touch()
-    sqlite_file.backup(path, saved)
+    maintenance.backup(path, saved)
     await users.add(person("bob"))
     before = saved.read_bytes()
     path.rename(tmp_path / "old.db")

@@ -8,7 +8,8 @@ import pytest
 
 from usersvc.adapters.sqlite import SqliteUsers
 from usersvc.adapters.sqlite import database as sqlite_file
-from usersvc.adapters.sqlite import users as sqlite
+from usersvc.adapters.sqlite import outbox as sqlite
+from usersvc.adapters.sqlite import schema as sqlite_schema
 from usersvc.application.errors import StorageUnavailable
 from usersvc.application.read_models import Order
 from usersvc.domain.mail_limits import MAILBOX
@@ -41,7 +42,7 @@ async def test_what_is_acknowledged_is_synced_to_a_strict_table_in_wal(tmp_path:
         [[journal]] = await users._file.change("PRAGMA journal_mode")
     assert (synchronous, journal) == (2, "wal")
     with sqlite3.connect(tmp_path / "users.db") as file:
-        assert file.execute("PRAGMA user_version").fetchone() == (len(sqlite_file.MIGRATIONS),)
+        assert file.execute("PRAGMA user_version").fetchone() == (len(sqlite_schema.MIGRATIONS),)
         assert [row[5] for row in file.execute("PRAGMA table_list") if row[1] == "users"] == [1]
     file.close()
 

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from usersvc.adapters.sqlite import SqliteUsers
+from usersvc.adapters.sqlite import SqliteUsers, maintenance
 from usersvc.adapters.sqlite import database as sqlite_file
+from usersvc.adapters.sqlite import schema as sqlite_schema
 from usersvc.application.errors import StorageUnavailable
 from usersvc.application.read_models import Order
 from usersvc.domain.errors import EmailAlreadyRegistered
@@ -65,8 +66,8 @@ async def test_each_missing_migration_is_run_and_keeps_who_is_there(
     old, new = tmp_path / "old.db", tmp_path / "new.db"
     async with SqliteUsers(old) as users:
         await users.add(person("alice"))
-    monkeypatch.setattr(sqlite_file, "MIGRATIONS", (*sqlite_file.MIGRATIONS, ADDS_A_COLUMN))
-    assert sqlite_file.damage(old) == ["its schema is 1; the next start brings it to 2"]
+    monkeypatch.setattr(sqlite_schema, "MIGRATIONS", (*sqlite_schema.MIGRATIONS, ADDS_A_COLUMN))
+    assert maintenance.damage(old) == ["its schema is 1; the next start brings it to 2"]
     async with SqliteUsers(new), SqliteUsers(old) as users:
         with pytest.raises(EmailAlreadyRegistered):
             await users.add(person("alice"))
@@ -74,13 +75,13 @@ async def test_each_missing_migration_is_run_and_keeps_who_is_there(
     await open_and_close(old)
     assert schema(old) == schema(new)
     assert schema(old)[0] == (2,)
-    assert sqlite_file.damage(old) == []
+    assert maintenance.damage(old) == []
 
 
 async def test_a_migration_that_fails_leaves_all_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     await open_and_close(tmp_path / "users.db")
     before = schema(tmp_path / "users.db")
-    monkeypatch.setattr(sqlite_file, "MIGRATIONS", (*sqlite_file.MIGRATIONS, "DROP TABLE users; CREATE TABLE ("))
+    monkeypatch.setattr(sqlite_schema, "MIGRATIONS", (*sqlite_schema.MIGRATIONS, "DROP TABLE users; CREATE TABLE ("))
     with pytest.raises(StorageUnavailable, match="syntax error"):
         await open_and_close(tmp_path / "users.db")
     assert schema(tmp_path / "users.db") == before
@@ -89,7 +90,7 @@ async def test_a_migration_that_fails_leaves_all_as_it_was(tmp_path: Path, monke
 @pytest.mark.parametrize(
     ("script", "reason"),
     [
-        (f"PRAGMA application_id = {sqlite_file.APPLICATION_ID}; PRAGMA user_version = 99",
+        (f"PRAGMA application_id = {sqlite_schema.APPLICATION_ID}; PRAGMA user_version = 99",
          "schema 99, made by a newer usersvc; this one knows up to 1"),
         ("PRAGMA user_version = 1", "pre-release usersvc or of another program; export the users"),
         ("PRAGMA user_version = 5", "pre-release usersvc or of another program; export the users"),
@@ -107,16 +108,18 @@ async def test_a_file_of_another_schema_is_refused_and_keeps_every_byte(
     assert "\n" not in str(refusal.value)
     assert (tmp_path / "users.db").read_bytes() == before
     with pytest.raises(StorageUnavailable, match=reason):
-        sqlite_file.damage(tmp_path / "users.db")
+        maintenance.damage(tmp_path / "users.db")
 
 
 OPENER = """
 import asyncio, sys
 from pathlib import Path
 from usersvc.adapters.sqlite import database as sqlite_file
+from usersvc.adapters.sqlite import maintenance
+from usersvc.adapters.sqlite import schema as sqlite_schema
 from usersvc.adapters.sqlite import SqliteUsers
 
-sqlite_file.MIGRATIONS = tuple(sys.argv[1:])
+sqlite_schema.MIGRATIONS = tuple(sys.argv[1:])
 
 async def open_one(path):
     async with SqliteUsers(path) as users:
@@ -132,7 +135,7 @@ for line in sys.stdin:
 def test_processes_that_start_at_once_make_or_upgrade_one_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, added: int
 ) -> None:
-    later = (*sqlite_file.MIGRATIONS, ADDS_A_COLUMN)[: 1 + added]
+    later = (*sqlite_schema.MIGRATIONS, ADDS_A_COLUMN)[: 1 + added]
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", OPENER, *later], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -154,8 +157,8 @@ def test_processes_that_start_at_once_make_or_upgrade_one_file(
                 assert process.stdout
                 assert process.stdout.readline() == "opened\n"
             with monkeypatch.context() as patched:
-                patched.setattr(sqlite_file, "MIGRATIONS", later)
-                assert sqlite_file.damage(path) == []
+                patched.setattr(sqlite_schema, "MIGRATIONS", later)
+                assert maintenance.damage(path) == []
     finally:
         for process in processes:
             process.communicate()
@@ -200,12 +203,12 @@ async def test_a_large_damaged_file_opens_and_tells_when_it_is_met(
 ) -> None:
     path = tmp_path / "users.db"
     await spoilt(path, first=4096 * 20, last=4096 * 90)
-    monkeypatch.setattr(sqlite_file, "LOOKED_THROUGH", 0)
+    monkeypatch.setattr(sqlite_file, "QUICK_CHECK_LIMIT", 0)
     async with SqliteUsers(path) as users:
         assert len((await users.page(limit=10, order=Order.ASC, after=None, mailbox=None)).users) == 1
         with pytest.raises(StorageUnavailable, match="malformed"):
             await users.outbox.entries()
-    assert sqlite_file.damage(path)
+    assert maintenance.damage(path)
 
 
 async def test_damage_is_met_only_by_those_who_ask_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,7 +224,7 @@ async def test_damage_is_met_only_by_those_who_ask_for_it(tmp_path: Path, monkey
     data[4096 * (leaf - 1) : 4096 * leaf] = b"\xa5" * 4096
     path.write_bytes(data)
 
-    monkeypatch.setattr(sqlite_file, "LOOKED_THROUGH", 0)
+    monkeypatch.setattr(sqlite_file, "QUICK_CHECK_LIMIT", 0)
     async with SqliteUsers(path) as users:
         everybody = await asyncio.gather(
             *(users.page(limit=1, order=Order.ASC, after=after, mailbox=None) for after in range(1000)),
@@ -238,9 +241,9 @@ async def test_damage_is_met_only_by_those_who_ask_for_it(tmp_path: Path, monkey
 async def test_a_file_that_is_well_has_no_damage(tmp_path: Path) -> None:
     path = tmp_path / "users.db"
     async with SqliteUsers(path):
-        assert sqlite_file.damage(path) == []
+        assert maintenance.damage(path) == []
     with pytest.raises(StorageUnavailable, match="cannot read"):
-        sqlite_file.damage(tmp_path / "missing.db")
+        maintenance.damage(tmp_path / "missing.db")
     assert not (tmp_path / "missing.db").exists()
 
 
@@ -287,11 +290,11 @@ async def test_a_copy_is_of_one_moment_and_one_file(tmp_path: Path) -> None:
 
         registering = asyncio.create_task(register())
         copy.touch()
-        await asyncio.to_thread(sqlite_file.backup, path, copy)
+        await asyncio.to_thread(maintenance.backup, path, copy)
         await registering
 
     assert sorted(file.name for file in tmp_path.iterdir()) == ["copy.db", "users.db"]
     with closing(sqlite3.connect(copy)) as file:
         [users_in_copy] = file.execute("SELECT count(*) FROM users").fetchone()
         assert file.execute("SELECT count(*) FROM outbox WHERE email != ''").fetchone() == (users_in_copy,)
-    assert sqlite_file.damage(copy) == []
+    assert maintenance.damage(copy) == []

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from usersvc.adapters.memory import InMemoryOutbox
-from usersvc.adapters.sqlite.database import MIGRATIONS
+from usersvc.adapters.sqlite.schema import MIGRATIONS
 from usersvc.adapters.telemetry.prometheus import PrometheusMetrics
 from usersvc.cli.program import program
 from usersvc.config import SECRETS, InvalidSetting, Settings, cores

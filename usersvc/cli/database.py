@@ -26,20 +26,20 @@ def backup(file: Path) -> None:
     Example:
       usersvc db backup users-$(date +%F).db
     """
-    from usersvc.adapters.sqlite import database as sqlite_file
+    from usersvc.adapters.sqlite import maintenance
 
     with atomic_file(file) as unfinished, storage_failures():
-        sqlite_file.backup(database_file(), unfinished)
+        maintenance.backup(database_file(), unfinished)
     print(f"saved to {file}")
 
 
 @commands.command(short_help="Look for damage.")
 def check() -> None:
     """Look for damage in the database; tells `ok`, or what it has found."""
-    from usersvc.adapters.sqlite import database as sqlite_file
+    from usersvc.adapters.sqlite import maintenance
 
     with storage_failures():
-        damage = sqlite_file.damage(database_file())
+        damage = maintenance.damage(database_file())
     if damage:
         # SQLite writes some findings over several lines.
         found = "; ".join(" ".join(finding.split()) for finding in damage[:SHOWN_FINDINGS])

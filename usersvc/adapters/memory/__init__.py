@@ -1,5 +1,7 @@
 """Users and outbox in memory."""
 
-from usersvc.adapters.memory.users import InMemoryOutbox, InMemoryUsers
+from usersvc.adapters.memory.archive import InMemoryArchive
+from usersvc.adapters.memory.outbox import InMemoryOutbox
+from usersvc.adapters.memory.users import InMemoryUsers
 
-__all__ = ("InMemoryOutbox", "InMemoryUsers")
+__all__ = ("InMemoryArchive", "InMemoryOutbox", "InMemoryUsers")

@@ -1,17 +1,7 @@
-"""Users and outbox in PostgreSQL.
+"""Users and outbox in PostgreSQL."""
 
-``PostgresUsers`` is imported when it is asked for: its driver is an extra, which ``url`` does not need.
-"""
+from usersvc.adapters.postgres.archive import PostgresArchive
+from usersvc.adapters.postgres.outbox import PostgresOutbox
+from usersvc.adapters.postgres.users import PostgresUsers
 
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from usersvc.adapters.postgres.users import PostgresUsers as PostgresUsers
-
-
-def __getattr__(name: str) -> Any:
-    if name == "PostgresUsers":
-        from usersvc.adapters.postgres.users import PostgresUsers  # noqa: PLC0415  # see above
-
-        return PostgresUsers
-    raise AttributeError(name)
+__all__ = ("PostgresArchive", "PostgresOutbox", "PostgresUsers")

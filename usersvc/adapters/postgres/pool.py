@@ -1,8 +1,7 @@
-"""Connections to PostgreSQL: pooling, fail-over, retries and notifications."""
+"""Connections to PostgreSQL: pooling, fail-over and retries."""
 
 import asyncio
-import logging
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 
 import asyncpg
@@ -12,29 +11,26 @@ from asyncpg.pool import PoolConnectionProxy
 from usersvc.adapters.server_url import one_url_per_host
 from usersvc.application.errors import StorageUnavailable
 
-log = logging.getLogger(__name__)
-
 Connection = asyncpg.Connection
 
 CALL_TIMEOUT = 5.0
 """The maximum time of any call, with waiting for a connection and all retries, in seconds."""
+
 STATEMENT_TIMEOUT, LOCK_TIMEOUT = 2.0, 1.5
 """After how many seconds the server itself cancels a statement, or one that waits for a lock."""
+
 ANSWER_TIMEOUT = 2.5
 """After how many seconds without a response a server is considered unreachable."""
+
 CONNECT_TIMEOUT = 2.0
 """For one host, in seconds. With ``ANSWER_TIMEOUT`` less than ``CALL_TIMEOUT``, so that a call that was waiting when a
 server failed can still be answered by the one that took over."""
+
 MAX_IDLE_TIME = 60.0
 """How long an unused connection is kept, in seconds: other processes need the server's slots too."""
+
 FIRST_PAUSE, LONGEST_PAUSE = 0.02, 0.5
 """Between two attempts, in seconds; each pause is twice the one before."""
-
-CHANNEL = "usersvc_outbox"
-"""The LISTEN/NOTIFY channel on which processes announce outbox entries that are due."""
-DEBOUNCE, MAX_SILENCE = 0.1, 15.0
-"""Seconds during which notifications are combined into one, and seconds without any after which a listener checks its
-connection. Without the first, each registration would make every process on every host query the outbox."""
 
 SETTINGS = {
     # Acknowledged means durable, with synchronous_standby_names also on another server.
@@ -53,9 +49,6 @@ SETTINGS = {
 }
 """Of each session. PgBouncer needs ``ignore_startup_parameters`` for them, and the same settings on the role."""
 
-LISTENING = "usersvc listening"
-"""The ``application_name`` of the session that listens for notifications; each process has one."""
-
 ROLLED_BACK = frozenset({
     "25006",  # read_only_sql_transaction: the server was demoted to a standby
     "40001",  # serialization_failure
@@ -63,6 +56,7 @@ ROLLED_BACK = frozenset({
     "53300",  # too_many_connections
 })  # fmt: skip
 """SQLSTATEs after which the transaction certainly was not committed."""
+
 SERVER_LOST = frozenset({
     "25006",  # read_only_sql_transaction
     "57P01",  # admin_shutdown
@@ -200,69 +194,16 @@ async def _keep_session(_: Connection) -> None:
     """Replaces the statements with which asyncpg resets a session: here they would reset nothing."""
 
 
-@asynccontextmanager
-async def listening(pool: PostgresPool, notify: Callable[[], None]) -> AsyncIterator[None]:
-    """Call ``notify`` after notifications on ``CHANNEL``, and whenever some may have been missed."""
-    task = asyncio.create_task(_listen(pool, notify))
-    try:
-        yield
-    finally:
-        task.cancel()
-        await asyncio.wait([task])
-
-
-async def _listen(pool: PostgresPool, notify: Callable[[], None]) -> None:
-    pause, is_logged = FIRST_PAUSE, False
-    while True:
-        try:
-            async with _listener(pool) as (connection, received):
-                pause, is_logged = FIRST_PAUSE, False
-                await _forward(connection, received, notify)
-        except FAILURES as error:
-            # Nothing is lost: the outbox is polled as well, only less often.
-            if not is_logged:
-                log.warning("cannot listen for notifications, retrying: %s", _reason(error))
-                is_logged = True
-        await asyncio.sleep(pause)
-        pause = min(2 * pause, MAX_SILENCE)
-
-
-@asynccontextmanager
-async def _listener(pool: PostgresPool) -> AsyncIterator[tuple[Connection, asyncio.Event]]:
-    """A session that listens, and an event that is set by notifications and by the end of the session."""
-    connection, received = await pool.connect(LISTENING), asyncio.Event()
-    try:
-        connection.add_termination_listener(lambda *_: received.set())
-        async with asyncio.timeout(ANSWER_TIMEOUT):
-            await connection.add_listener(CHANNEL, lambda *_: received.set())
-        yield connection, received
-    finally:
-        connection.terminate()
-
-
-async def _forward(connection: Connection, received: asyncio.Event, notify: Callable[[], None]) -> None:
-    while not connection.is_closed():
-        notify()
-        received.clear()
-        await asyncio.sleep(DEBOUNCE)
-        try:
-            async with asyncio.timeout(MAX_SILENCE):
-                await received.wait()
-        except TimeoutError:
-            # A broken connection looks like a silent one.
-            await connection.execute("SELECT 1", timeout=ANSWER_TIMEOUT)
-
-
 @contextmanager
 def storage_errors() -> Iterator[None]:
     """Translate every failure of PostgreSQL into ``StorageUnavailable``."""
     try:
         yield
     except FAILURES as error:
-        raise StorageUnavailable(f"PostgreSQL: {_reason(error)}") from error
+        raise StorageUnavailable(f"PostgreSQL: {reason(error)}") from error
 
 
-def _reason(error: BaseException) -> str:
+def reason(error: BaseException) -> str:
     """The kind of failure only: messages of the server contain values, those of the network addresses."""
     if isinstance(error, TimeoutError):
         return "no answer in time"

@@ -1,5 +1,7 @@
 """Users and outbox in an SQLite file."""
 
+from usersvc.adapters.sqlite.archive import SqliteArchive
+from usersvc.adapters.sqlite.outbox import SqliteOutbox
 from usersvc.adapters.sqlite.users import SqliteUsers
 
-__all__ = ("SqliteUsers",)
+__all__ = ("SqliteArchive", "SqliteOutbox", "SqliteUsers")

@@ -1,135 +1,97 @@
-"""Reads of one value each, of which those that have to wait anyway are made together."""
+"""Coalesces concurrent reads of one value each."""
 
 import asyncio
-import sqlite3
 from collections.abc import Awaitable, Callable, Sequence
 from contextvars import Context
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 from usersvc.adapters.sqlite.database import CALL_TIMEOUT
 from usersvc.application.errors import StorageUnavailable
 
-MOST = 8
-"""How many reads are made together at most: each waits for all of them."""
-JOINED_STATEMENTS = 128
-"""Of how many statements the text is kept: there are a few queries, each for up to ``MOST`` reads."""
+MAX_BATCH = 8
+"""The maximum number of requests that one query answers: each of them waits for all."""
+CACHED_STATEMENTS = 128
+"""The number of combined statements whose text is cached."""
 
 Read = Callable[[str, Sequence[int | str]], Awaitable[list[Any]]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Waiting:
+class _Request:
     query: str
     values: Sequence[int | str]
-    value: asyncio.Future[Any]
-    until: float
-    alone: bool = False
+    result: asyncio.Future[Any]
 
 
 class CoalescedReads:
-    """Makes the reads that come while one is under way together, in one statement that gives one row.
+    """Coalesces concurrent reads: requests that arrive while a query is running are answered by one combined query.
 
-    The way to the thread that reads, and back, takes longer than most reads do, and so does handing Python's lock over
-    to that thread, which it needs for each row. A read that finds none under way is made at once, and nothing that was
-    read is kept.
+    Passing a query to the reading thread and its row back takes longer than most queries do. A request that arrives
+    while no query is running is read immediately. Nothing is cached.
     """
 
     def __init__(self, read: Read) -> None:
-        """Read through a function, one statement at a time.
-
-        Args:
-            read: ``DatabaseFile.read``.
-        """
+        """Use ``DatabaseFile.read`` for the queries, one at a time."""
         self._read = read
-        self._waiting: list[_Waiting] = []
-        self._reading: asyncio.Task[None] | None = None
+        self._pending: list[_Request] = []
+        self._task: asyncio.Task[None] | None = None
 
     async def value(self, query: str, values: Sequence[int | str]) -> Any:
-        """The one value that a query gives: of the first column of its first row.
+        """The first column of the only row of a query.
 
         Raises:
             StorageUnavailable: it cannot be read, or not within ``CALL_TIMEOUT``.
         """
-        loop = asyncio.get_running_loop()
-        value: asyncio.Future[Any] = loop.create_future()
-        self._waiting.append(_Waiting(query, values, value, loop.time() + CALL_TIMEOUT))
-        if self._reading is None:
-            # In a context that is no request's: it goes on for others.
-            self._reading = asyncio.create_task(self._read_all(), context=Context())
-        return await value
-
-    async def _read_all(self) -> None:
-        together: list[_Waiting] = []
+        result: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._pending.append(_Request(query, values, result))
+        if self._task is None:
+            # In an empty context: the task serves more than this request.
+            self._task = asyncio.create_task(self._run(), context=Context())
         try:
-            while together := self._next():
-                await self._answer(together)
-        finally:
-            self._reading = None
-            # Nobody may wait on when the task is cancelled, as it is at the end of the program.
-            for one in [*together, *self._waiting]:
-                one.value.cancel()
-
-    def _next(self) -> list[_Waiting]:
-        """Take those who ask the same as the first, and have not given up."""
-        waiting = [one for one in self._waiting if not one.value.done()]
-        if waiting and waiting[0].alone:
-            together = waiting[:1]
-        else:
-            together = [one for one in waiting if one.query == waiting[0].query and not one.alone][:MOST]
-        self._waiting = [one for one in waiting if one not in together]
-        return together
-
-    async def _answer(self, together: list[_Waiting]) -> None:
-        statement = _joined(together[0].query, len(together))
-        try:
-            # The first has waited longest.
-            async with asyncio.timeout_at(together[0].until):
-                [found] = await self._read(statement, [value for one in together for value in one.values])
-            for one, value in zip(together, found, strict=True):
-                if not one.value.done():
-                    one.value.set_result(value)
+            async with asyncio.timeout(CALL_TIMEOUT):
+                return await result
         except TimeoutError:
-            # Who came later has time left, and may still be answered.
-            now = asyncio.get_running_loop().time()
-            late = [one for one in together if one is together[0] or one.until <= now]
-            _fail(late, StorageUnavailable("cannot read: no answer in time"))
-            self._wait_again([one for one in together if one not in late])
-        except StorageUnavailable as error:
-            if isinstance(error.__cause__, sqlite3.Error):
-                # Only one of them may have met a damaged page.
-                self._fail_alone(together, error)
-            else:
-                _fail(together, error)
+            raise StorageUnavailable("cannot read: no answer in time") from None
+
+    async def _run(self) -> None:
+        batch: list[_Request] = []
+        try:
+            while batch := self._next_batch():
+                await self._answer(batch)
+        finally:
+            self._task = None
+            # No request may wait for a task that was cancelled, as all are at shutdown.
+            for request in [*batch, *self._pending]:
+                request.result.cancel()
+
+    def _next_batch(self) -> list[_Request]:
+        """Remove the requests that share the query of the oldest one; drop those that were cancelled."""
+        pending = [request for request in self._pending if not request.result.done()]
+        batch = [request for request in pending if request.query == pending[0].query][:MAX_BATCH]
+        self._pending = [request for request in pending if request not in batch]
+        return batch
+
+    async def _answer(self, batch: list[_Request]) -> None:
+        statement = _combined(batch[0].query, len(batch))
+        try:
+            [row] = await self._read(statement, [value for request in batch for value in request.values])
         except Exception as error:
-            # Whatever it is, it is told to whom it concerns, and not to those who wait for others.
-            self._fail_alone(together, error)
-
-    def _fail_alone(self, together: list[_Waiting], error: Exception) -> None:
-        """Fail the only one, or let each be read for alone, so that only who is the reason meets the error."""
-        if len(together) > 1:
-            self._wait_again([replace(one, alone=True) for one in together])
+            # Only one of several may have read a damaged page: each of them is repeated alone.
+            for request in batch:
+                if request.result.done():
+                    continue
+                if len(batch) == 1:
+                    request.result.set_exception(error)
+                else:
+                    await self._answer([request])
         else:
-            _fail(together, error)
-
-    def _wait_again(self, waiting: list[_Waiting]) -> None:
-        """Put them back in the order of coming: who has waited longest may not wait behind who came later."""
-        self._waiting = sorted([*self._waiting, *waiting], key=lambda one: one.until)
+            for request, value in zip(batch, row, strict=True):
+                if not request.result.done():
+                    request.result.set_result(value)
 
 
-def _fail(together: list[_Waiting], error: Exception) -> None:
-    for one in together:
-        if one.value.done():
-            continue
-        failure = error
-        if len(together) > 1:
-            # One object, raised here and there, would gather the tracebacks of all.
-            failure = StorageUnavailable(*error.args)
-            failure.__cause__ = error.__cause__
-        one.value.set_exception(failure)
-
-
-@lru_cache(maxsize=JOINED_STATEMENTS)
-def _joined(query: str, how_many: int) -> str:
-    return f"SELECT {', '.join([f'({query})'] * how_many)}"
+@lru_cache(maxsize=CACHED_STATEMENTS)
+def _combined(query: str, count: int) -> str:
+    return f"SELECT {', '.join([f'({query})'] * count)}"

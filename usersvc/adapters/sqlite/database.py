@@ -1,4 +1,4 @@
-"""The SQLite file: its schema versions, who may use it when, how it is opened, copied and checked."""
+"""The SQLite file: how it is opened, read and written."""
 
 import asyncio
 import os
@@ -12,87 +12,41 @@ from typing import Any, TypeVar
 
 import aiosqlite
 
+from usersvc.adapters.sqlite.schema import integrity_problems, migrate, schema_version
 from usersvc.application.errors import StorageUnavailable
 
 T = TypeVar("T")
 
 Identity = tuple[int, int]
 """Device and inode of a file."""
+
 Work = Callable[[aiosqlite.Connection], Coroutine[Any, Any, T]]
 
 BUSY_TIMEOUT = 2.0
 """How long a statement waits for another process's lock, in seconds."""
+
 CALL_TIMEOUT = 4.0
-"""How long any call waits for the store in all, in seconds, before it says that the store is not available."""
+"""The maximum time of any call, in seconds."""
+
 OPENING_TIMEOUT = 10.0
-"""How long opening waits for a lock, in seconds: other processes may be making the file, or upgrading it."""
+"""How long opening waits for a lock, in seconds: another process may be creating or migrating the file."""
 
 WAL_LIMIT = 16 * 1024 * 1024
-"""What a WAL that a long read has let grow is cut back to, in bytes. It has about 4 MB when nobody reads for long."""
-LOOKED_THROUGH = 64 * 1024 * 1024
-"""Up to which size a file is looked through for damage when it is opened, in bytes.
+"""The size in bytes to which a WAL that grew during a long read is truncated. Usually it has about 4 MB."""
 
-That takes some 2 ms a megabyte when the file is in memory, more when it is not: a restart would keep the users of a
-large file waiting. There, damage is found by whoever meets the page (it is told as not available, never shown as
-data), and by ``usersvc db check``.
+QUICK_CHECK_LIMIT = 64 * 1024 * 1024
+"""The maximum size in bytes of a file that is checked for damage when it is opened.
+
+The check takes about 2 ms per megabyte of a cached file, so it would delay the restart with a large one. There, reading
+a damaged page raises ``StorageUnavailable``, and ``usersvc db check`` finds the damage.
 """
-
-APPLICATION_ID = 0x75737663
-"""Marks a SQLite file as one of this service ("usvc"); pre-release versions, whose schemas differ, did not set it."""
-
-MIGRATIONS = (
-    # AUTOINCREMENT: a position is never given out again, even when its user is gone.
-    # outbox.due_at is null for an entry that is dead-lettered, and the end of the lease for one that is leased.
-    # outbox_unlimited has all entries but those that the limits on mails put off: see SqliteOutbox.lease.
-    # mail_limits: see usersvc.domain.mail_limits. A row has no effect from its second time on.
-    # idempotency_keys.digest is that of the key alone.
-    """
-    CREATE TABLE users (
-        position INTEGER PRIMARY KEY AUTOINCREMENT,
-        id TEXT NOT NULL UNIQUE,
-        mailbox TEXT NOT NULL UNIQUE,
-        email TEXT NOT NULL,
-        age INTEGER NOT NULL,
-        password_hash TEXT NOT NULL,
-        registered_at TEXT NOT NULL
-    ) STRICT;
-    CREATE TABLE outbox (
-        id INTEGER PRIMARY KEY AUTOINCREMENT,
-        user_id TEXT NOT NULL,
-        email TEXT NOT NULL,
-        occurred_at TEXT NOT NULL,
-        attempts INTEGER NOT NULL DEFAULT 0,
-        due_at TEXT,
-        reason TEXT,
-        lease TEXT,
-        request_id TEXT,
-        trace_id TEXT,
-        span_id TEXT
-    ) STRICT;
-    CREATE INDEX outbox_due_at ON outbox (due_at) WHERE due_at IS NOT NULL;
-    CREATE INDEX outbox_unlimited ON outbox (due_at) WHERE attempts > 0 OR reason IS NULL;
-    CREATE TABLE mail_limits (
-        digest TEXT PRIMARY KEY,
-        since TEXT NOT NULL,
-        until TEXT NOT NULL
-    ) STRICT, WITHOUT ROWID;
-    CREATE INDEX mail_limits_until ON mail_limits (until);
-    CREATE TABLE idempotency_keys (
-        digest TEXT PRIMARY KEY,
-        user_id TEXT NOT NULL,
-        used_at TEXT NOT NULL
-    ) STRICT, WITHOUT ROWID;
-    CREATE INDEX idempotency_keys_used_at ON idempotency_keys (used_at);
-    """,
-)
-"""The statements that lead from each schema version (``PRAGMA user_version``) to the next; see ``docs/upgrade.md``."""
 
 
 class DatabaseFile:
     """The open file: a connection for reads and one for writes, so that reads never wait for a write.
 
-    What ``write`` has returned for is on the disk, in the file at the path. When that file was moved or replaced,
-    writes fail until it is back; another file in its place is used only after a restart.
+    When ``write`` returns, the data is on the disk, in the file at the path. If that file was moved or replaced, writes
+    fail until it is back; another file in its place is used only after a restart.
     """
 
     def __init__(self, path: Path) -> None:
@@ -103,12 +57,12 @@ class DatabaseFile:
         self._identities: list[Identity | None] = []
 
     async def open(self) -> None:
-        """Open it, made if it is missing, with its schema brought up to date.
+        """Open the file, create it if it is missing, and migrate its schema.
 
         Raises:
-            StorageUnavailable: it cannot be opened, is no SQLite database, is damaged, or is of a newer schema.
+            StorageUnavailable: it cannot be opened, is not an SQLite database, is damaged, or has a newer schema.
         """
-        with _storage_errors("cannot open the database"):
+        with storage_errors("cannot open the database"):
             try:
                 # Before aiosqlite, whose thread may outlive the event loop when it cannot open a file.
                 await asyncio.to_thread(_prepare, self._path)
@@ -124,7 +78,7 @@ class DatabaseFile:
                 raise
 
     async def close(self) -> None:
-        """Let what is in hand finish, and close it; the last process to do so leaves one file, without a WAL."""
+        """Wait for running statements and close the file; the last process that closes it removes the WAL."""
         reader, self._reader = self._reader, None
         try:
             if reader is not None:
@@ -136,28 +90,28 @@ class DatabaseFile:
                     await writer.close()
 
     async def read(self, query: str, values: Sequence[int | str] = ()) -> list[Any]:
-        """The rows that a query gives.
+        """The rows of a query.
 
         Raises:
             StorageUnavailable: they cannot be read, or not within ``CALL_TIMEOUT``.
         """
-        with _storage_errors("cannot read"):
+        with storage_errors("cannot read"):
             async with asyncio.timeout(CALL_TIMEOUT):
                 return await _rows(query, values, _opened(self._reader))
 
     async def change(self, statement: str, values: Sequence[int | str | None] = ()) -> list[Any]:
-        """Run one statement in a transaction of its own; give the rows that it returns. See ``write``."""
+        """Run one statement in a transaction of its own and return its rows; see ``write``."""
         return await self.write(partial(_rows, statement, values))
 
     async def write(self, work: Work[T]) -> T:
-        """Do some work in a transaction that has the only write lock from its beginning; give what the work gives.
+        """Run ``work`` in a transaction that holds the write lock from its beginning, and return its result.
 
-        Whatever the work raises undoes all of it, and so does giving up waiting, unless it is being stored just then.
+        An exception of ``work`` rolls the transaction back, and so does cancelling the caller before the commit.
 
         Raises:
-            StorageUnavailable: it is not known whether the work was stored.
+            StorageUnavailable: it is unknown whether the transaction was committed.
         """
-        wanted = True
+        is_cancelled = False
 
         async def transaction() -> T:
             connection = _opened(self._writer)
@@ -165,8 +119,8 @@ class DatabaseFile:
             await connection.execute("BEGIN IMMEDIATE")
             try:
                 result = await work(connection)
-                if not wanted:
-                    # Whoever asked has been told that it failed, or has gone.
+                if is_cancelled:
+                    # The caller has been cancelled or has timed out.
                     raise TimeoutError
                 await connection.execute("COMMIT")
             except BaseException:
@@ -174,16 +128,16 @@ class DatabaseFile:
                 if connection.in_transaction:
                     await connection.execute("ROLLBACK")
                 raise
-            # Again: it may have been moved meanwhile.
+            # Again: the file may have been moved during the transaction.
             self._check_file()
             return result
 
-        with _storage_errors("cannot write"):
+        with storage_errors("cannot write"):
             try:
                 async with asyncio.timeout(CALL_TIMEOUT):
-                    return await _to_its_end(self._writing, transaction)
+                    return await _run_shielded(self._writing, transaction)
             finally:
-                wanted = False
+                is_cancelled = True
 
     def _check_file(self) -> None:
         """Check that the path still names the file, and that the log with its latest changes is beside it.
@@ -198,19 +152,19 @@ class DatabaseFile:
         return [_identity(_beside(self._path, suffix)) for suffix in ("", "-wal", "-shm")]
 
 
-async def _to_its_end(turn: asyncio.Lock, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
-    """Do some work when its turn comes, and once it has begun to its end, even if its caller goes.
+async def _run_shielded(lock: asyncio.Lock, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """Run ``work`` while holding the lock, and to its end even if the caller is cancelled.
 
-    So who comes next finds nothing half done, and nothing is begun for somebody who has stopped waiting.
+    A caller that is cancelled while it waits for the lock never starts its work.
     """
-    await turn.acquire()
-    # From here on nothing waits until the task has the turn, and gives it back.
+    await lock.acquire()
+    # No await between here and the done-callback, which releases the lock.
     task = asyncio.create_task(work())
 
     def ended(_: asyncio.Task[T]) -> None:
-        turn.release()
+        lock.release()
         if not task.cancelled():
-            # The caller may have gone, and asyncio complains of an error that nobody has looked at.
+            # Mark the exception as retrieved: the caller may have been cancelled.
             task.exception()
 
     task.add_done_callback(ended)
@@ -225,7 +179,7 @@ async def _rows(statement: str, values: Sequence[int | str | None], connection: 
 
 async def _connect(path: Path, *pragmas: str) -> aiosqlite.Connection:
     # Autocommit: transactions begin only where the code says so. mode=rw: no empty file in place of a missing one.
-    connection = await aiosqlite.connect(_uri(path, "rw"), uri=True, timeout=BUSY_TIMEOUT, isolation_level=None)
+    connection = await aiosqlite.connect(file_uri(path, "rw"), uri=True, timeout=BUSY_TIMEOUT, isolation_level=None)
     try:
         for pragma in pragmas:
             await connection.execute_fetchall(pragma)
@@ -244,8 +198,8 @@ def _opened(connection: aiosqlite.Connection | None) -> aiosqlite.Connection:
 
 
 @contextmanager
-def _storage_errors(what: str) -> Iterator[None]:
-    """Any failure of SQLite, in the language of the port."""
+def storage_errors(what: str) -> Iterator[None]:
+    """Translate every failure of SQLite into ``StorageUnavailable``."""
     try:
         yield
     except StorageUnavailable as error:
@@ -255,7 +209,7 @@ def _storage_errors(what: str) -> Iterator[None]:
     except sqlite3.Error as error:
         raise StorageUnavailable(f"{what}: {error}") from error
     except OSError as error:
-        # Without the path, which is for nobody's log.
+        # Without the path, which does not belong into a log.
         raise StorageUnavailable(f"{what}: {error.strerror}") from error
 
 
@@ -278,81 +232,41 @@ def _beside(path: Path, suffix: str) -> Path:
     return path.with_name(f"{path.name}{suffix}")
 
 
-def _uri(path: Path, mode: str) -> str:
+def file_uri(path: Path, mode: str) -> str:
+    """The URI of a file for ``sqlite3.connect`` (SQLite, "URI Filenames")."""
     return f"{path.absolute().as_uri()}?mode={mode}"
 
 
 def _prepare(path: Path) -> None:
-    """Check the file, made if it is missing, switch it to WAL for good, and bring its schema up to date.
+    """Create the file if it is missing, check it, switch it to WAL and migrate its schema.
 
     Raises:
-        sqlite3.Error: it cannot be opened, or is no database.
-        StorageUnavailable: it is not fit.
+        sqlite3.Error: it cannot be opened, or is not a database.
+        StorageUnavailable: it is damaged, not writable, or of an unknown schema.
     """
-    # In this order: another process that makes the file has something in it before there is a WAL.
+    # In this order: a process that creates the file writes to it before there is a WAL.
     if _size(_beside(path, "-wal")) and not _size(path):
-        # SQLite would throw the WAL away, and with it what was stored last.
+        # SQLite would delete the WAL, and with it the last transactions.
         raise StorageUnavailable("there is a -wal file, but the database that it belongs to is missing or empty")
     if path.exists() and not os.access(path, os.W_OK):
-        # SQLite would open it for reading, and would go on so when it can be written to again.
+        # SQLite would open it read-only, and stay so even when the file becomes writable.
         raise StorageUnavailable("the file cannot be written to")
-    # It holds addresses and hashes, so nobody else may read it; SQLite gives its companions the same mode.
+    # Only the owner may read addresses and hashes; SQLite gives the -wal and the -shm the same mode.
     os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
     with closing(
-        sqlite3.connect(_uri(path, "rw"), uri=True, timeout=OPENING_TIMEOUT, isolation_level=None)
+        sqlite3.connect(file_uri(path, "rw"), uri=True, timeout=OPENING_TIMEOUT, isolation_level=None)
     ) as connection:
-        version = _schema_version(connection)
-        if path.stat().st_size <= LOOKED_THROUGH:
-            found = _findings(connection, "quick_check(1)")
-            if found:
-                raise StorageUnavailable(f"the file is damaged: {found[0]}")
+        schema_version(connection)
+        if path.stat().st_size <= QUICK_CHECK_LIMIT:
+            problems = integrity_problems(connection, "quick_check(1)")
+            if problems:
+                raise StorageUnavailable(f"the file is damaged: {problems[0]}")
         _use_wal(connection)
-        if version < len(MIGRATIONS):
-            _migrate(connection)
-
-
-def _schema_version(connection: sqlite3.Connection) -> int:
-    """The schema version of the file; 0 if the file is empty.
-
-    Raises:
-        StorageUnavailable: the schema is of a newer version, of a pre-release version, or of another program.
-    """
-    # One statement reads one snapshot: another process may be creating the tables.
-    version: int
-    version, application_id, is_empty = connection.execute(
-        """
-        SELECT user_version, application_id, NOT EXISTS (SELECT 1 FROM sqlite_schema)
-        FROM pragma_user_version, pragma_application_id
-        """
-    ).fetchone()
-    if application_id != APPLICATION_ID and not (is_empty and version == application_id == 0):
-        raise StorageUnavailable(
-            "the file is of a pre-release usersvc or of another program; export the users with the version that made "
-            "it, and import them into a new file: docs/moving.md"
-        )
-    if version > len(MIGRATIONS):
-        raise StorageUnavailable(
-            f"the database has schema {version}, made by a newer usersvc; this one knows up to {len(MIGRATIONS)}"
-        )
-    return version
-
-
-def _findings(connection: sqlite3.Connection, check: str) -> list[str]:
-    found = []
-    try:
-        for [finding] in connection.execute(f"PRAGMA {check}"):
-            # SQLite puts several into one row, on several lines.
-            found += [] if finding == "ok" else [" ".join(finding.split())]
-    except sqlite3.DatabaseError as error:
-        # Some damage ends the check.
-        if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_CORRUPT:
-            raise
-        found.append(str(error))
-    return found
+        migrate(connection)
 
 
 def _use_wal(connection: sqlite3.Connection) -> None:
-    # SQLite does not always wait for locks here, so the processes that start on a new file at once take turns.
+    # SQLite ignores the busy timeout here in some cases, so processes that start on a new file retry.
     deadline = time.monotonic() + OPENING_TIMEOUT
     while True:
         try:
@@ -364,69 +278,4 @@ def _use_wal(connection: sqlite3.Connection) -> None:
         else:
             break
     if mode != "wal":
-        raise StorageUnavailable("a write-ahead log cannot be kept beside the file")
-
-
-def _migrate(connection: sqlite3.Connection) -> None:
-    """Run the missing migrations in one transaction."""
-    connection.execute("BEGIN IMMEDIATE")
-    try:
-        # Asked again: another process may have been quicker.
-        for migration in MIGRATIONS[_schema_version(connection) :]:
-            for statement in filter(str.strip, migration.split(";")):
-                connection.execute(statement)
-        connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-        connection.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
-        connection.execute("COMMIT")
-    except BaseException:
-        if connection.in_transaction:
-            connection.execute("ROLLBACK")
-        raise
-
-
-def backup(source: Path, target: Path) -> None:
-    """Copy a database as it is at one moment, while others go on writing to it.
-
-    Args:
-        source: the database.
-        target: an empty file.
-
-    Raises:
-        StorageUnavailable: one of the two cannot be read or written.
-    """
-    with (
-        _storage_errors(f"cannot copy {source}"),
-        closing(sqlite3.connect(_uri(source, "rw"), uri=True, timeout=BUSY_TIMEOUT)) as original,
-        closing(sqlite3.connect(_uri(target, "rw"), uri=True)) as copy,
-    ):
-        original.backup(copy)
-        # One file, that needs no other beside it.
-        copy.execute("PRAGMA journal_mode = DELETE")
-
-
-def damage(path: Path) -> list[str]:
-    """What is wrong with a database; empty when nothing is.
-
-    Raises:
-        StorageUnavailable: it cannot be read at all, or is of a newer schema.
-    """
-    with (
-        _storage_errors(f"cannot read {path}"),
-        closing(sqlite3.connect(_uri(path, "rw"), uri=True, timeout=BUSY_TIMEOUT)) as connection,
-    ):
-        version = _schema_version(connection)
-        found = _findings(connection, "integrity_check")
-        if version < len(MIGRATIONS):
-            found.append(f"its schema is {version}; the next start brings it to {len(MIGRATIONS)}")
-        else:
-            found += [f"{kind} {name} is missing or changed" for kind, name, _ in _schema() - _schema(connection)]
-    return found
-
-
-def _schema(connection: sqlite3.Connection | None = None) -> set[tuple[str, str, str]]:
-    """What a database consists of: kind, name and statement; by default what one of this version has."""
-    if connection is None:
-        with closing(sqlite3.connect(":memory:", isolation_level=None)) as fresh:
-            _migrate(fresh)
-            return _schema(fresh)
-    return set(connection.execute("SELECT type, name, sql FROM sqlite_schema WHERE sql IS NOT NULL"))
+        raise StorageUnavailable("the file system does not support a write-ahead log beside the file")

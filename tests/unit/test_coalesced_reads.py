@@ -1,4 +1,4 @@
-"""Reads that are made together, on a store that answers when a test lets it."""
+"""Coalesced reads, on a store that answers when a test lets it."""
 
 import asyncio
 import sqlite3
@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.fake_time import in_fake_time
-from usersvc.adapters.sqlite.coalesced_reads import MOST, CoalescedReads
+from usersvc.adapters.sqlite.coalesced_reads import MAX_BATCH, CoalescedReads
 from usersvc.adapters.sqlite.database import CALL_TIMEOUT
 from usersvc.application.errors import StorageUnavailable
 from usersvc.application.request_context import RequestContext, request_context
@@ -18,18 +18,18 @@ NEGATIVE = "SELECT -?"
 
 
 class Store:
-    """Answers what really SQLite answers, but one statement at a time, and only when it may."""
+    """Runs statements in SQLite, one at a time, once ``may_answer`` is set."""
 
     def __init__(self) -> None:
         self.asked: list[list[int | str]] = []
         self.may_answer = asyncio.Event()
         self.may_answer.set()
         self.failure: Exception | None = None
-        self.under_way = 0
+        self.running = 0
 
     async def read(self, statement: str, values: Sequence[int | str]) -> list[Any]:
-        self.under_way += 1
-        assert self.under_way == 1
+        self.running += 1
+        assert self.running == 1
         try:
             self.asked.append(list(values))
             await self.may_answer.wait()
@@ -43,11 +43,11 @@ class Store:
             finally:
                 connection.close()
         finally:
-            self.under_way -= 1
+            self.running -= 1
 
 
 async def begun(*reads: "asyncio.Task[Any]") -> None:
-    """Until each of them has asked."""
+    """Wait until each of them has been requested."""
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     assert not any(read.done() for read in reads)
@@ -57,27 +57,27 @@ def ask(reads: CoalescedReads, query: str, *values: int | str) -> "asyncio.Task[
     return asyncio.create_task(reads.value(query, values))
 
 
-async def test_who_is_alone_is_read_for_at_once_and_each_time_anew() -> None:
+async def test_a_single_request_is_read_immediately_and_not_cached() -> None:
     store = Store()
     reads = CoalescedReads(store.read)
     assert [await reads.value(DOUBLE, [1]), await reads.value(DOUBLE, [1])] == [2, 2]
     assert store.asked == [[1], [1]]
 
 
-async def test_those_who_come_while_a_read_is_under_way_are_read_for_together_and_get_each_their_own() -> None:
+async def test_requests_during_a_query_are_answered_by_combined_queries() -> None:
     store = Store()
     reads = CoalescedReads(store.read)
     store.may_answer.clear()
     first = ask(reads, DOUBLE, 0)
     await begun(first)
-    others = [ask(reads, DOUBLE, number) for number in range(1, MOST + 3)]
+    others = [ask(reads, DOUBLE, number) for number in range(1, MAX_BATCH + 3)]
     await begun(first, *others)
     store.may_answer.set()
-    assert await asyncio.gather(first, *others) == [2 * number for number in range(MOST + 3)]
-    assert store.asked == [[0], list(range(1, MOST + 1)), [MOST + 1, MOST + 2]]
+    assert await asyncio.gather(first, *others) == [2 * number for number in range(MAX_BATCH + 3)]
+    assert store.asked == [[0], list(range(1, MAX_BATCH + 1)), [MAX_BATCH + 1, MAX_BATCH + 2]]
 
 
-async def test_different_queries_are_read_apart_in_the_order_of_the_first_of_each() -> None:
+async def test_different_queries_are_not_combined() -> None:
     store = Store()
     reads = CoalescedReads(store.read)
     found = await asyncio.gather(*(ask(reads, DOUBLE if number % 2 else NEGATIVE, number) for number in range(6)))
@@ -85,7 +85,7 @@ async def test_different_queries_are_read_apart_in_the_order_of_the_first_of_eac
     assert store.asked == [[0, 2, 4], [1, 3, 5]]
 
 
-async def test_nothing_is_read_for_who_has_gone_and_the_others_get_their_own() -> None:
+async def test_cancelled_requests_are_not_read_and_the_others_are_answered() -> None:
     store = Store()
     reads = CoalescedReads(store.read)
     store.may_answer.clear()
@@ -105,7 +105,7 @@ async def test_nothing_is_read_for_who_has_gone_and_the_others_get_their_own() -
     assert late.cancelled()
 
 
-async def test_who_comes_when_all_have_gone_is_read_for() -> None:
+async def test_a_request_is_answered_after_all_earlier_ones_were_cancelled() -> None:
     store = Store()
     reads = CoalescedReads(store.read)
     store.may_answer.clear()
@@ -121,7 +121,7 @@ async def test_who_comes_when_all_have_gone_is_read_for() -> None:
     assert store.asked == [[1], [3]]
 
 
-async def test_a_damaged_page_is_met_by_who_asks_for_it_alone() -> None:
+async def test_a_damaged_page_fails_only_the_request_that_reads_it() -> None:
     store = Store()
     store.failure = sqlite3.DatabaseError("malformed")
     reads = CoalescedReads(store.read)
@@ -132,7 +132,7 @@ async def test_a_damaged_page_is_met_by_who_asks_for_it_alone() -> None:
     assert isinstance(bad.__cause__, sqlite3.DatabaseError)
 
 
-async def test_what_nobody_has_foreseen_is_told_to_who_brought_it_about_alone() -> None:
+async def test_an_unexpected_error_fails_only_the_request_that_causes_it() -> None:
     store = Store()
     store.failure = ValueError("a value that cannot be stored")
     reads = CoalescedReads(store.read)
@@ -144,14 +144,14 @@ async def test_what_nobody_has_foreseen_is_told_to_who_brought_it_about_alone() 
     assert await reads.value(DOUBLE, [5]) == 10
 
 
-async def test_who_goes_while_the_store_fails_does_not_keep_the_failure_from_the_others() -> None:
+async def test_a_cancelled_request_does_not_hide_a_failure_from_the_others() -> None:
     may_fail = asyncio.Event()
 
-    async def gone(*_: object) -> list[Any]:
+    async def missing(*_: object) -> list[Any]:
         await may_fail.wait()
         raise StorageUnavailable("cannot read: the database file is gone")
 
-    reads = CoalescedReads(gone)
+    reads = CoalescedReads(missing)
     asked = [ask(reads, DOUBLE, number) for number in range(5)]
     await begun(*asked)
     asked[2].cancel()
@@ -161,7 +161,7 @@ async def test_who_goes_while_the_store_fails_does_not_keep_the_failure_from_the
     assert [str(read.exception()) for read in asked] == ["cannot read: the database file is gone"] * 4
 
 
-async def test_a_read_is_made_in_no_request_s_context() -> None:
+async def test_queries_run_in_an_empty_context() -> None:
     seen: list[RequestContext | None] = []
 
     async def read(*_: object) -> list[Any]:
@@ -173,18 +173,18 @@ async def test_a_read_is_made_in_no_request_s_context() -> None:
     assert seen == [None]
 
 
-async def test_a_store_that_is_not_there_is_told_to_each_in_an_error_of_its_own() -> None:
-    async def gone(*_: object) -> list[Any]:
+async def test_each_request_gets_an_exception_object_of_its_own() -> None:
+    async def missing(*_: object) -> list[Any]:
         raise StorageUnavailable("cannot read: the database file is gone")
 
-    reads = CoalescedReads(gone)
+    reads = CoalescedReads(missing)
     errors = await asyncio.gather(*(ask(reads, DOUBLE, number) for number in range(3)), return_exceptions=True)
     assert [str(error) for error in errors] == ["cannot read: the database file is gone"] * 3
     assert len(set(map(id, errors))) == 3
 
 
 @in_fake_time
-async def test_nobody_waits_longer_than_for_a_read_of_his_own() -> None:
+async def test_each_request_times_out_by_itself() -> None:
     loop = asyncio.get_running_loop()
     store = Store()
     store.may_answer.clear()
@@ -206,28 +206,7 @@ async def test_nobody_waits_longer_than_for_a_read_of_his_own() -> None:
 
 
 @in_fake_time
-async def test_who_came_later_may_be_answered_after_the_time_of_the_first_is_over() -> None:
-    store = Store()
-    store.may_answer.clear()
-    reads = CoalescedReads(store.read)
-    stalled = ask(reads, NEGATIVE, 0)
-    await asyncio.sleep(1)
-    first = ask(reads, DOUBLE, 1)
-    await asyncio.sleep(1)
-    later = ask(reads, DOUBLE, 2)
-    await asyncio.sleep(1)
-    other = ask(reads, NEGATIVE, 3)
-    # The time of the first alone, then that of the second, which is read for with the third.
-    for late in (stalled, first):
-        with pytest.raises(StorageUnavailable, match="no answer in time"):
-            await late
-    store.may_answer.set()
-    assert [await later, await other] == [4, -3]
-    assert store.asked == [[0], [1, 2], [2], [3]]
-
-
-@in_fake_time
-async def test_nobody_waits_longer_because_others_are_read_for_again() -> None:
+async def test_repeating_failed_queries_extends_no_timeout() -> None:
     loop = asyncio.get_running_loop()
 
     async def slow_and_damaged(*_: object) -> list[Any]:
@@ -246,7 +225,28 @@ async def test_nobody_waits_longer_because_others_are_read_for_again() -> None:
     assert max(waited) <= CALL_TIMEOUT + 0.001
 
 
-async def test_nobody_is_left_waiting_when_everything_is_cancelled() -> None:
+@in_fake_time
+async def test_a_request_is_answered_after_an_earlier_one_of_its_batch_timed_out() -> None:
+    store = Store()
+
+    async def slow(statement: str, values: Sequence[int | str]) -> list[Any]:
+        await asyncio.sleep(CALL_TIMEOUT * 3 / 4)
+        return await store.read(statement, values)
+
+    reads = CoalescedReads(slow)
+    running = ask(reads, NEGATIVE, 0)
+    await asyncio.sleep(CALL_TIMEOUT / 8)
+    earlier = ask(reads, DOUBLE, 1)
+    await asyncio.sleep(CALL_TIMEOUT / 2)
+    later = ask(reads, DOUBLE, 2)
+    assert await running == 0
+    with pytest.raises(StorageUnavailable, match="no answer in time"):
+        await earlier
+    assert await later == 4
+    assert store.asked == [[0], [1, 2]]
+
+
+async def test_cancelling_the_task_cancels_all_requests() -> None:
     store = Store()
     store.may_answer.clear()
     reads = CoalescedReads(store.read)

@@ -1,0 +1,73 @@
+"""Notifications of outbox entries, by LISTEN and NOTIFY."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+from usersvc.adapters.postgres.pool import ANSWER_TIMEOUT, FAILURES, FIRST_PAUSE, Connection, PostgresPool, reason
+
+log = logging.getLogger(__name__)
+
+CHANNEL = "usersvc_outbox"
+"""The LISTEN/NOTIFY channel on which processes announce outbox entries that are due."""
+
+DEBOUNCE, MAX_SILENCE = 0.1, 15.0
+"""Seconds during which notifications are combined into one, and seconds without any after which a listener checks its
+connection. Without the first, each registration would make every process on every host query the outbox."""
+
+LISTENING = "usersvc listening"
+"""The ``application_name`` of the session that listens for notifications; each process has one."""
+
+
+@asynccontextmanager
+async def listening(pool: PostgresPool, notify: Callable[[], None]) -> AsyncIterator[None]:
+    """Call ``notify`` after notifications on ``CHANNEL``, and whenever some may have been missed."""
+    task = asyncio.create_task(_listen(pool, notify))
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+
+
+async def _listen(pool: PostgresPool, notify: Callable[[], None]) -> None:
+    pause, is_logged = FIRST_PAUSE, False
+    while True:
+        try:
+            async with _listener(pool) as (connection, received):
+                pause, is_logged = FIRST_PAUSE, False
+                await _forward(connection, received, notify)
+        except FAILURES as error:
+            # Nothing is lost: the outbox is polled as well, only less often.
+            if not is_logged:
+                log.warning("cannot listen for notifications, retrying: %s", reason(error))
+                is_logged = True
+        await asyncio.sleep(pause)
+        pause = min(2 * pause, MAX_SILENCE)
+
+
+@asynccontextmanager
+async def _listener(pool: PostgresPool) -> AsyncIterator[tuple[Connection, asyncio.Event]]:
+    """A session that listens, and an event that is set by notifications and by the end of the session."""
+    connection, received = await pool.connect(LISTENING), asyncio.Event()
+    try:
+        connection.add_termination_listener(lambda *_: received.set())
+        async with asyncio.timeout(ANSWER_TIMEOUT):
+            await connection.add_listener(CHANNEL, lambda *_: received.set())
+        yield connection, received
+    finally:
+        connection.terminate()
+
+
+async def _forward(connection: Connection, received: asyncio.Event, notify: Callable[[], None]) -> None:
+    while not connection.is_closed():
+        notify()
+        received.clear()
+        await asyncio.sleep(DEBOUNCE)
+        try:
+            async with asyncio.timeout(MAX_SILENCE):
+                await received.wait()
+        except TimeoutError:
+            # A broken connection looks like a silent one.
+            await connection.execute("SELECT 1", timeout=ANSWER_TIMEOUT)

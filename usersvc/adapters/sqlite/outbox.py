@@ -1,0 +1,153 @@
+"""The outbox in the SQLite file."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime
+from uuid import uuid4
+
+import aiosqlite
+
+from usersvc.adapters.sqlite.database import DatabaseFile
+from usersvc.adapters.sqlite.rows import ENTRY, entry_of
+from usersvc.application.clock import timestamp
+from usersvc.application.outbox_entries import LAST, RATE_LIMITED, OutboxEntry, OutboxState
+from usersvc.application.request_context import request_context
+from usersvc.domain.events import UserRegistered
+from usersvc.domain.mail_limits import Reserved, limits, reserve
+
+FORGOTTEN_AT_ONCE = 100
+"""How many ended keys, and limits, one registration deletes; more than it adds, and few enough to cost nothing."""
+
+_UNLIMITED = "(attempts > 0 OR reason IS NULL)"
+"""An entry that no limit on mails puts off; an index has the same words."""
+
+# In two halves, each of which reads the first rows of an index: the cost does not grow with the number of entries.
+_DUE = f"""
+    SELECT * FROM (SELECT {ENTRY} FROM outbox WHERE due_at <= ?1 ORDER BY due_at, id LIMIT ?3)
+    UNION ALL
+    SELECT * FROM (SELECT {ENTRY} FROM outbox WHERE due_at > ?2 AND {_UNLIMITED} ORDER BY due_at LIMIT ?3)
+    LIMIT ?3
+"""  # noqa: S608  # constants
+
+
+class SqliteOutbox:
+    """An ``Outbox`` in the file of a ``SqliteUsers``."""
+
+    def __init__(self, file: DatabaseFile) -> None:
+        self._file = file
+
+    async def lease(self, *, now: datetime, until: datetime, limit: int, latest: datetime = LAST) -> list[OutboxEntry]:
+        due = timestamp(now), timestamp(latest)
+        # Looking is cheap and harms nobody; a write transaction is neither.
+        if not await self._file.read(_DUE, (*due, 1)):
+            return []
+
+        async def take(connection: aiosqlite.Connection) -> list[OutboxEntry]:
+            rows = await connection.execute_fetchall(_DUE, (*due, limit))
+            leased = [
+                replace(entry, attempts=entry.attempts + 1, due_at=until, lease=str(uuid4()))
+                for entry in map(entry_of, map(tuple, rows))
+            ]
+            await connection.executemany(
+                "UPDATE outbox SET attempts = ?, due_at = ?, lease = ? WHERE id = ?",
+                [(entry.attempts, timestamp(until), entry.lease, entry.id) for entry in leased],
+            )
+            return leased
+
+        return await self._file.write(take)
+
+    async def delivered(self, entry: OutboxEntry) -> None:
+        await self._answer("DELETE FROM outbox", [], entry)
+
+    async def reschedule(self, entry: OutboxEntry, *, due_at: datetime, reason: str) -> None:
+        await self._answer("UPDATE outbox SET due_at = ?, reason = ?, lease = NULL", [timestamp(due_at), reason], entry)
+
+    async def dead_letter(self, entry: OutboxEntry, *, reason: str) -> None:
+        await self._answer("UPDATE outbox SET due_at = NULL, reason = ?, lease = NULL", [reason], entry)
+
+    async def next_due(self) -> datetime | None:
+        [[due_at]] = await self._file.read("SELECT min(due_at) FROM outbox WHERE due_at IS NOT NULL")
+        return None if due_at is None else datetime.fromisoformat(due_at)
+
+    async def entries(self, *, after: int | None = None, limit: int | None = None) -> list[OutboxEntry]:
+        rows = await self._file.read(
+            f"SELECT {ENTRY} FROM outbox WHERE id > ? ORDER BY id LIMIT ?",  # noqa: S608  # a constant
+            [after or 0, -1 if limit is None else limit],
+        )
+        return [entry_of(row) for row in rows]
+
+    async def retry(self, entry_id: int, *, now: datetime) -> bool:
+        changed = await self._file.change(
+            """
+            UPDATE outbox SET due_at = ?1, attempts = 0, lease = NULL
+            WHERE id = ?2 AND (lease IS NULL OR due_at <= ?1)
+            RETURNING id
+            """,
+            (timestamp(now), entry_id),
+        )
+        return bool(changed)
+
+    async def state(self) -> OutboxState:
+        # The first entry that is pending is the oldest, as far as clocks went right.
+        [[pending, in_all, oldest]] = await self._file.read(
+            f"""
+            SELECT (SELECT count(*) FROM outbox WHERE due_at IS NOT NULL), (SELECT count(*) FROM outbox),
+                (SELECT occurred_at FROM outbox WHERE due_at IS NOT NULL AND {_UNLIMITED} ORDER BY id LIMIT 1)
+            """  # noqa: S608  # a constant
+        )
+        return OutboxState(
+            pending=pending,
+            dead_lettered=in_all - pending,
+            oldest=None if oldest is None else datetime.fromisoformat(oldest),
+        )
+
+    async def _answer(self, change: str, values: list[str], entry: OutboxEntry) -> None:
+        await self._file.change(f"{change} WHERE id = ? AND lease = ?", (*values, entry.id, entry.lease))
+
+
+async def insert_events(connection: aiosqlite.Connection, events: Sequence[UserRegistered]) -> None:
+    """Store events in the outbox, due as soon as the limits on mails allow."""
+    context = request_context.get()
+    for event in events:
+        occurred_at = timestamp(event.occurred_at)
+        due_at = timestamp(await _reserve(connection, event))
+        await connection.execute(
+            """
+            INSERT INTO outbox (user_id, email, occurred_at, due_at, reason, request_id, trace_id, span_id)
+            VALUES (?, ?, ?, ?, ?, ?, ?, ?)
+            """,
+            (
+                str(event.user_id),
+                event.email,
+                occurred_at,
+                due_at,
+                RATE_LIMITED if due_at > occurred_at else None,
+                context and context.request_id,
+                context and context.trace_id,
+                context and context.span_id,
+            ),
+        )
+
+
+async def _reserve(connection: aiosqlite.Connection, event: UserRegistered) -> datetime:
+    """When the mail about an event is due; forgets some limits that have ended."""
+    digests = json.dumps([*limits(event)])
+    rows = await connection.execute_fetchall(
+        "SELECT digest, since, until FROM mail_limits WHERE digest IN (SELECT value FROM json_each(?))", [digests]
+    )
+    before = {row[0]: Reserved(datetime.fromisoformat(row[1]), datetime.fromisoformat(row[2])) for row in rows}
+    due_at, after = reserve(event, before)
+    await connection.execute(
+        """
+        DELETE FROM mail_limits WHERE digest IN (
+            SELECT digest FROM mail_limits WHERE until <= ? ORDER BY until LIMIT ?
+        )
+        """,
+        (timestamp(event.occurred_at), FORGOTTEN_AT_ONCE),
+    )
+    await connection.executemany(
+        "INSERT OR REPLACE INTO mail_limits (digest, since, until) VALUES (?, ?, ?)",
+        [(digest, timestamp(each.since), timestamp(each.until)) for digest, each in after.items()],
+    )
+    return due_at
