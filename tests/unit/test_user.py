@@ -8,9 +8,11 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from usersvc.domain.email_address import _INVISIBLE, EmailAddress
 from usersvc.domain.errors import ValidationFailed
 from usersvc.domain.events import UserRegistered
-from usersvc.domain.user import _INVISIBLE, Age, EmailAddress, Password, PasswordHash, User
+from usersvc.domain.password import Password, PasswordHash
+from usersvc.domain.user import Age, User
 
 GOOD: dict[str, Any] = {"email": "alice@example.com", "password": "correct horse battery", "age": 30}
 NOW = datetime(2026, 1, 31, 9, 30, tzinfo=UTC)

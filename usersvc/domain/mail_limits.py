@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from usersvc.domain.email_address import EmailAddress
 from usersvc.domain.events import UserRegistered
-from usersvc.domain.user import EmailAddress
 
 
 @dataclass(frozen=True, slots=True)
