@@ -1,4 +1,4 @@
-"""Passwords, the common ones among them, and their hashes."""
+"""Passwords: the rules for choosing one, and the list of common passwords."""
 
 import re
 import unicodedata
@@ -11,40 +11,40 @@ from usersvc.domain.email_address import EmailAddress, caseless
 from usersvc.domain.errors import ValidationFailed, Violation
 
 PasswordHash = NewType("PasswordHash", str)
-"""A password after hashing, with the name of its scheme; the only form of it that is ever stored."""
+"""A hashed password, including the name of the scheme; passwords are stored in no other form."""
 
 
 @dataclass(frozen=True, slots=True)
 class Password:
-    """A password fit for use, in the clear. It never shows itself: not in a repr, not in an error."""
+    """A password in plaintext that satisfies the rules; it appears in no repr and no error message."""
 
     MIN_LENGTH: ClassVar[int] = 8
-    """Code points; OWASP ASVS 5.0, 6.2.1. The service may be set to ask for more, never for fewer."""
+    """Code points; OWASP ASVS 5.0, 6.2.1. The service can be configured to require more, but not fewer."""
     MAX_LENGTH: ClassVar[int] = 256
-    """Code points; NIST SP 800-63B-4 asks verifiers to permit at least 64."""
+    """Code points; NIST SP 800-63B-4 requires verifiers to permit at least 64."""
 
     clear: str = field(repr=False)
-    """In NFC, so that one password typed on two keyboards is one password (NIST SP 800-63B-4, section 3.1.1.2)."""
+    """In NFC, so that the same password from different keyboards is equal (NIST SP 800-63B-4, section 3.1.1.2)."""
 
     @classmethod
     def choose(cls, typed: str, *, email: str | None = None, min_length: int = MIN_LENGTH) -> Self:
-        """Check a password that a person has chosen; any character is allowed and no mixture is asked for.
+        """Check a new password; any character is allowed and there are no composition rules.
 
         Args:
-            typed: the password as it came; it is brought into NFC and each code point counts as one.
-            email: the address that it may not repeat, as typed, whether or not that is a good one.
+            typed: the password as typed; it is normalized to NFC, and each code point counts as one.
+            email: the user's address as typed, valid or not; the password must not repeat it.
             min_length: in code points.
 
         Raises:
-            ValidationFailed: with every rule that it breaks.
+            ValidationFailed: with every violated rule.
         """
-        broken: list[Violation] = []
+        violations: list[Violation] = []
 
         def refuse(code: str, message: str) -> None:
-            broken.append(Violation("password", code, message))
+            violations.append(Violation("password", code, message))
 
-        # NFC takes long for text made to that end. It composes at most four code points into one, so that what is
-        # more than four times too long stays too long.
+        # Normalization takes quadratic time in the worst case. NFC composes at most four code points into one, so a
+        # text of more than four times the maximum is too long in any form.
         clear = unicodedata.normalize("NFC", typed) if len(typed) <= 4 * cls.MAX_LENGTH else typed
         if len(clear) < min_length:
             refuse("too-short", f"Must have at least {min_length} characters.")
@@ -52,29 +52,29 @@ class Password:
             refuse("too-long", f"Must have at most {cls.MAX_LENGTH} characters.")
         else:
             if any(unicodedata.category(character) == "Cs" for character in clear):
-                refuse("invalid-character", "Must not contain half of a surrogate pair, which is no character.")
+                refuse("invalid-character", "Must not contain an unpaired surrogate.")
             if caseless(clear) in _common_passwords():
                 refuse("common-password", "Must not be one of the commonly used passwords.")
             if email is not None and _repeats(clear, email):
                 refuse("same-as-email", "Must not be the email address or the part of it before the @.")
-        if broken:
-            raise ValidationFailed(broken)
+        if violations:
+            raise ValidationFailed(violations)
         return cls(clear)
 
 
 @cache
 def _common_passwords() -> frozenset[str]:
-    """More than the 3000 that OWASP ASVS 5.0, 6.2.4 asks for; sources and licences lie beside the file."""
+    """More than the 3000 that OWASP ASVS 5.0, 6.2.4 requires; ``common_passwords.LICENSES`` names the sources."""
     return frozenset(files("usersvc.domain").joinpath("common_passwords.txt").read_text("utf-8").splitlines())
 
 
 def _repeats(password: str, email: str) -> bool:
-    """Whether a password is an address or the local part of one, in any spelling of either."""
+    """Whether a password is an address or its local part, in any spelling."""
     if len(email) > EmailAddress.MAX_OCTETS:
-        return False  # the address is refused for itself
+        return False  # the address is rejected anyway
     local = email.rpartition("@")[0]
-    bare = re.sub(r"\\(.)", r"\1", local[1:-1]) if local.startswith('"') else local
-    if caseless(password) in {caseless(form) for form in (email, local, bare, f'"{bare}"') if form}:
+    unquoted = re.sub(r"\\(.)", r"\1", local[1:-1]) if local.startswith('"') else local
+    if caseless(password) in {caseless(form) for form in (email, local, unquoted, f'"{unquoted}"') if form}:
         return True
     try:
         return EmailAddress(password) == EmailAddress(email)
