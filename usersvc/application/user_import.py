@@ -1,4 +1,4 @@
-"""The use cases of moving users in from other systems, and out again."""
+"""The use cases of importing users from other systems and exporting them."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
@@ -9,22 +9,24 @@ from uuid import UUID
 
 from usersvc.application.clock import utc_now
 from usersvc.application.keyset import in_pages
+from usersvc.application.password_hashes import parse_password_hash
 from usersvc.application.ports import Archive
 from usersvc.application.read_models import UserRecord
-from usersvc.domain.errors import ValidationFailed, Violation
+from usersvc.domain.errors import ValidationFailed, Violation, collect
+from usersvc.domain.password import PasswordHash
 from usersvc.domain.user import User
 
 STORED_AT_ONCE = 500
-"""Users in one transaction: enough that its own price does not matter, and few enough that registrations, which wait
-for it, do so for less than a tenth of a second with SQLite."""
+"""Users per transaction: enough to make its fixed cost negligible, and few enough to delay concurrent registrations by
+less than 100 ms on SQLite."""
 
-EMAIL_TAKEN = Violation("email", "email-taken", "The mailbox belongs to somebody already who differs from this one.")
-ID_TAKEN = Violation("id", "id-taken", "The id belongs to somebody else already.")
+EMAIL_TAKEN = Violation("email", "email-taken", "The mailbox belongs to an existing user with other data.")
+ID_TAKEN = Violation("id", "id-taken", "The id belongs to another existing user.")
 
 
 @dataclass(frozen=True, slots=True)
 class ImportRow:
-    """Somebody whom another system has registered, as it tells it: of the right shape, and not judged yet."""
+    """A user of another system: the fields have the right types, but the rules are not checked yet."""
 
     email: str
     age: int
@@ -33,51 +35,68 @@ class ImportRow:
     registered_at: datetime | None = None
     """In UTC."""
 
+    def to_user(self, at: datetime) -> User:
+        """Create the user.
+
+        Raises:
+            ValidationFailed: with all violations.
+        """
+        violations: list[Violation] = []
+        password_hash = PasswordHash(self.password_hash)
+        user = collect(
+            violations,
+            lambda: User.imported(
+                email=self.email,
+                age=self.age,
+                password_hash=password_hash,
+                at=at,
+                user_id=self.id,
+                registered_at=self.registered_at,
+            ),
+        )
+        collect(violations, lambda: parse_password_hash(password_hash))
+        if user is None or violations:
+            raise ValidationFailed(violations)
+        return user
+
+    def matches(self, record: UserRecord) -> bool:
+        """Whether a stored user has the same data; an id or a time that the row lacks is not compared."""
+        return (
+            (self.email, self.age, self.password_hash) == (record.email, record.age, record.password_hash)
+            and self.id in {None, record.id}
+            and self.registered_at in {None, record.registered_at}
+        )
+
 
 class ImportStatus(Enum):
-    """What became of a row."""
+    """The result of importing one row."""
 
     IMPORTED = "imported"
     ALREADY_THERE = "already there"
-    """A user with the same data."""
+    """A user with the same data exists."""
     REJECTED = "rejected"
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of a row, and why."""
+    """The result of importing one row, with the reasons if it was rejected."""
 
     status: ImportStatus
     violations: tuple[Violation, ...] = ()
 
 
 class FindMatching(Protocol):
-    """See ``Archive.find_matching``."""
+    """The type of ``Archive.find_matching``."""
 
     def __call__(self, *, mailboxes: Sequence[str], ids: Sequence[UUID]) -> Awaitable[list[UserRecord]]:
-        """Whoever has one of these mailboxes or one of these ids."""
+        """Find the users with one of these mailboxes or ids."""
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class _Arrival:
-    row: ImportRow
-    user: User
-
-    def is_like(self, record: UserRecord) -> bool:
-        """Whether this is who is there already; what the other system did not tell is not asked for."""
-        told, user = self.row, self.user
-        return (
-            (user.email.typed, user.age.years, user.password_hash) == (record.email, record.age, record.password_hash)
-            and told.id in {None, record.id}
-            and told.registered_at in {None, record.registered_at}
-        )
-
-
 class UserImport:
-    """Takes in users of another system, many at a time, as often as it is asked to.
+    """Imports users of another system in batches.
 
-    Who is there already with the same data is no failure: an import that was broken off is run again from its
+    A row whose user exists with the same data is not an error, so an interrupted import can be run again from the
     beginning.
     """
 
@@ -88,106 +107,92 @@ class UserImport:
         find_matching: FindMatching,
         clock: Callable[[], datetime] = utc_now,
     ) -> None:
-        """Make the import.
+        """Create an import.
 
         Args:
-            add_all: see ``Users.add_all``.
-            find_matching: see ``Archive.find_matching``.
-            clock: the time, in UTC.
+            add_all: ``Users.add_all``, or that of a ``DryRun``.
+            find_matching: ``Archive.find_matching``, or that of a ``DryRun``.
+            clock: the current time, in UTC.
         """
         self._add_all = add_all
-        self._holders = find_matching
+        self._find_matching = find_matching
         self._clock = clock
 
     async def take(self, rows: Sequence[ImportRow]) -> list[Outcome]:
-        """Store those of them who break no rule and are not there yet, in one transaction for almost all.
+        """Store the users of all valid rows that do not exist yet, usually in one transaction.
 
         Returns:
-            What became of each.
+            The outcome of each row.
 
         Raises:
-            StorageUnavailable: it is not known whether they were stored.
+            StorageUnavailable: it is not known whether the users were stored.
         """
-        at = self._clock()
+        now = self._clock()
         outcomes: dict[int, Outcome] = {}
-        waiting: dict[int, _Arrival] = {}
+        users: dict[int, User] = {}
         for index, row in enumerate(rows):
             try:
-                waiting[index] = _Arrival(row, _user(row, at))
-            except ValidationFailed as refused:
-                outcomes[index] = Outcome(ImportStatus.REJECTED, refused.violations)
-        # Again for those who came second among these, or before whom somebody registered meanwhile.
-        while waiting:
-            settled = await self._settle(waiting)
-            outcomes |= settled
-            waiting = {index: arrival for index, arrival in waiting.items() if index not in settled}
+                users[index] = row.to_user(now)
+            except ValidationFailed as error:
+                outcomes[index] = Outcome(ImportStatus.REJECTED, error.violations)
+        # Repeated for duplicates within the batch, and for users who registered between reading and storing.
+        while users:
+            outcomes |= await self._store(rows, users)
+            users = {index: user for index, user in users.items() if index not in outcomes}
         return [outcomes[index] for index in range(len(rows))]
 
-    async def _settle(self, waiting: dict[int, _Arrival]) -> dict[int, Outcome]:
-        """Judge and store; each is left out who would come second here."""
-        records = await self._holders(
-            mailboxes=[arrival.user.email.mailbox for arrival in waiting.values()],
-            ids=[arrival.row.id for arrival in waiting.values() if arrival.row.id is not None],
-        )
-        of_mailbox = {record.mailbox: record for record in records}
-        of_id = {record.id: record for record in records}
+    async def _store(self, rows: Sequence[ImportRow], users: dict[int, User]) -> dict[int, Outcome]:
+        """Store the new users; of rows with the same mailbox or id, only the first gets an outcome."""
+        ids = [row.id for row in (rows[index] for index in users) if row.id is not None]
+        records = await self._find_matching(mailboxes=[user.email.mailbox for user in users.values()], ids=ids)
+        by_mailbox = {record.mailbox: record for record in records}
+        by_id = {record.id: record for record in records}
         outcomes: dict[int, Outcome] = {}
         new: dict[int, User] = {}
         claimed: set[str | UUID] = set()
-        for index, arrival in waiting.items():
-            user = arrival.user
-            holder = of_mailbox.get(user.email.mailbox)
-            if holder is not None or user.id in of_id:
-                outcomes[index] = _judged(arrival, holder, of_id.get(user.id))
-            elif claimed.isdisjoint({user.email.mailbox, user.id}):
-                claimed |= {user.email.mailbox, user.id}
+        for index, user in users.items():
+            keys: set[str | UUID] = {user.email.mailbox, user.id}
+            same_mailbox, same_id = by_mailbox.get(user.email.mailbox), by_id.get(user.id)
+            if same_mailbox is not None or same_id is not None:
+                outcomes[index] = _compare(rows[index], same_mailbox, same_id)
+            elif claimed.isdisjoint(keys):
+                claimed |= keys
                 new[index] = user
         stored = await self._add_all([*new.values()]) if new else []
-        for index, is_stored in zip(new, stored, strict=True):
-            if is_stored:
-                outcomes[index] = Outcome(ImportStatus.IMPORTED)
+        outcomes |= {
+            index: Outcome(ImportStatus.IMPORTED) for index, is_stored in zip(new, stored, strict=True) if is_stored
+        }
         return outcomes
 
 
-def _user(row: ImportRow, at: datetime) -> User:
-    return User.imported(
-        email=row.email,
-        age=row.age,
-        password_hash=row.password_hash,
-        at=at,
-        user_id=row.id,
-        registered_at=row.registered_at,
-    )
-
-
-def _judged(arrival: _Arrival, of_mailbox: UserRecord | None, of_id: UserRecord | None) -> Outcome:
-    """What becomes of one whose mailbox or id is somebody's."""
-    if of_mailbox is not None and arrival.is_like(of_mailbox):
+def _compare(row: ImportRow, same_mailbox: UserRecord | None, same_id: UserRecord | None) -> Outcome:
+    """The outcome of a row whose mailbox or id belongs to an existing user."""
+    if same_mailbox is not None and row.matches(same_mailbox):
         return Outcome(ImportStatus.ALREADY_THERE)
-    reasons = [EMAIL_TAKEN] if of_mailbox is not None else []
-    # Who keeps the id and has changed is told of the mailbox alone.
-    if of_id is not None and of_id is not of_mailbox:
-        reasons.append(ID_TAKEN)
-    return Outcome(ImportStatus.REJECTED, tuple(reasons))
+    violations = [EMAIL_TAKEN] if same_mailbox is not None else []
+    # If one user has both the mailbox and the id, the id is right: the other data differ.
+    if same_id is not None and same_id is not same_mailbox:
+        violations.append(ID_TAKEN)
+    return Outcome(ImportStatus.REJECTED, tuple(violations))
 
 
 class DryRun:
-    """Stands in for a store while an import is tried out: knows who is there, and forgets who comes.
+    """Replaces the store during a dry run: finds existing users but stores nothing.
 
-    Until it goes, it keeps everybody who came, to know who comes twice.
+    It keeps all imported users in memory to detect duplicates among them.
     """
 
     def __init__(self, archive: Archive) -> None:
         self._archive = archive
-        self._of_mailbox: dict[str, UserRecord] = {}
-        self._of_id: dict[UUID, UserRecord] = {}
+        self._by_mailbox: dict[str, UserRecord] = {}
+        self._by_id: dict[UUID, UserRecord] = {}
 
     async def add_all(self, users: Sequence[User]) -> list[bool]:
-        """Like ``Users.add_all``, among those who came before."""
+        """Like ``Users.add_all``, but in memory."""
         return [self._add(user) for user in users]
 
     def _add(self, user: User) -> bool:
-        if user.email.mailbox in self._of_mailbox or user.id in self._of_id:
+        if user.email.mailbox in self._by_mailbox or user.id in self._by_id:
             return False
         record = UserRecord(
             position=0,
@@ -198,21 +203,21 @@ class DryRun:
             password_hash=user.password_hash,
             registered_at=user.registered_at,
         )
-        self._of_mailbox[record.mailbox] = self._of_id[record.id] = record
+        self._by_mailbox[record.mailbox] = self._by_id[record.id] = record
         return True
 
     async def find_matching(self, *, mailboxes: Sequence[str], ids: Sequence[UUID]) -> list[UserRecord]:
-        """Like ``Archive.find_matching``, of those who are there and those who came before."""
-        there = await self._archive.find_matching(mailboxes=mailboxes, ids=ids)
-        came = [self._of_mailbox.get(mailbox) for mailbox in mailboxes]
-        came += [self._of_id.get(user_id) for user_id in ids]
-        return there + [record for record in came if record is not None]
+        """Like ``Archive.find_matching``, among the stored users and those added before."""
+        stored = await self._archive.find_matching(mailboxes=mailboxes, ids=ids)
+        added = [self._by_mailbox.get(mailbox) for mailbox in mailboxes]
+        added += [self._by_id.get(user_id) for user_id in ids]
+        return stored + [record for record in added if record is not None]
 
 
-def everybody(archive: Archive) -> AsyncIterator[list[UserRecord]]:
-    """All users as they are stored, page by page.
+def all_records(archive: Archive) -> AsyncIterator[list[UserRecord]]:
+    """All users as stored, page by page.
 
     Raises:
-        StorageUnavailable: the store cannot answer.
+        StorageUnavailable: a page cannot be read.
     """
     return in_pages(archive.users, lambda records: records[-1].position if records else None)

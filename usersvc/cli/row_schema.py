@@ -3,12 +3,14 @@
 import re
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, TypeVar
 from uuid import UUID
 
+from usersvc.application.password_hashes import parse_password_hash
 from usersvc.application.user_import import ImportRow
 from usersvc.cli.formats import REQUIRED
-from usersvc.domain.errors import ValidationFailed, Violation
+from usersvc.domain.errors import ValidationFailed, Violation, collect
 from usersvc.domain.user import User
 
 T = TypeVar("T")
@@ -42,7 +44,10 @@ def row(values: Mapping[str, Any]) -> ImportRow:
     user_id = read("id", _uuid, "invalid-uuid", "Must be a UUID.")
     registered_at = read("registered_at", _time, "invalid-time", "Must be a time as RFC 3339 has it.")
     if broken or email is None or age is None or password_hash is None:
-        raise ValidationFailed([*broken, *User.violations(email=email, age=age, password_hash=password_hash)])
+        broken += User.violations(email=email, age=age)
+        if password_hash is not None:
+            collect(broken, partial(parse_password_hash, password_hash))
+        raise ValidationFailed(broken)
     return ImportRow(email, age, password_hash, user_id, registered_at)
 
 

@@ -70,7 +70,7 @@ def _run(settings: "Settings", stream: BinaryIO, writer: "Writer", *, to_file: b
     """Write everybody; gives how many that were."""
     import asyncio
 
-    from usersvc.application.user_import import everybody
+    from usersvc.application.user_import import all_records
     from usersvc.cli.stores import opened, total
 
     async def write() -> int:
@@ -79,7 +79,7 @@ def _run(settings: "Settings", stream: BinaryIO, writer: "Writer", *, to_file: b
             stream.write(writer.head())
             users = await total(store.archive) if to_file else None
             with progress_bar("exporting", users, hidden=not to_file) as bar:
-                async for records in everybody(store.archive):
+                async for records in all_records(store.archive):
                     stream.write(writer.body(records))
                     exported += len(records)
                     bar.update(len(records))

@@ -1,12 +1,15 @@
-"""What can go wrong in the language of the domain."""
+"""Errors of the domain, and how several violations are reported at once."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class Violation:
-    """One broken rule: of which field, under which stable code, and in words for a person.
+    """One violated rule: the field, a stable code, and a message for people.
 
     The message never contains the offending value, so it may be shown and logged.
     """
@@ -21,7 +24,7 @@ class DomainError(Exception):
 
 
 class ValidationFailed(DomainError):
-    """A user with these data may not exist; ``violations`` holds every broken rule, not only the first."""
+    """The data of a user violate rules; ``violations`` has all of them, not only the first."""
 
     def __init__(self, violations: Sequence[Violation]) -> None:
         super().__init__(", ".join(f"{violation.field}: {violation.code}" for violation in violations))
@@ -29,4 +32,13 @@ class ValidationFailed(DomainError):
 
 
 class EmailAlreadyRegistered(DomainError):
-    """The mailbox belongs to somebody already, perhaps in another spelling."""
+    """The mailbox belongs to a user already, perhaps in another spelling."""
+
+
+def collect(violations: list[Violation], make: Callable[[], T]) -> T | None:
+    """Call ``make`` and return its result; if it raises ``ValidationFailed``, extend ``violations`` and return None."""
+    try:
+        return make()
+    except ValidationFailed as error:
+        violations += error.violations
+        return None

@@ -1,4 +1,4 @@
-"""What has happened, told in the past tense."""
+"""Events: what has happened to a user, named in the past tense."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -7,10 +7,7 @@ from uuid import UUID
 
 @dataclass(frozen=True, slots=True)
 class UserRegistered:
-    """A person has become a user.
-
-    ``email`` is the spelling that the person typed; ``occurred_at`` is in UTC.
-    """
+    """A user has registered; ``email`` is the address as typed, ``occurred_at`` is in UTC."""
 
     user_id: UUID
     email: str

@@ -1,7 +1,7 @@
-"""How many mails one mailbox and one domain get, whichever addresses name them.
+"""Limits on the rate of mails to one mailbox and to one domain.
 
-Each limit is a generic cell rate algorithm (ITU-T I.371, the virtual scheduling form): a mail reserves the next free
-time when it is stored. So a mail above the limit waits for its turn, and no mail is looked at twice.
+Each limit is a generic cell rate algorithm (ITU-T I.371, virtual scheduling): a mail reserves the next free time when
+its event is stored. A mail above the limit is sent later; it is never dropped or checked again.
 """
 
 import hashlib
@@ -9,37 +9,38 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from usersvc.domain.email_address import EmailAddress
 from usersvc.domain.events import UserRegistered
-from usersvc.domain.user import EmailAddress
 
 
 @dataclass(frozen=True, slots=True)
 class MailLimit:
-    """At most ``burst`` mails at once, and one more whenever ``gap`` has passed."""
+    """At most ``burst`` mails at once, and one more per ``gap``."""
 
     burst: int
     gap: timedelta
 
 
 MAILBOX = MailLimit(burst=5, gap=timedelta(days=1) / 5)
-"""Of one kind of mail: never more than ten in any 24 hours."""
+"""For each kind of mail; at most ten in any 24 hours."""
 DOMAIN = MailLimit(burst=1200, gap=timedelta(seconds=3))
-"""1,200 an hour in the long run: what Exchange Online takes from one sender for one mailbox."""
+"""1,200 per hour on average, the limit of Exchange Online per sender and mailbox."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reserved:
-    """What the mails under one limit have reserved; without effect from ``until`` on."""
+    """The time that the mails under one limit have reserved; without effect from ``until`` on."""
 
     since: datetime
     until: datetime
-    """``since`` and a gap for each mail since then."""
+    """``since`` plus one gap per mail."""
 
 
 def limits(event: UserRegistered) -> dict[str, MailLimit]:
-    """The limits on the mail about an event, by a digest of the mailbox without its tag, and one of the domain.
+    """The limits on the mail about an event, by digests of the mailbox and of the domain.
 
-    Dots count as nothing, since Gmail ignores them; two people who share a limit for that reason may wait a little.
+    Tags (``+tag``) and dots in the local part are ignored, as Gmail ignores dots. Elsewhere two mailboxes that differ
+    only in dots share one limit, which only delays some mails.
     """
     local, _, domain = EmailAddress(event.email).mailbox.rpartition("@")
     untagged = (local.partition("+")[0] or local).replace(".", "")
@@ -50,11 +51,11 @@ def reserve(event: UserRegistered, reserved: Mapping[str, Reserved]) -> tuple[da
     """Reserve the time of a mail.
 
     Args:
-        event: what the mail is about.
-        reserved: what was reserved before, by digest; without a digest where nothing was.
+        event: the event that the mail reports.
+        reserved: the earlier reservations by digest; a missing digest has none.
 
     Returns:
-        When the mail is due, and what is reserved from now on under each of its limits.
+        When the mail is due, and the new reservation for each of its limits.
     """
     now = due_at = event.occurred_at
     after: dict[str, Reserved] = {}
@@ -62,7 +63,7 @@ def reserve(event: UserRegistered, reserved: Mapping[str, Reserved]) -> tuple[da
         before = reserved.get(digest)
         if before is None or before.until <= now:
             before = Reserved(now, now)
-        # Only a clock that was wrong has reserved from the future on; nobody waits for that.
+        # A reservation that starts in the future comes from a wrong clock: shift it back to now.
         ahead = max(before.since - now, timedelta(0))
         after[digest] = Reserved(before.since - ahead, before.until - ahead + limit.gap)
         due_at = max(due_at, after[digest].until - limit.burst * limit.gap)

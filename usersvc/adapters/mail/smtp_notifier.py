@@ -20,9 +20,9 @@ import aiosmtplib
 
 from usersvc.adapters.server_url import one_url_per_host
 from usersvc.application.errors import Undeliverable
+from usersvc.domain.email_address import EmailAddress
 from usersvc.domain.errors import ValidationFailed
 from usersvc.domain.events import UserRegistered
-from usersvc.domain.user import EmailAddress
 
 TIMEOUT = timedelta(seconds=20)
 """For each step of the conversation."""

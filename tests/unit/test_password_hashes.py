@@ -7,16 +7,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from usersvc.adapters.bcrypt.hasher import MAX_COST
+from usersvc.application.password_hashes import MAX_HASH_COST, parse_password_hash
 from usersvc.domain.errors import ValidationFailed
-from usersvc.domain.stored_hash import MAX_HASH_COST, stored_hash
 
 REST = "DwS6fdNzX/WPAc/7zf2M/.qmrVXRRwhq.5Exus5uxZCvdNbH7pfDS"
 
 
 def code_of(text: str) -> str:
-    with pytest.raises(ValidationFailed) as refused:
-        stored_hash(text)
-    [violation] = refused.value.violations
+    with pytest.raises(ValidationFailed) as error:
+        parse_password_hash(text)
+    [violation] = error.value.violations
     assert violation.field == "password_hash"
     if text:
         assert text not in violation.message
@@ -31,8 +31,8 @@ def code_of(text: str) -> str:
         f"$hmac-sha384-bcrypt$1f78920f$2b$12${REST}",
     ],
 )
-def test_whole_hashes_are_taken_over_as_they_are(text: str) -> None:
-    assert stored_hash(text) == text
+def test_complete_hashes_are_accepted_unchanged(text: str) -> None:
+    assert parse_password_hash(text) == text
 
 
 @pytest.mark.parametrize(
@@ -67,33 +67,33 @@ def test_whole_hashes_are_taken_over_as_they_are(text: str) -> None:
         "5f4dcc3b5aa765d61d8327deb882cf99",
     ],
 )
-def test_anything_else_is_refused(text: str) -> None:
+def test_anything_else_is_rejected(text: str) -> None:
     assert code_of(text) == "unknown-hash"
 
 
 @pytest.mark.parametrize("cost", range(17, 32))
-def test_a_cost_that_nobody_can_wait_for_is_refused(cost: int) -> None:
+def test_a_cost_that_takes_too_long_is_rejected(cost: int) -> None:
     assert code_of(f"$2y${cost}${REST}") == "cost-too-high"
     assert code_of(f"$hmac-sha384-bcrypt$$2b${cost}${REST}") == "cost-too-high"
 
 
-def test_the_bound_is_that_of_the_hashes_made_here() -> None:
+def test_the_highest_cost_is_that_of_the_setting() -> None:
     assert MAX_HASH_COST == MAX_COST
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.binary(max_size=72))
-def test_whatever_bcrypt_makes_is_taken_over(password: bytes) -> None:
+def test_every_hash_made_by_bcrypt_is_accepted(password: bytes) -> None:
     made = bcrypt.hashpw(password, bcrypt.gensalt(4)).decode()
-    assert stored_hash(made) == made
+    assert parse_password_hash(made) == made
 
 
 @settings(max_examples=300)
 @given(st.integers(7, 59), st.sampled_from(string.printable))
-def test_a_letter_that_bcrypt_does_not_use_there_is_refused(place: int, letter: str) -> None:
-    changed = f"$2b$10${REST}"[:place] + letter + f"$2b$10${REST}"[place + 1 :]
-    alphabet = r"[./A-Za-z0-9]" if place not in {28, 59} else r"[.Oeu]" if place == 28 else r"[.CGKOSWaeimquy26]"
+def test_a_character_outside_of_the_alphabet_is_rejected(position: int, letter: str) -> None:
+    changed = f"$2b$10${REST}"[:position] + letter + f"$2b$10${REST}"[position + 1 :]
+    alphabet = r"[./A-Za-z0-9]" if position not in {28, 59} else r"[.Oeu]" if position == 28 else r"[.CGKOSWaeimquy26]"
     if re.fullmatch(alphabet, letter):
-        assert stored_hash(changed) == changed
+        assert parse_password_hash(changed) == changed
     else:
         assert code_of(changed) == "unknown-hash"

@@ -1,4 +1,4 @@
-"""Moving users in and out, on stores in memory."""
+"""Importing and exporting users, on stores in memory."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
@@ -9,12 +9,13 @@ import pytest
 from usersvc.adapters.memory import InMemoryUsers
 from usersvc.application import keyset
 from usersvc.application.read_models import UserRecord
-from usersvc.application.user_import import DryRun, ImportRow, ImportStatus, UserImport, everybody
+from usersvc.application.user_import import DryRun, ImportRow, ImportStatus, UserImport, all_records
+from usersvc.domain.password import PasswordHash
 from usersvc.domain.user import User
 
 NOW = datetime(2026, 1, 31, 9, 30, tzinfo=UTC)
-HASH = "$2y$10$DwS6fdNzX/WPAc/7zf2M/.qmrVXRRwhq.5Exus5uxZCvdNbH7pfDS"
-OTHER_HASH = "$2y$11$DwS6fdNzX/WPAc/7zf2M/.qmrVXRRwhq.5Exus5uxZCvdNbH7pfDS"
+HASH = PasswordHash("$2y$10$DwS6fdNzX/WPAc/7zf2M/.qmrVXRRwhq.5Exus5uxZCvdNbH7pfDS")
+OTHER_HASH = PasswordHash("$2y$11$DwS6fdNzX/WPAc/7zf2M/.qmrVXRRwhq.5Exus5uxZCvdNbH7pfDS")
 ID, OTHER_ID = uuid4(), uuid4()
 
 
@@ -23,13 +24,13 @@ def users() -> InMemoryUsers:
     return InMemoryUsers()
 
 
-@pytest.fixture(params=["import", "rehearsal"])
+@pytest.fixture(params=["import", "dry run"])
 def importing(request: pytest.FixtureRequest, users: InMemoryUsers) -> UserImport:
-    """Both come to the same."""
+    """Both have the same outcomes."""
     if request.param == "import":
         return UserImport(add_all=users.add_all, find_matching=users.archive.find_matching, clock=lambda: NOW)
-    rehearsal = DryRun(users.archive)
-    return UserImport(add_all=rehearsal.add_all, find_matching=rehearsal.find_matching, clock=lambda: NOW)
+    dry_run = DryRun(users.archive)
+    return UserImport(add_all=dry_run.add_all, find_matching=dry_run.find_matching, clock=lambda: NOW)
 
 
 def one(
@@ -43,8 +44,8 @@ def one(
     return ImportRow(email, age, password_hash, id, registered_at)
 
 
-async def fates(importing: UserImport, *rows: ImportRow) -> list[str]:
-    """What became of each: imported, there, or the codes of what it was refused for."""
+async def outcomes_of(importing: UserImport, *rows: ImportRow) -> list[str]:
+    """Of each row: imported, there, or the codes of the violations."""
     outcomes = await importing.take(rows)
     assert len(outcomes) == len(rows)
     return [
@@ -54,13 +55,13 @@ async def fates(importing: UserImport, *rows: ImportRow) -> list[str]:
     ]
 
 
-async def test_newcomers_are_imported_and_known_the_second_time(importing: UserImport) -> None:
+async def test_new_users_are_imported_once(importing: UserImport) -> None:
     people = [one(), one("bob@example.com", id=ID), one("carol@example.com", registered_at=NOW - timedelta(days=1))]
-    assert await fates(importing, *people) == ["imported"] * 3
-    assert await fates(importing, *reversed(people)) == ["there"] * 3
+    assert await outcomes_of(importing, *people) == ["imported"] * 3
+    assert await outcomes_of(importing, *reversed(people)) == ["there"] * 3
 
 
-async def test_who_is_imported_is_stored_as_told_and_nobody_is_told(users: InMemoryUsers) -> None:
+async def test_an_imported_user_is_stored_as_given_without_an_event(users: InMemoryUsers) -> None:
     importing = UserImport(add_all=users.add_all, find_matching=users.archive.find_matching, clock=lambda: NOW)
     then = NOW - timedelta(days=1000)
     await importing.take([one("Alice@example.com", id=ID, registered_at=then), one("bob@example.com")])
@@ -77,10 +78,10 @@ async def test_who_is_imported_is_stored_as_told_and_nobody_is_told(users: InMem
     assert await users.outbox.entries() == []
 
 
-async def test_a_rehearsal_stores_nothing(users: InMemoryUsers) -> None:
-    rehearsal = DryRun(users.archive)
-    importing = UserImport(add_all=rehearsal.add_all, find_matching=rehearsal.find_matching)
-    assert await fates(importing, one(), one("bob@example.com")) == ["imported"] * 2
+async def test_a_dry_run_stores_nothing(users: InMemoryUsers) -> None:
+    dry_run = DryRun(users.archive)
+    importing = UserImport(add_all=dry_run.add_all, find_matching=dry_run.find_matching)
+    assert await outcomes_of(importing, one(), one("bob@example.com")) == ["imported"] * 2
     assert await users.archive.count() == 0
 
 
@@ -100,40 +101,40 @@ async def test_a_rehearsal_stores_nothing(users: InMemoryUsers) -> None:
     ],
 )
 @pytest.mark.parametrize("in_one_batch", [True, False])
-async def test_who_comes_second_has_to_be_the_same(
+async def test_a_duplicate_has_to_be_equal(
     importing: UserImport, second: ImportRow, code: str, in_one_batch: bool
 ) -> None:
     first = one(id=ID, registered_at=NOW - timedelta(days=1))
     if in_one_batch:
-        assert await fates(importing, first, second) == ["imported", code]
+        assert await outcomes_of(importing, first, second) == ["imported", code]
     else:
-        assert await fates(importing, first) == ["imported"]
-        assert await fates(importing, second) == [code]
+        assert await outcomes_of(importing, first) == ["imported"]
+        assert await outcomes_of(importing, second) == [code]
 
 
-async def test_a_mailbox_of_one_and_an_id_of_another_are_both_told(importing: UserImport) -> None:
+async def test_a_mailbox_of_one_user_and_an_id_of_another_are_both_reported(importing: UserImport) -> None:
     await importing.take([one(id=ID), one("bob@example.com", id=OTHER_ID)])
-    assert await fates(importing, one(id=OTHER_ID)) == ["email-taken id-taken"]
+    assert await outcomes_of(importing, one(id=OTHER_ID)) == ["email-taken id-taken"]
 
 
-async def test_who_was_registered_here_is_not_taken_for_another(importing: UserImport, users: InMemoryUsers) -> None:
+async def test_an_existing_user_is_not_overwritten(importing: UserImport, users: InMemoryUsers) -> None:
     here = User.imported(email="alice@example.com", age=30, password_hash=OTHER_HASH, at=NOW)
     await users.add(here)
-    assert await fates(importing, one(), one("bob@example.com", id=here.id)) == ["email-taken", "id-taken"]
+    assert await outcomes_of(importing, one(), one("bob@example.com", id=here.id)) == ["email-taken", "id-taken"]
 
 
-async def test_each_is_told_every_broken_rule_and_holds_up_nobody(importing: UserImport) -> None:
-    assert await fates(
+async def test_all_violations_are_reported_and_other_rows_are_imported(importing: UserImport) -> None:
+    assert await outcomes_of(
         importing,
         one("nobody", age=17, password_hash="hunter2", registered_at=NOW + timedelta(days=1)),
         one("bob@example.com"),
         one(age=131),
-    ) == ["invalid-email out-of-range unknown-hash out-of-range", "imported", "out-of-range"]
+    ) == ["invalid-email out-of-range out-of-range unknown-hash", "imported", "out-of-range"]
 
 
-async def test_many_with_one_mailbox_in_one_batch_are_settled(importing: UserImport) -> None:
+async def test_many_rows_with_one_mailbox_in_one_batch(importing: UserImport) -> None:
     batch = [one(age=30 + n % 2) for n in range(20)] + [one("bob@example.com", id=ID), one("carol@example.com", id=ID)]
-    assert await fates(importing, *batch) == [
+    assert await outcomes_of(importing, *batch) == [
         "imported",
         *["email-taken", "there"] * 9,
         "email-taken",
@@ -142,7 +143,7 @@ async def test_many_with_one_mailbox_in_one_batch_are_settled(importing: UserImp
     ]
 
 
-async def test_who_registers_between_the_look_and_the_storing_keeps_the_mailbox(users: InMemoryUsers) -> None:
+async def test_a_user_who_registers_between_reading_and_storing_keeps_the_mailbox(users: InMemoryUsers) -> None:
     quick = [
         User.imported(email="alice@example.com", age=99, password_hash=HASH, at=NOW),
         User.imported(email="bob@example.com", age=30, password_hash=HASH, at=NOW),
@@ -155,32 +156,32 @@ async def test_who_registers_between_the_look_and_the_storing_keeps_the_mailbox(
         return found
 
     importing = UserImport(add_all=users.add_all, find_matching=find_matching, clock=lambda: NOW)
-    assert await fates(importing, one(), one("bob@example.com"), one("carol@example.com")) == [
+    assert await outcomes_of(importing, one(), one("bob@example.com"), one("carol@example.com")) == [
         "email-taken",
         "there",
         "imported",
     ]
 
 
-async def test_nobody_never_reaches_the_store() -> None:
+async def test_without_valid_rows_the_store_is_not_called() -> None:
     async def unreachable(*_: object, **__: object) -> list[bool]:
         raise AssertionError
 
     importing = UserImport(add_all=unreachable, find_matching=InMemoryUsers().archive.find_matching)
     assert await importing.take([]) == []
-    assert await fates(importing, one(age=17)) == ["out-of-range"]
+    assert await outcomes_of(importing, one(age=17)) == ["out-of-range"]
 
 
-async def test_everybody_comes_out_once(users: InMemoryUsers, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_every_user_is_exported_once(users: InMemoryUsers, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(keyset, "BATCH", 3)
-    assert [batch async for batch in everybody(users.archive)] == []
+    assert [batch async for batch in all_records(users.archive)] == []
     people = [User.imported(email=f"u{n}@example.com", age=30, password_hash=HASH, at=NOW) for n in range(7)]
     await users.add_all(people)
-    batches = [batch async for batch in everybody(users.archive)]
+    batches = [batch async for batch in all_records(users.archive)]
 
     assert [len(batch) for batch in batches] == [3, 3, 1]
     assert [record.id for batch in batches for record in batch] == [user.id for user in people]
 
 
-def test_a_newcomer_never_shows_the_hash() -> None:
+def test_the_repr_of_a_row_does_not_show_the_hash() -> None:
     assert HASH not in repr(one())

@@ -1,0 +1,90 @@
+"""Email addresses, and when two of them name the same mailbox."""
+
+import re
+import unicodedata
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv6Address, IPv6Network
+from typing import ClassVar
+
+import email_validator
+
+from usersvc.domain.errors import ValidationFailed, Violation
+
+# Only the syntax is checked (RFC 5321, 5322, 6531). The library also rejects the names that RFC 6761 reserves, which
+# concerns delivery; its documentation says to clear this list to turn that off.
+email_validator.SPECIAL_USE_DOMAIN_NAMES.clear()
+
+# Default_Ignorable_Code_Point, from DerivedCoreProperties.txt of the Unicode Character Database, version 17.0.0: 4,174
+# code points that may be displayed as nothing. The unicodedata module lacks this property.
+_INVISIBLE = re.compile(
+    "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164"
+    "\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufff8\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
+)
+
+_GLOBAL_UNICAST = IPv6Network("2000::/3")
+"""The global unicast block (IANA, IPv6 Address Space); IPv4-mapped and NAT64 addresses are outside of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class EmailAddress:
+    """An email address as typed, and the mailbox that it names.
+
+    Two addresses are equal if they name the same mailbox, however they are spelled.
+    """
+
+    MAX_OCTETS: ClassVar[int] = 254
+    """RFC 5321 section 4.5.3.1.3 (256 octets including two angle brackets), counted in UTF-8."""
+
+    typed: str = field(compare=False)
+    mailbox: str = field(init=False)
+    """Decides uniqueness: NFC, case-folded, the domain in its IDNA (ASCII) form."""
+
+    def __post_init__(self) -> None:
+        """Parse the address by the syntax of RFC 5321, 5322 and 6531, without a DNS look-up.
+
+        Two kinds of syntactically valid addresses are rejected as well: a local part with invisible characters, which
+        looks like another mailbox (Unicode Technical Standard 39, section 3.1), and an address literal that is not
+        globally reachable, which would name a host in the mail server's own network.
+
+        Raises:
+            ValidationFailed: the address is invalid or longer than ``MAX_OCTETS``.
+        """
+        # The length comes first: it bounds the time of parsing and normalizing.
+        if len(self.typed.encode("utf-8", "surrogatepass")) > self.MAX_OCTETS:
+            raise ValidationFailed(
+                [Violation("email", "too-long", f"Must have at most {self.MAX_OCTETS} octets in UTF-8.")]
+            )
+        try:
+            address = email_validator.validate_email(
+                self.typed,
+                check_deliverability=False,
+                allow_quoted_local=True,
+                allow_domain_literal=True,
+                strict=True,
+            )
+        except email_validator.EmailNotValidError:
+            raise ValidationFailed([Violation("email", "invalid-email", "Must be an email address.")]) from None
+        if _INVISIBLE.search(address.local_part):
+            message = "Must not contain invisible characters before the @."
+            raise ValidationFailed([Violation("email", "invalid-email", message)])
+        literal = getattr(address, "domain_address", None)  # only set for an address literal
+        if isinstance(literal, IPv4Address | IPv6Address) and not _is_reachable(literal):
+            message = "Must not have an IP address that is private or reserved."
+            raise ValidationFailed([Violation("email", "invalid-email", message)])
+        mailbox = f"{caseless(address.local_part)}@{address.ascii_domain.lower()}"
+        object.__setattr__(self, "mailbox", mailbox)
+
+
+def _is_reachable(address: IPv4Address | IPv6Address) -> bool:
+    """Whether an address is unicast, globally reachable (RFC 6890) and embeds no IPv4 address."""
+    if not address.is_global or address.is_multicast:
+        return False
+    if isinstance(address, IPv4Address):
+        return True
+    # 6to4 and Teredo addresses (RFC 3056, RFC 4380) embed an IPv4 address.
+    return address in _GLOBAL_UNICAST and not (address.sixtofour or address.teredo)
+
+
+def caseless(text: str) -> str:
+    """Fold case; canonically equivalent texts stay equal (canonical caseless matching, Unicode 3.13, D145)."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFD", text).casefold())
