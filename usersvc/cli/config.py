@@ -61,14 +61,14 @@ def check(*, as_json: bool) -> None:
 
 
 def _read() -> tuple[Sequence[Setting], Sequence[str]]:
-    from usersvc.config import Settings, stored
+    from usersvc.config import Settings, read_dotenv
     from usersvc.logs import plain
 
-    in_file = stored()
+    in_file = read_dotenv()
     environ = in_file | dict(os.environ)
     found: list[Setting] = []
 
-    def told(name: str, value: object) -> None:
+    def report(name: str, value: object) -> None:
         text = environ.get(name)
         if file := environ.get(f"{name}_FILE"):
             found.append(Setting(name, HIDDEN, plain(file)))
@@ -78,7 +78,7 @@ def _read() -> tuple[Sequence[Setting], Sequence[str]]:
             source = "environment" if name in os.environ else ".env"
             found.append(Setting(name, None if text == "" else _shown(name, text), source))
 
-    settings = Settings.from_environment(environ, told=told)
+    settings = Settings.from_environment(environ, report=report)
     return sorted(found, key=lambda setting: setting.name), settings.without_effect
 
 
