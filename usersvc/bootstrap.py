@@ -95,7 +95,7 @@ def create_service_app(settings: Settings, *, lease: timedelta = LEASE) -> web.A
             await stack.enter_async_context(dispatcher)
             if not isinstance(users, InMemoryUsers | SqliteUsers):
                 await stack.enter_async_context(users.outbox.listen(dispatcher.wake))
-            if settings.smtp is not None and settings.smtp.shows_its_password:
+            if settings.smtp is not None and settings.smtp.exposes_password:
                 log.warning("USERSVC_SMTP_URL sends its password unprotected: use smtps:// or smtp+starttls://")
             for name in settings.without_effect:
                 log.warning("%s has no effect in this version", name)

@@ -1,4 +1,4 @@
-"""How log lines look and where they go: structlog writes what everybody hands to the ``logging`` module."""
+"""Log lines: structlog renders the records of the ``logging`` module, for the console or as JSON."""
 
 import logging
 import logging.config
@@ -14,31 +14,31 @@ from structlog.typing import EventDict, Processor
 from usersvc.application.request_context import request_context
 
 MAIL_LOGGER = "usersvc.adapters.mail.logging_notifier"
-"""Whose lines stand for mails, and so name the address in full."""
+"""Its lines stand for mails, so they name the address in full."""
 
-NAMED_CAUSES, NAMED_PLACES = 5, 8
-"""How much of an error's history a line tells."""
+MAX_CAUSES, MAX_FRAMES = 5, 8
+"""How many chained errors, and how many frames of each, a line names."""
 
 
 def plain(text: str) -> str:
-    """Text that neither moves a terminal's cursor nor begins a line of its own, and that UTF-8 can hold."""
+    """Escape control characters, line breaks and lone surrogates."""
     if text.isprintable():
         return text
-    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 def masked(text: str) -> str:
-    """Text in which of each email address only the first character and the domain are left."""
+    """Mask email addresses: the first character and the domain of each remain."""
     if "@" not in text:
         return text
     *before, last = text.split("@")
-    return "".join(f"{_masked_end(part)}@" for part in before) + last
+    return "".join(f"{_mask_local_part(part)}@" for part in before) + last
 
 
-def _masked_end(text: str) -> str:
-    """What stands before an @: the local part goes back to the last space, quotation mark or bracket.
+def _mask_local_part(text: str) -> str:
+    """Mask the local part at the end of the text before an @: it begins after a space, quotation mark or bracket.
 
-    One in quotation marks may hold those, and another @, too (RFC 5321, section 4.1.2).
+    A quoted local part may contain those, and an @, too (RFC 5321, section 4.1.2).
     """
     if text.endswith('"'):
         begin = text.rfind('"', 0, -1)
@@ -49,8 +49,8 @@ def _masked_end(text: str) -> str:
     return f"{text[: begin + 1]}***" if begin < len(text) else text
 
 
-def _with_request_context(_: Any, __: str, line: EventDict) -> EventDict:
-    """Name the request that led to the line, unless it does so itself."""
+def _add_request_context(_: Any, __: str, line: EventDict) -> EventDict:
+    """Add the ids of the current request and trace, unless the line has its own."""
     context = request_context.get()
     if context is not None:
         line.setdefault("request_id", context.request_id)
@@ -59,37 +59,37 @@ def _with_request_context(_: Any, __: str, line: EventDict) -> EventDict:
     return line
 
 
-def _told(_: Any, __: str, line: EventDict) -> EventDict:
-    """What may be told: addresses masked but in the lines that stand for mails, and of an error its kind and place."""
+def _redact(_: Any, __: str, line: EventDict) -> EventDict:
+    """Mask addresses, except in the lines that stand for mails, and replace a traceback with a summary."""
     record: logging.LogRecord = line["_record"]
     error = line.pop("exc_info", None)
     line.pop("stack_info", None)
-    # uvicorn's, with colours.
+    # uvicorn's message with colours.
     line.pop("color_message", None)
     for name, value in line.items():
         if isinstance(value, str) and not (name == "message" and record.name == MAIL_LOGGER):
             line[name] = masked(value)
     if error:
-        line["error"] = _kind_and_place(error[1])
+        line["error"] = _error_summary(error[1])
     return line
 
 
-def _kind_and_place(error: BaseException | None) -> str:
-    """An error in one line, with the errors that led to it, innermost first, and never by its text or as a traceback.
+def _error_summary(error: BaseException | None) -> str:
+    """The type and frames of an error and of its causes, innermost frame first, in one line.
 
-    An error's text may hold anything: a statement with its values, a path, an address.
+    Without the error's text, which may contain anything: a statement with its values, a path, an address.
     """
-    told: list[str] = []
-    while error is not None and len(told) < NAMED_CAUSES:
-        places = reversed(list(traceback.walk_tb(error.__traceback__)))
-        where = [f"{frame.f_globals.get('__name__')}:{line}" for frame, line in places]
-        told.append(f"{type(error).__name__} at {' < '.join(where[:NAMED_PLACES]) or 'an unknown place'}")
+    summaries: list[str] = []
+    while error is not None and len(summaries) < MAX_CAUSES:
+        frames = reversed(list(traceback.walk_tb(error.__traceback__)))
+        where = [f"{frame.f_globals.get('__name__')}:{line}" for frame, line in frames]
+        summaries.append(f"{type(error).__name__} at {' < '.join(where[:MAX_FRAMES]) or 'unknown'}")
         error = error.__cause__ or error.__context__
-    return ", after ".join(told)
+    return ", after ".join(summaries)
 
 
-def _printable(_: Any, __: str, line: EventDict) -> EventDict:
-    """Every text so that it stays in its line."""
+def _escape(_: Any, __: str, line: EventDict) -> EventDict:
+    """Keep each text on its line."""
     return {name: plain(value) if isinstance(value, str) else value for name, value in line.items()}
 
 
@@ -102,14 +102,14 @@ def _as_json(_: Any, __: str, line: EventDict) -> str:
 
 
 def formatter(log_format: str) -> logging.Formatter:
-    """What makes a line of a record, whoever wrote it: for people (``console``), or ``json``."""
+    """The formatter of all records, of this service and its libraries: ``console`` or ``json``."""
     render: list[Processor]
     if log_format == "json":
         render = [_as_json]
     else:
         colours = sys.stderr is not None and sys.stderr.isatty() and not os.environ.get("NO_COLOR")
         render = [
-            _printable,
+            _escape,
             structlog.dev.ConsoleRenderer(
                 colors=colours, pad_event_to=0, sort_keys=False, event_key="message", timestamp_key="time"
             ),
@@ -121,9 +121,9 @@ def formatter(log_format: str) -> logging.Formatter:
             structlog.stdlib.add_logger_name,
             structlog.processors.EventRenamer("message"),
             structlog.stdlib.ExtraAdder(),
-            _with_request_context,
+            _add_request_context,
         ],
-        processors=[_told, structlog.stdlib.ProcessorFormatter.remove_processors_meta, *render],
+        processors=[_redact, structlog.stdlib.ProcessorFormatter.remove_processors_meta, *render],
     )
 
 
@@ -131,7 +131,7 @@ def logging_config(level: str, log_format: str) -> dict[str, object]:
     """The configuration of the ``logging`` module.
 
     Args:
-        level: the name of a level, in small letters.
+        level: the name of a level, in lower case.
         log_format: ``console`` or ``json``.
     """
     return {
@@ -143,16 +143,16 @@ def logging_config(level: str, log_format: str) -> dict[str, object]:
         },
         "root": {"level": level.upper(), "handlers": ["console"]},
         "loggers": {
-            # At debug level it writes statements with their values: addresses and hashes.
+            # At debug level it logs statements with their values: addresses and hashes.
             "aiosqlite": {"level": "WARNING"},
             "uvicorn": {"level": "NOTSET", "handlers": [], "propagate": True},
             "uvicorn.error": {"level": "NOTSET"},
-            # It writes whole queries, and so addresses; the web side has an access log of its own.
+            # It logs query strings, which may contain addresses; usersvc.web has an access log of its own.
             "uvicorn.access": {"level": "CRITICAL", "handlers": [], "propagate": False},
         },
     }
 
 
 def configure_logging(level: str, log_format: str) -> None:
-    """Set up logging for the process; see ``logging_config``."""
+    """Configure the ``logging`` module of this process."""
     logging.config.dictConfig(logging_config(level, log_format))

@@ -1,6 +1,6 @@
 """Runs a command of usersvc with other values for constants and default arguments, which are not settings.
 
-    python tests/e2e/launch.py usersvc.cli.serve:GRACE=1 usersvc.web.app:create_app.body_timeout=1 serve
+    python tests/e2e/launch.py usersvc.cli.serve:GRACEFUL_TIMEOUT=1 usersvc.web.app:create_app.body_timeout=1 serve
 
 A worker process imports this file before it reports that it is alive, so the file itself imports little.
 """
@@ -22,7 +22,7 @@ def _serve_with(*values: str) -> tuple[str, ...]:
 
 
 # `usersvc serve` with times, in seconds, that a test can wait for.
-SHORT_GRACE = _serve_with("usersvc.cli.serve:GRACE=1")
+SHORT_GRACE = _serve_with("usersvc.cli.serve:GRACEFUL_TIMEOUT=1")
 SHORT_LEASE = _serve_with("usersvc.bootstrap:create_service_app.lease=2")
 SHORT_LOCKS = _serve_with(
     "usersvc.adapters.sqlite.database:BUSY_TIMEOUT=0.3", "usersvc.adapters.sqlite.database:CALL_TIMEOUT=1"

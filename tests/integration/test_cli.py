@@ -114,7 +114,7 @@ def entries(database: Path) -> list[OutboxEntry]:
 
 def test_an_empty_outbox_is_told_apart_from_a_list(usersvc: Commands) -> None:
     fill(usersvc.database)
-    assert usersvc("outbox", "list") == (0, "", "nothing waits to be sent\n")
+    assert usersvc("outbox", "list") == (0, "", "the outbox is empty\n")
 
 
 def test_the_list_has_a_line_for_each_entry_without_addresses(usersvc: Commands) -> None:
@@ -152,14 +152,14 @@ def test_one_entry_is_shown_in_full_as_json(usersvc: Commands) -> None:
 @pytest.mark.parametrize("entry_id", ["0", "2", "99999999999999999999999"])
 def test_an_entry_that_is_not_there_is_told(usersvc: Commands, command: str, entry_id: str) -> None:
     fill(usersvc.database, "alice@example.com")
-    assert usersvc.fails("outbox", command, entry_id) == f"the outbox has no entry {entry_id}"
+    assert usersvc.fails("outbox", command, entry_id) == f"the outbox has no mail {entry_id}"
 
 
 def test_a_retry_makes_an_entry_due_now(usersvc: Commands) -> None:
     before = datetime.now(UTC)
     [entry] = fill(usersvc.database, "alice@example.com")
     fail_first(usersvc.database, for_good=False)
-    assert usersvc("outbox", "retry", str(entry.id)) == (0, "1 to be sent again\n", "")
+    assert usersvc("outbox", "retry", str(entry.id)) == (0, "1 rescheduled\n", "")
 
     [waiting] = entries(usersvc.database)
     assert waiting.due_at is not None
@@ -171,13 +171,13 @@ def test_a_retry_of_all_is_of_those_that_were_set_aside(usersvc: Commands) -> No
     fill(usersvc.database, "alice@example.com", "bob@example.com", "carol@example.com")
     fail_first(usersvc.database, for_good=True)
     fail_first(usersvc.database, for_good=False)
-    assert usersvc("outbox", "retry", "--all") == (0, "1 to be sent again\n", "")
+    assert usersvc("outbox", "retry", "--all") == (0, "1 rescheduled\n", "")
 
     alice, bob, _ = entries(usersvc.database)
     assert alice.due_at is not None
     assert alice.attempts == 0
     assert bob.due_at == NOW + timedelta(days=9999)
-    assert usersvc("outbox", "retry", "--all") == (0, "0 to be sent again\n", "")
+    assert usersvc("outbox", "retry", "--all") == (0, "0 rescheduled\n", "")
 
 
 def test_an_outbox_of_many_pages_is_gone_through_to_its_end(usersvc: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -191,7 +191,7 @@ def test_an_outbox_of_many_pages_is_gone_through_to_its_end(usersvc: Commands, m
         [str(there[4].id), "2026-01-31T09:30:00.000000Z"],
     ]
     assert json.loads(usersvc("outbox", "show", str(there[3].id)).out)["email"] == "d@example.com"
-    assert usersvc("outbox", "retry", "--all") == (0, "4 to be sent again\n", "")
+    assert usersvc("outbox", "retry", "--all") == (0, "4 rescheduled\n", "")
 
 
 def test_a_retry_of_what_is_being_sent_is_told(usersvc: Commands) -> None:
@@ -203,7 +203,7 @@ def test_a_retry_of_what_is_being_sent_is_told(usersvc: Commands) -> None:
             return await users.outbox.lease(now=now, until=now + timedelta(hours=1), limit=1)
 
     held = run(hold())
-    assert usersvc.fails("outbox", "retry", str(entry.id)) == f"entry {entry.id} is being sent just now"
+    assert usersvc.fails("outbox", "retry", str(entry.id)) == f"mail {entry.id} is being sent"
     assert entries(usersvc.database) == held
 
 
@@ -252,15 +252,15 @@ def test_a_bad_setting_is_code_2(usersvc: Commands, monkeypatch: pytest.MonkeyPa
 def test_memory_is_no_file(usersvc: Commands, monkeypatch: pytest.MonkeyPatch, arguments: list[str]) -> None:
     monkeypatch.setenv("USERSVC_DATABASE_URL", "memory://")
     if arguments[0] == "db":
-        expected = "USERSVC_DATABASE_URL names no file, and this command works on one"
+        expected = "this command needs a SQLite file, which USERSVC_DATABASE_URL does not name"
     else:
-        expected = "USERSVC_DATABASE_URL is memory://, which no other process than the service can look into"
+        expected = "USERSVC_DATABASE_URL is memory://, which only the service itself can access"
     assert usersvc.fails(*arguments) == expected
 
 
 @pytest.mark.parametrize("arguments", ON_A_DATABASE)
 def test_a_missing_database_is_told_and_not_made(usersvc: Commands, arguments: list[str]) -> None:
-    assert usersvc.fails(*arguments) == f"there is no database at {usersvc.database}"
+    assert usersvc.fails(*arguments) == f"no database at {usersvc.database}"
     assert list(usersvc.database.parent.iterdir()) == []
 
 
@@ -369,7 +369,7 @@ def test_damage_is_told_in_one_line(usersvc: Commands) -> None:
     usersvc.database.write_bytes(content)
 
     told = usersvc.fails("db", "check")
-    assert told.startswith(("the database is not as it should be: ", "cannot read "))
+    assert told.startswith(("the database is damaged: ", "cannot read "))
 
 
 def test_an_index_that_lacks_a_row_is_damage(usersvc: Commands) -> None:
@@ -380,7 +380,7 @@ def test_an_index_that_lacks_a_row_is_damage(usersvc: Commands) -> None:
         file.commit()
 
     told = usersvc.fails("db", "check")
-    assert told.startswith("the database is not as it should be: row 1 missing from index outbox_due_at; row 2 ")
+    assert told.startswith("the database is damaged: row 1 missing from index outbox_due_at; row 2 ")
     assert told.endswith("; and 16 more")
 
 
@@ -408,7 +408,7 @@ def test_commands_work_as_processes(usersvc: Commands, tmp_path: Path) -> None:
     command = (sys.executable, "-m", "usersvc")
     missing = run_to_end(tmp_path, settings, (*command, "db", "check"))
     assert (missing.returncode, missing.stdout) == (1, "")
-    assert missing.stderr == f"usersvc: there is no database at {usersvc.database}\n"
+    assert missing.stderr == f"usersvc: no database at {usersvc.database}\n"
 
     [entry] = fill(usersvc.database, "jörg@example.com")
     checked = run_to_end(tmp_path, settings, (*command, "db", "check"))

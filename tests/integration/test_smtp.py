@@ -23,7 +23,8 @@ from hypothesis import strategies as st
 from tests.e2e.launch import SHORT_RETRY
 from tests.e2e.server import DEADLINE, running
 from tests.smtp_server import HANG_UP, PASSWORD, STALL, USER, Mailbox, smtp_server
-from usersvc.adapters.mail.smtp_notifier import QUIT_TIMEOUT, Security, SmtpNotifier, SmtpServer, _is_plain
+from usersvc.adapters.mail.smtp_notifier import QUIT_TIMEOUT, SmtpNotifier, _is_plain
+from usersvc.adapters.server_url import Security, SmtpServer
 from usersvc.application.errors import Undeliverable
 from usersvc.domain.errors import ValidationFailed
 from usersvc.domain.events import UserRegistered

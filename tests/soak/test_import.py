@@ -140,7 +140,7 @@ def test_an_import_that_waits_for_its_input_stops_at_once_and_says_how_far_it_ca
         assert process.stderr is not None
         assert process.stderr.read() == (
             f"usersvc: stopped; {2 * STORED_AT_ONCE} imported, 0 already there, 0 rejected; "
-            "the same command again takes over the rest\n"
+            "run the command again to import the rest\n"
         )
     assert stored(tmp_path) == 2 * STORED_AT_ONCE
 

@@ -200,7 +200,7 @@ def test_a_folder_that_is_named_has_only_figures_of_this_run(tmp_path: Path) -> 
 def test_a_folder_for_figures_that_is_not_there_stops_the_start(tmp_path: Path, folder: str, workers: str) -> None:
     settings = {"PROMETHEUS_MULTIPROC_DIR": folder, "USERSVC_WORKERS": workers, "USERSVC_PORT": str(free_port())}
     ended = run_to_end(tmp_path, settings)
-    told = "usersvc: PROMETHEUS_MULTIPROC_DIR accepts a folder that is there and can be written to.\n"
+    told = "usersvc: PROMETHEUS_MULTIPROC_DIR accepts an existing folder that is writable.\n"
     assert (ended.returncode, ended.stderr) == (2, told)
 
 

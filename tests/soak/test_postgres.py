@@ -352,7 +352,7 @@ def test_the_outbox_is_looked_after_from_another_process(server: Server, tmp_pat
         listed = run_to_end(tmp_path, settings, (*SERVE[:-1], "outbox", "list"))
         assert "dead-lettered\tattempts=60" in listed.stdout
         done = run_to_end(tmp_path, settings, (*SERVE[:-1], "outbox", "retry", "--all"))
-        assert done.stdout == "1 to be sent again\n", done.stderr
+        assert done.stdout == "1 rescheduled\n", done.stderr
         service.wait_for_output(MAIL, 2)
 
 

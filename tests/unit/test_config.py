@@ -1,4 +1,5 @@
 import io
+import subprocess
 import sys
 from ipaddress import ip_network
 from pathlib import Path
@@ -9,7 +10,8 @@ from hypothesis import strategies as st
 from limits import RateLimitItemPerHour, RateLimitItemPerMinute
 
 from tools.extras import main
-from usersvc.adapters.mail.smtp_notifier import Security, SmtpServer
+from usersvc.adapters.bcrypt.hasher import MAX_COST, MIN_COST
+from usersvc.adapters.server_url import Security, SmtpServer
 from usersvc.config import SECRETS, InvalidSetting, MemoryDatabase, PostgresDatabase, Settings, SqliteDatabase
 
 
@@ -219,6 +221,18 @@ def test_a_bad_value_is_refused_by_name_and_not_repeated(name: str, value: str) 
     assert "hunter2" not in told
 
 
+def test_the_range_of_costs_is_the_hashers() -> None:
+    assert [read(bcrypt_cost=str(cost)).bcrypt_cost for cost in (MIN_COST, MAX_COST)] == [MIN_COST, MAX_COST]
+    for cost in (MIN_COST - 1, MAX_COST + 1):
+        with pytest.raises(InvalidSetting):
+            read(bcrypt_cost=str(cost))
+
+
+def test_settings_and_the_composition_root_are_imported_without_extras() -> None:
+    program = "import usersvc.bootstrap, sys; print({'asyncpg', 'redis', 'opentelemetry', 'limits'} & {*sys.modules})"
+    assert subprocess.check_output([sys.executable, "-c", program], text=True) == "set()\n"
+
+
 def test_memory_is_for_one_process() -> None:
     with pytest.raises(InvalidSetting, match="USERSVC_WORKERS accepts 1"):
         read(database_url="memory://", workers="2")
@@ -300,7 +314,7 @@ def test_a_secret_may_be_in_a_file(tmp_path: Path, end: str) -> None:
         "rate_limit_store": "redis://:hunter2@host",
         "smtp_url": "smtps://user:hunter2@host",
     }
-    assert {name.upper() for name in secrets} == set(SECRETS)
+    assert {f"USERSVC_{name.upper()}" for name in secrets} == set(SECRETS)
     for name, secret in secrets.items():
         (tmp_path / name).write_bytes(f"{secret}{end}".encode())
     files = {f"{name}_file": str(tmp_path / name) for name in secrets}

@@ -48,7 +48,7 @@ def blocks(kind: str) -> Iterator[tuple[str, str]]:
 
 def settings_known() -> set[str]:
     names: set[str] = set()
-    Settings.from_environment({}, told=lambda name, _: names.add(name))
+    Settings.from_environment({}, report=lambda name, _: names.add(name))
     return names
 
 
@@ -80,13 +80,13 @@ def test_what_a_setting_accepts_is_what_the_table_says(name: str) -> None:
 
 
 def test_every_setting_that_a_document_names_is_one() -> None:
-    in_files = {f"USERSVC_{name}_FILE" for name in SECRETS}
+    in_files = {f"{name}_FILE" for name in SECRETS}
     assert set(re.findall(r"\bUSERSVC_[A-Z_]+[A-Z]\b", EVERYTHING)) <= settings_known() | in_files
 
 
 def test_the_secrets_that_may_be_in_files_are_named() -> None:
     [named] = re.findall(r"^Those that hold secrets \(([^)]*)\)", TEXT_OF["configure.md"], re.MULTILINE)
-    assert re.findall(r"USERSVC_([A-Z_]+)", named) == list(SECRETS)
+    assert re.findall(r"USERSVC_[A-Z_]+", named) == list(SECRETS)
 
 
 # --- codes ---

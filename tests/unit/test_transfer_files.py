@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 
 from usersvc.application.read_models import UserRecord
 from usersvc.application.user_import import ImportRow
-from usersvc.cli.csv_injection import harmless, original
+from usersvc.cli.csv_injection import escape, unescape
 from usersvc.cli.exit_codes import Failure
 from usersvc.cli.formats import Format
-from usersvc.cli.reader import LONGEST_LINE, Line, Source, read_lines
-from usersvc.cli.row_schema import row
+from usersvc.cli.reader import MAX_RECORD_BYTES, Record, Source, read_records
+from usersvc.cli.row_schema import load_row
 from usersvc.cli.writer import Writer
 from usersvc.domain.errors import ValidationFailed
 from usersvc.domain.user import EmailAddress, PasswordHash
@@ -28,11 +28,11 @@ HASH = "$2y$10$DwS6fdNzX/WPAc/7zf2M/.qmrVXRRwhq.5Exus5uxZCvdNbH7pfDS"
 HEAD = b"email,age,password_hash\n"
 
 
-def lines(content: bytes, form: Format = Format.CSV, *, ignore_unknown: bool = False) -> list[Line]:
-    return [*read_lines(Source(io.BytesIO(content)), form, ignore_unknown=ignore_unknown)]
+def lines(content: bytes, form: Format = Format.CSV, *, ignore_unknown: bool = False) -> list[Record]:
+    return [*read_records(Source(io.BytesIO(content)), form, ignore_unknown=ignore_unknown)]
 
 
-def codes(line: Line) -> list[str]:
+def codes(line: Record) -> list[str]:
     return [violation.code for violation in line.violations]
 
 
@@ -63,13 +63,13 @@ def test_what_other_programs_write_is_read(content: bytes) -> None:
 @pytest.mark.parametrize(
     ("head", "told"),
     [
-        (b"", "lacks email, age, password_hash"),
-        (b"email,age\n", "lacks password_hash"),
-        (b"email;age;password_hash\n", "lacks email, age, password_hash"),
-        (b"Email,age,password_hash\n", "lacks email"),
+        (b"", "missing: email, age, password_hash"),
+        (b"email,age\n", "missing: password_hash"),
+        (b"email;age;password_hash\n", "missing: email, age, password_hash"),
+        (b"Email,age,password_hash\n", "missing: email"),
         (b'"email,age,password_hash\n', "lines 1 to 2 are malformed CSV (unexpected end of data)"),
         ("email,age,password_hash\n".encode("utf-16"), "Must be UTF-8"),
-        (b"email,age,password_hash," + b"x" * LONGEST_LINE + b"\n", f"(more than {LONGEST_LINE} bytes)"),
+        (b"email,age,password_hash," + b"x" * MAX_RECORD_BYTES + b"\n", f"(more than {MAX_RECORD_BYTES} bytes)"),
         (b"email,age,password_hash,age\n", "a column twice"),
         (b"email,age,password_hash,name,\x1b[2J\n", r"'name', '\x1b[2J'; see --ignore-unknown"),
     ],
@@ -129,31 +129,31 @@ FORGED = "admin@b.c,99,x"
         ('b@b.c,30,"x\n', 5, "unexpected end of data"),
         ('b@b.c,"30"1,x\n', 3, "',' expected after '\"'"),
         (f'b@b.c,"30"1,"x\n{FORGED}\n"', 3, "',' expected after '\"'"),
-        ('b@b.c,30,"x\n' + "a@b.c,30,x\n" * LONGEST_LINE, 5960, f"more than {LONGEST_LINE} bytes"),
-        (f'"{"z" * LONGEST_LINE}\n{FORGED}\n",30,x\n', 3, f"more than {LONGEST_LINE} bytes"),
-        (f'"\n{FORGED}\n{"z" * LONGEST_LINE}",30,x\n', 5, f"more than {LONGEST_LINE} bytes"),
-        ("z" * 10 * LONGEST_LINE + ",30,x\n", 3, f"more than {LONGEST_LINE} bytes"),
+        ('b@b.c,30,"x\n' + "a@b.c,30,x\n" * MAX_RECORD_BYTES, 5960, f"more than {MAX_RECORD_BYTES} bytes"),
+        (f'"{"z" * MAX_RECORD_BYTES}\n{FORGED}\n",30,x\n', 3, f"more than {MAX_RECORD_BYTES} bytes"),
+        (f'"\n{FORGED}\n{"z" * MAX_RECORD_BYTES}",30,x\n', 5, f"more than {MAX_RECORD_BYTES} bytes"),
+        ("z" * 10 * MAX_RECORD_BYTES + ",30,x\n", 3, f"more than {MAX_RECORD_BYTES} bytes"),
     ],
 )
 def test_malformed_csv_ends_the_reading_so_that_no_part_of_a_cell_becomes_a_user(
     record: str, last: int, reason: str
 ) -> None:
     source = Source(io.BytesIO(HEAD + f"a@b.c,30,x\n{record}c@b.c,30,x\n{FORGED}".encode()))
-    read = read_lines(source, Format.CSV, ignore_unknown=False)
+    read = read_records(source, Format.CSV, ignore_unknown=False)
     assert next(read).values["email"] == "a@b.c"
     with pytest.raises(Failure) as failure:
         next(read)
-    assert str(failure.value) == f"lines 3 to {last} are malformed CSV ({reason}); nothing from line 3 on was read"
+    assert str(failure.value) == f"lines 3 to {last} are malformed CSV ({reason}); nothing was read from line 3 on"
     assert [*read] == []
     # Quotation marks that are not closed do not have it read, and keep, the whole file.
-    assert source.bytes_read < 3 * LONGEST_LINE or record.startswith("zz")
+    assert source.bytes_read < 3 * MAX_RECORD_BYTES or record.startswith("zz")
 
 
 @pytest.mark.parametrize("age", ["", " 30", "+30", "3e1", "30.0", "٣٠", "0x1e", "1_0", "9" * 5000])
 def test_only_digits_are_an_age(age: str) -> None:
     [line] = lines(HEAD + f"a@b.c,{age},{HASH}\n".encode())
     with pytest.raises(ValidationFailed) as refused:
-        row(line.values)
+        load_row(line.values)
     assert ("age", "required" if not age else "wrong-type") in {
         (violation.field, violation.code) for violation in refused.value.violations
     }
@@ -181,7 +181,7 @@ def test_an_ndjson_line_is_read() -> None:
         (b"[" * 5000, "malformed-json"),
         (b'{"email":"\xff"}', "invalid-utf-8"),
         (b'{"name":"Al"}', "unknown-member"),
-        (b'{"email":"' + b"a" * LONGEST_LINE + b'"}', "too-long"),
+        (b'{"email":"' + b"a" * MAX_RECORD_BYTES + b'"}', "too-long"),
     ],
 )
 def test_an_ndjson_line_that_cannot_be_understood_holds_up_nobody(content: bytes, code: str) -> None:
@@ -191,11 +191,11 @@ def test_an_ndjson_line_that_cannot_be_understood_holds_up_nobody(content: bytes
 
 
 def test_an_ndjson_line_that_is_too_long_is_read_but_not_kept() -> None:
-    source = Source(io.BytesIO(b"a" * 10 * LONGEST_LINE + b"\n" + b'{"email":"b@b.c"}\n'))
-    too_long, after = read_lines(source, Format.NDJSON, ignore_unknown=False)
-    assert (codes(too_long), too_long.number, len(too_long.text)) == (["too-long"], 1, LONGEST_LINE)
+    source = Source(io.BytesIO(b"a" * 10 * MAX_RECORD_BYTES + b"\n" + b'{"email":"b@b.c"}\n'))
+    too_long, after = read_records(source, Format.NDJSON, ignore_unknown=False)
+    assert (codes(too_long), too_long.number, len(too_long.text)) == (["too-long"], 1, MAX_RECORD_BYTES)
     assert (after.number, after.values["email"]) == (2, "b@b.c")
-    assert source.bytes_read == 10 * LONGEST_LINE + 1 + 18
+    assert source.bytes_read == 10 * MAX_RECORD_BYTES + 1 + 18
 
 
 def test_unknown_members_are_passed_over_when_that_is_asked_for() -> None:
@@ -210,14 +210,14 @@ GOOD: dict[str, Any] = {"email": "alice@example.com", "age": 30, "password_hash"
 
 def flaws(**changed: Any) -> list[tuple[str, str]]:
     with pytest.raises(ValidationFailed) as refused:
-        row(GOOD | changed)
+        load_row(GOOD | changed)
     return [(violation.field, violation.code) for violation in refused.value.violations]
 
 
 def test_what_has_the_shape_of_a_user_is_one() -> None:
     user_id = uuid4()
     values = GOOD | {"id": str(user_id).upper(), "registered_at": "2001-02-03t04:05:06.5+02:00"}
-    assert row(values) == ImportRow(
+    assert load_row(values) == ImportRow(
         "alice@example.com", 30, HASH, user_id, datetime(2001, 2, 3, 2, 5, 6, 500000, tzinfo=UTC)
     )
 
@@ -278,9 +278,9 @@ def is_formula(cell: str) -> bool:
 @example(" '=1+1")
 def test_a_cell_is_harmless_and_comes_back(cell: str) -> None:
     # Also where a semicolon ends a cell.
-    for part in harmless(cell).split(";"):
+    for part in escape(cell).split(";"):
         assert not is_formula(part)
-    assert original(harmless(cell)) == cell
+    assert unescape(escape(cell)) == cell
 
 
 @pytest.mark.parametrize(
@@ -301,13 +301,13 @@ def test_a_cell_is_harmless_and_comes_back(cell: str) -> None:
     ],
 )
 def test_a_formula_has_an_apostrophe_before_it(cell: str, written: str) -> None:
-    assert harmless(cell) == written
-    assert original(written) == cell
+    assert escape(cell) == written
+    assert unescape(written) == cell
 
 
 @pytest.mark.parametrize("cell", ["'bob@example.com", "alice@example.com", "a=b@example.com", ""])
 def test_cells_of_others_stay_as_they_are(cell: str) -> None:
-    assert original(cell) == cell
+    assert unescape(cell) == cell
 
 
 # --- there and back -------------------------------------------------------------------------------------------------
@@ -348,7 +348,7 @@ def records(draw: st.DrawFn) -> UserRecord:
 def test_what_is_exported_is_imported_as_it_was(form: Format, everybody: Sequence[UserRecord]) -> None:
     writer = Writer(form, with_password_hashes=True)
     content = writer.head() + b"".join(writer.body([record]) for record in everybody)
-    assert [row(line.values) for line in lines(content, form)] == [
+    assert [load_row(line.values) for line in lines(content, form)] == [
         ImportRow(record.email, record.age, record.password_hash, record.id, record.registered_at)
         for record in everybody
     ]

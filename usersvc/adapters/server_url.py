@@ -1,8 +1,13 @@
-"""URLs of servers, accepted or refused alike by every patch release of Python."""
+"""URLs of servers, accepted or refused alike by every patch release of Python. No driver is imported here."""
 
 import re
+from dataclasses import dataclass, field
+from enum import Enum
 from ipaddress import IPv6Address
-from urllib.parse import urlsplit
+from typing import Self
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+SSL_MODES = {"disable", "allow", "prefer", "require", "verify-ca", "verify-full"}
 
 # RFC 3986, section 3: brackets enclose an IPv6 address and occur nowhere else in the authority.
 _URL = re.compile(
@@ -36,3 +41,85 @@ def one_url_per_host(url: str) -> list[str]:
     if any(urlsplit(each).port == 0 for each in urls):
         raise ValueError
     return urls
+
+
+def check_postgres_url(url: str) -> None:
+    """Check a connection URI (PostgreSQL, "Connection URIs"), which may name several hosts.
+
+    Raises:
+        ValueError: it is malformed, or has an option that this service does not support.
+    """
+    parts = urlsplit(one_url_per_host(url)[0])
+    options = dict(parse_qsl(parts.query, keep_blank_values=True, strict_parsing=True)) if parts.query else {}
+    if not re.fullmatch(r"/[^/]+", parts.path) or options.get("sslmode", "prefer") not in SSL_MODES:
+        raise ValueError
+    # Hosts are tried one after the other, each with its own time-out; the driver would wait for the first that hangs.
+    if "," in options.get("host", "") or options.get("target_session_attrs", "read-write") != "read-write":
+        raise ValueError
+
+
+def check_redis_url(url: str) -> None:
+    """Check a ``redis://`` or ``rediss://`` URL with one host and optionally the number of a database.
+
+    Raises:
+        ValueError: it is malformed, or has options.
+    """
+    [only] = one_url_per_host(url)
+    parts = urlsplit(only)
+    if parts.scheme not in {"redis", "rediss"} or not parts.hostname or parts.query:
+        raise ValueError
+    if not re.fullmatch(r"/?|/[0-9]{1,5}", parts.path, re.ASCII):
+        raise ValueError
+
+
+class Security(Enum):
+    """How the connection is protected; the value is the default port."""
+
+    NONE = 25
+    TLS = 465
+    """Implicit TLS (RFC 8314)."""
+    STARTTLS = 587
+    """Required (RFC 3207): nothing is sent without it."""
+
+    @property
+    def default_port(self) -> int:
+        """The port of a URL without one."""
+        return self.value
+
+
+@dataclass(frozen=True, slots=True)
+class SmtpServer:
+    """A server that accepts mail for delivery, and the login."""
+
+    host: str
+    port: int
+    security: Security = Security.NONE
+    user: str | None = None
+    password: str | None = field(default=None, repr=False)
+
+    @classmethod
+    def from_url(cls, url: str) -> Self:
+        """Parse ``smtp://``, ``smtps://`` or ``smtp+starttls://``; user and password are percent-encoded.
+
+        Raises:
+            ValueError: the URL is malformed, or has a user without a password, a path or a query.
+        """
+        [only] = one_url_per_host(url)
+        parts = urlsplit(only)
+        security = {"smtp": Security.NONE, "smtps": Security.TLS, "smtp+starttls": Security.STARTTLS}.get(parts.scheme)
+        if security is None or not parts.hostname or parts.path not in {"", "/"} or parts.query:
+            raise ValueError
+        if bool(parts.username) != bool(parts.password):
+            raise ValueError
+        return cls(
+            host=parts.hostname,
+            port=parts.port or security.default_port,
+            security=security,
+            user=unquote(parts.username) if parts.username else None,
+            password=unquote(parts.password) if parts.password else None,
+        )
+
+    @property
+    def exposes_password(self) -> bool:
+        """Whether the password is sent over an unencrypted connection."""
+        return self.user is not None and self.security is Security.NONE

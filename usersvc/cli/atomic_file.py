@@ -1,4 +1,4 @@
-"""Files that appear complete or not at all."""
+"""Files that are created completely or not at all."""
 
 import os
 from collections.abc import Iterator
@@ -11,9 +11,9 @@ from usersvc.cli.exit_codes import Failure
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """A new, empty file for its owner alone, which is moved to ``path`` when the block ends without an error.
+    """A new file, readable by its owner only, that appears at ``path`` when the block ends without an error.
 
-    It is in a folder of its own beside ``path``, so that files which a writer puts next to it are deleted too.
+    It is written in a temporary folder beside ``path``, together with any journal of its writer.
 
     Raises:
         Failure: ``path`` exists, or the file cannot be written.
@@ -37,7 +37,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 
 def _sync(path: Path) -> None:
-    """Have a file, or the names in a folder, written to the disk."""
+    """Flush a file, or the entries of a folder, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""``usersvc config``: tells what the settings are."""
+"""``usersvc config``."""
 
 import os
 import re
@@ -8,34 +8,34 @@ from dataclasses import dataclass
 import click
 
 from usersvc.cli.exit_codes import REFUSED
-from usersvc.cli.output import print_json, say
+from usersvc.cli.output import print_json, print_message
 
 HIDDEN = "(set)"
 _SECRET = re.compile(r"_(PEPPER|TOKEN|SECRET|KEY|PASSWORD)$")
 _PASSWORDS = re.compile(r"(?P<before>://[^:@]*:).*(?P<after>@)|(?P<name>password=)[^&#]*", re.IGNORECASE)
-"""Within a URL: what stands between a colon and the last @, and what is called so in its query."""
+"""In a URL: the text between a colon and the last @, and the value of a query parameter of that name."""
 
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """A variable, what it is set to, as far as anybody may see, and where that comes from."""
+    """A variable with its value, hidden if it is a secret, and the source of the value."""
 
     name: str
     value: str | None
     source: str
 
 
-@click.group(name="config", short_help="Look at the settings.")
+@click.group(name="config", short_help="Check the settings.")
 def commands() -> None:
-    """Look at the settings."""
+    """Check the settings."""
 
 
-@commands.command(short_help="Every setting with its value; exit code 2 for a bad one.")
-@click.option("--json", "as_json", is_flag=True, help="As one JSON object.")
+@commands.command(short_help="List every setting with its value; exit code 2 for an invalid one.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def check(*, as_json: bool) -> None:
-    """Read the settings as the service would, and list them with their values and where those come from.
+    """Read the settings as the service does, and list them with their values and the sources of these.
 
-    Secrets are hidden: `(set)`. A value that is not accepted is told on standard error, with exit code 2.
+    Secrets are shown as `(set)`. An invalid value is reported on standard error, with exit code 2.
 
     \b
     Examples:
@@ -47,28 +47,28 @@ def check(*, as_json: bool) -> None:
     try:
         settings, without_effect = _read()
     except InvalidSetting as error:
-        say(f"usersvc: {error}")
+        print_message(f"usersvc: {error}")
         raise SystemExit(REFUSED) from None
     if as_json:
-        told = {setting.name: {"value": setting.value, "source": setting.source} for setting in settings}
-        print_json({"settings": told, "without_effect": [*without_effect]})
+        documents = {setting.name: {"value": setting.value, "source": setting.source} for setting in settings}
+        print_json({"settings": documents, "without_effect": [*without_effect]})
         return
     width = max(len(setting.name) for setting in settings)
     for setting in settings:
         print(f"{setting.name:{width}}  {'(none)' if setting.value is None else setting.value}  [{setting.source}]")
     for name in without_effect:
-        say(f"usersvc: {name} has no effect in this version")
+        print_message(f"usersvc: {name} has no effect in this version")
 
 
 def _read() -> tuple[Sequence[Setting], Sequence[str]]:
-    from usersvc.config import Settings, stored
+    from usersvc.config import Settings, read_dotenv
     from usersvc.logs import plain
 
-    in_file = stored()
+    in_file = read_dotenv()
     environ = in_file | dict(os.environ)
     found: list[Setting] = []
 
-    def told(name: str, value: object) -> None:
+    def report(name: str, value: object) -> None:
         text = environ.get(name)
         if file := environ.get(f"{name}_FILE"):
             found.append(Setting(name, HIDDEN, plain(file)))
@@ -76,22 +76,22 @@ def _read() -> tuple[Sequence[Setting], Sequence[str]]:
             found.append(Setting(name, _default(name, value), "default"))
         else:
             source = "environment" if name in os.environ else ".env"
-            found.append(Setting(name, None if text == "" else _shown(name, text), source))
+            found.append(Setting(name, None if text == "" else _displayed(name, text), source))
 
-    settings = Settings.from_environment(environ, told=told)
+    settings = Settings.from_environment(environ, report=report)
     return sorted(found, key=lambda setting: setting.name), settings.without_effect
 
 
-def _shown(name: str, text: str) -> str:
-    """A value as it was written, without what nobody is to see, and without what would move a terminal's cursor."""
+def _displayed(name: str, text: str) -> str:
+    """A value as it was written, without secrets and control characters."""
     from usersvc.logs import plain
 
     if _SECRET.search(name):
         return HIDDEN
-    return plain(_PASSWORDS.sub(_hidden, text) if "://" in text else text)
+    return plain(_PASSWORDS.sub(_hide, text) if "://" in text else text)
 
 
-def _hidden(found: re.Match[str]) -> str:
+def _hide(found: re.Match[str]) -> str:
     return f"{found['before'] or found['name']}{HIDDEN}{found['after'] or ''}"
 
 
@@ -102,4 +102,4 @@ def _default(name: str, value: object) -> str | None:
         return None
     if isinstance(value, SqliteDatabase):
         return f"sqlite:///{value.path}"
-    return _shown(name, str(value))
+    return _displayed(name, str(value))

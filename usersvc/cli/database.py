@@ -1,4 +1,4 @@
-"""``usersvc db``: looks after the database."""
+"""``usersvc db``."""
 
 from pathlib import Path
 
@@ -8,19 +8,19 @@ from usersvc.cli.atomic_file import atomic_file
 from usersvc.cli.exit_codes import Failure
 from usersvc.cli.stores import database_file, storage_failures
 
-SHOWN_FINDINGS = 5
-"""How much damage one line tells of."""
+MAX_FINDINGS = 5
+"""Findings in the message."""
 
 
 @click.group(name="db", short_help="Back up and check a SQLite database.")
 def commands() -> None:
-    """Back up and check a SQLite database. PostgreSQL has tools of its own."""
+    """Back up and check a SQLite database. PostgreSQL has its own tools."""
 
 
-@commands.command(short_help="Copy it as it is at one moment, while the service runs.")
+@commands.command(short_help="Write a consistent copy, while the service runs.")
 @click.argument("file", type=click.Path(path_type=Path))
 def backup(file: Path) -> None:
-    """Copy the database to FILE as it is at one moment, while the service runs. FILE must not exist yet.
+    """Write a consistent copy of the database to FILE, while the service runs. FILE must not exist.
 
     \b
     Example:
@@ -33,16 +33,16 @@ def backup(file: Path) -> None:
     print(f"saved to {file}")
 
 
-@commands.command(short_help="Look for damage.")
+@commands.command(short_help="Check the database for damage.")
 def check() -> None:
-    """Look for damage in the database; tells `ok`, or what it has found."""
+    """Check the database for damage, and print `ok` or fail with the findings."""
     from usersvc.adapters.sqlite import maintenance
 
     with storage_failures():
         damage = maintenance.damage(database_file())
     if damage:
-        # SQLite writes some findings over several lines.
-        found = "; ".join(" ".join(finding.split()) for finding in damage[:SHOWN_FINDINGS])
-        more = f"; and {len(damage) - SHOWN_FINDINGS} more" if len(damage) > SHOWN_FINDINGS else ""
-        raise Failure(f"the database is not as it should be: {found}{more}")
+        # Some findings have several lines.
+        found = "; ".join(" ".join(finding.split()) for finding in damage[:MAX_FINDINGS])
+        more = f"; and {len(damage) - MAX_FINDINGS} more" if len(damage) > MAX_FINDINGS else ""
+        raise Failure(f"the database is damaged: {found}{more}")
     print("ok")

@@ -1,4 +1,4 @@
-"""What files of users look like."""
+"""Formats of files with users."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -8,11 +8,11 @@ import click
 REQUIRED = ("email", "age", "password_hash")
 OPTIONAL = ("id", "registered_at")
 PUBLIC = ("id", "email", "age", "registered_at")
-"""What anybody may see, in the order in which it is written."""
+"""The fields of an export without hashes, in order."""
 
 
 class Format(StrEnum):
-    """How users are written down."""
+    """A format of files with users."""
 
     CSV = "csv"
     NDJSON = "ndjson"
@@ -22,14 +22,14 @@ FORMATS = [form.value for form in Format]
 
 
 def format_of(file: Path, chosen: str | None) -> Format:
-    """The format that was chosen, or else the one that the file's name tells.
+    """The chosen format, or else that of the file's suffix.
 
     Raises:
-        click.UsageError: neither tells.
+        click.UsageError: none is chosen, and the suffix is unknown.
     """
     if chosen is not None:
         return Format(chosen)
     found = {".csv": Format.CSV, ".ndjson": Format.NDJSON, ".jsonl": Format.NDJSON}.get(file.suffix.lower())
     if found is None:
-        raise click.UsageError("Give --format: the name of the file does not tell it (.csv, .ndjson, .jsonl).")
+        raise click.UsageError("Give --format, or a file name that ends in .csv, .ndjson or .jsonl.")
     return found

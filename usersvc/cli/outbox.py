@@ -1,12 +1,12 @@
-"""``usersvc outbox``: looks after mails that are still to be sent."""
+"""``usersvc outbox``."""
 
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from usersvc.cli.exit_codes import Failure
-from usersvc.cli.output import print_json, say
-from usersvc.cli.stores import HIGHEST_PLACE, on_store
+from usersvc.cli.output import print_json, print_message
+from usersvc.cli.stores import MAX_POSITION, run_on_store
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -15,21 +15,21 @@ if TYPE_CHECKING:
     from usersvc.application.ports import Store
 
 
-@click.group(name="outbox", short_help="Look after mails that are still to be sent.")
+@click.group(name="outbox", short_help="Inspect and retry mails that are not sent yet.")
 def commands() -> None:
-    """Look after mails that are still to be sent.
+    """Inspect and retry mails that are not sent yet.
 
-    A mail that a mail server refuses for good, or that has failed for more than a day, is dead-lettered with the
-    reason, and is not tried again by itself.
+    A mail that the mail server rejects permanently, or that has failed for more than a day, is dead-lettered with the
+    reason: it is only retried with `usersvc outbox retry`.
     """
 
 
-@commands.command(name="list", short_help="Everything that waits or is dead-lettered, a line each.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+@commands.command(name="list", short_help="List pending and dead-lettered mails, one per line.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
 def list_entries(*, as_json: bool) -> None:
-    """List everything that waits or is dead-lettered: id, when it is due, attempts, id of the user, reason.
+    """List pending and dead-lettered mails: id, due time, attempts, user id, reason.
 
-    Addresses are only in what `usersvc outbox show` tells, and in --json.
+    Addresses are only printed by `usersvc outbox show` and with --json.
     """
     from usersvc.application.clock import timestamp
 
@@ -43,29 +43,29 @@ def list_entries(*, as_json: bool) -> None:
             due = "dead-lettered" if entry.due_at is None else timestamp(entry.due_at)
             print(entry.id, due, f"attempts={entry.attempts}", entry.event.user_id, entry.reason or "", sep="\t")
         if is_empty:
-            say("nothing waits to be sent")
+            print_message("the outbox is empty")
 
-    on_store(work)
+    run_on_store(work)
 
 
-@commands.command(short_help="One entry, as JSON.")
+@commands.command(short_help="Show one mail as JSON.")
 @click.argument("entry_id", metavar="ID", type=int)
 def show(entry_id: int) -> None:
-    """Show the entry ID as JSON, with the address that the mail goes to."""
+    """Show the mail ID as JSON, with its address."""
 
     async def work(store: "Store") -> None:
         print_json(_document(await _entry(store, entry_id)))
 
-    on_store(work)
+    run_on_store(work)
 
 
-@commands.command(short_help="Send an entry now, also one that is dead-lettered.")
+@commands.command(short_help="Send a mail now, also a dead-lettered one.")
 @click.argument("entry_id", metavar="[ID]", type=int, required=False)
-@click.option("--all", "all_", is_flag=True, help="Every entry that is dead-lettered.")
+@click.option("--all", "all_", is_flag=True, help="Retry all dead-lettered mails.")
 def retry(entry_id: int | None, *, all_: bool) -> None:
-    """Send the entry ID now, also one that is dead-lettered; its attempts are counted anew.
+    """Send the mail ID now, also a dead-lettered one, and reset its number of attempts.
 
-    The running service looks every 30 seconds for what was put back.
+    The running service notices it within 30 seconds.
 
     \b
     Examples:
@@ -86,15 +86,14 @@ def retry(entry_id: int | None, *, all_: bool) -> None:
             entry = await _entry(store, entry_id)
             retried += await store.outbox.retry(entry.id, now=utc_now())
             if not retried:
-                raise Failure(f"entry {entry_id} is being sent just now")
-        # The service notices by itself; it looks every now and then.
-        print(f"{retried} to be sent again")
+                raise Failure(f"mail {entry_id} is being sent")
+        print(f"{retried} rescheduled")
 
-    on_store(work)
+    run_on_store(work)
 
 
 async def _entries(store: "Store") -> "AsyncIterator[OutboxEntry]":
-    """All entries of the outbox, which are read page by page: there may be millions."""
+    """All entries, read in pages: there may be millions."""
     from usersvc.application.keyset import in_pages
 
     async for entries in in_pages(store.outbox.entries, lambda entries: entries[-1].id if entries else None):
@@ -103,11 +102,11 @@ async def _entries(store: "Store") -> "AsyncIterator[OutboxEntry]":
 
 
 async def _entry(store: "Store", entry_id: int) -> "OutboxEntry":
-    if 0 < entry_id <= HIGHEST_PLACE:
+    if 0 < entry_id <= MAX_POSITION:
         for entry in await store.outbox.entries(after=entry_id - 1, limit=1):
             if entry.id == entry_id:
                 return entry
-    raise Failure(f"the outbox has no entry {entry_id}")
+    raise Failure(f"the outbox has no mail {entry_id}")
 
 
 def _document(entry: "OutboxEntry") -> dict[str, Any]:

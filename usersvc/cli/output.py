@@ -1,4 +1,4 @@
-"""What commands write: data to standard output, and words for people to standard error."""
+"""Output of commands: data to standard output, messages to standard error."""
 
 import json
 import sys
@@ -11,13 +11,13 @@ if TYPE_CHECKING:
     from click._termui_impl import ProgressBar
 
 
-def say(words: str) -> None:
-    """Tell a person something that is no part of the data."""
-    print(words, file=sys.stderr)
+def print_message(text: str) -> None:
+    """Print a message for a person, apart from the data."""
+    print(text, file=sys.stderr)
 
 
 def progress_bar(label: str, length: int | None, *, hidden: bool = False) -> "ProgressBar[int]":
-    """A bar on a terminal, to be entered and then updated; without a known length it tells how far it is."""
+    """A progress bar, shown on terminals only; without a length it shows a count."""
     return click.progressbar(
         count() if length is None else None,
         length,
@@ -29,7 +29,7 @@ def progress_bar(label: str, length: int | None, *, hidden: bool = False) -> "Pr
 
 
 def print_json(document: Any, *, indent: int | None = 2) -> None:
-    """Print a document as JSON, escaped where the terminal or pipe cannot take it as it is."""
+    """Print a document as JSON, in ASCII if the encoding of standard output requires it."""
     text = json.dumps(document, indent=indent, ensure_ascii=False)
     print(text if _can_print(text) else json.dumps(document, indent=indent))
 

@@ -1,4 +1,4 @@
-"""Reads users from CSV (RFC 4180) and NDJSON: what a line holds, or why it cannot be understood."""
+"""Reads records of users from CSV (RFC 4180) and NDJSON."""
 
 import csv
 import re
@@ -7,37 +7,37 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, BinaryIO
 
-from usersvc.cli.csv_injection import original
+from usersvc.cli.csv_injection import unescape
 from usersvc.cli.exit_codes import Failure
 from usersvc.cli.formats import OPTIONAL, REQUIRED, Format
 from usersvc.domain.errors import Violation
 from usersvc.web.problems import MalformedJson
 from usersvc.web.strict_json import loads
 
-LONGEST_LINE = 64 * 1024
-"""Bytes of what stands for one user; it has a few hundred."""
+MAX_RECORD_BYTES = 64 * 1024
+"""Bytes. A usual record has a few hundred."""
 
-KNOWN = (*REQUIRED, *OPTIONAL)
+FIELDS = (*REQUIRED, *OPTIONAL)
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
-    """What stands for one user: one line, or several when a cell in quotation marks has line breaks."""
+class Record:
+    """The record of a user: one line, or several if a quoted cell has line breaks."""
 
     number: int
-    """Of the first of its lines; the first of the file is 1."""
+    """Of its first line; the first of the file is 1."""
     last: int
-    """The number of the last of its lines."""
+    """The number of its last line."""
     text: str = field(repr=False)
-    """As it was, or the beginning of what is too long."""
+    """As in the file; of one that is too long, the beginning."""
     values: Mapping[str, Any] = field(repr=False)
-    """By name; what is empty or null is left out."""
+    """By field, without empty and null ones."""
     violations: tuple[Violation, ...] = ()
-    """Why it cannot be understood; then there are no values."""
+    """Why it cannot be parsed; then there are no values."""
 
 
 class Source:
-    """A file in UTF-8, read line by line, and the record that the lines since the last one make up."""
+    """A UTF-8 file, read line by line, and the record that is made up of the lines since the last one."""
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
@@ -47,49 +47,49 @@ class Source:
 
     @property
     def is_too_long(self) -> bool:
-        """Whether the current record has more than ``LONGEST_LINE`` bytes."""
-        return len(self._record) > LONGEST_LINE
+        """Whether the current record has more than ``MAX_RECORD_BYTES`` bytes."""
+        return len(self._record) > MAX_RECORD_BYTES
 
     def lines(self) -> Iterator[str]:
-        """The lines, each with its line feed; only the beginning of what is longer than ``LONGEST_LINE`` bytes."""
-        while piece := self._stream.readline(LONGEST_LINE + 1 + len(BOM_UTF8)):
+        """The lines with their line feeds, truncated if longer than ``MAX_RECORD_BYTES``."""
+        while piece := self._stream.readline(MAX_RECORD_BYTES + 1 + len(BOM_UTF8)):
             # Some programs begin a file with a byte order mark.
             line = piece if self.bytes_read else piece.removeprefix(BOM_UTF8)
             self.bytes_read += len(piece)
-            while not piece.endswith(b"\n") and (piece := self._stream.readline(LONGEST_LINE)):
+            while not piece.endswith(b"\n") and (piece := self._stream.readline(MAX_RECORD_BYTES)):
                 self.bytes_read += len(piece)
             self._last += 1
             self._record += line
             yield line.decode("utf-8", "surrogateescape")
 
-    def record(self) -> Line:
+    def record(self) -> Record:
         """The lines since the last record, without values; with a violation if they are too long or not UTF-8."""
-        data = bytes(self._record[:LONGEST_LINE]).rstrip(b"\r\n")
+        data = bytes(self._record[:MAX_RECORD_BYTES]).rstrip(b"\r\n")
         text = data.decode("utf-8", "backslashreplace")
         violations: tuple[Violation, ...] = ()
         if self.is_too_long:
-            violations = (Violation("line", "too-long", f"Must have at most {LONGEST_LINE} bytes."),)
+            violations = (Violation("line", "too-long", f"Must have at most {MAX_RECORD_BYTES} bytes."),)
         elif text.encode() != data:
             violations = (Violation("line", "invalid-utf-8", "Must be UTF-8."),)
-        line = Line(self._first, self._last, text, {}, violations)
+        line = Record(self._first, self._last, text, {}, violations)
         self._first = self._last + 1
         self._record.clear()
         return line
 
 
-def read_lines(source: Source, form: Format, *, ignore_unknown: bool) -> Iterator[Line]:
-    """The record of each user; blank lines are skipped.
+def read_records(source: Source, form: Format, *, ignore_unknown: bool) -> Iterator[Record]:
+    """The records; blank lines are skipped.
 
     Raises:
-        Failure: the first line of a CSV file does not name the columns that are needed, or names others; or the file is
-            not CSV from some line on, or a record is too long there: where the next one begins would be a guess, and
-            what a user has typed into a cell could become another user.
+        Failure: the first line of a CSV file lacks a required column or has an unknown one; or the CSV is malformed, or
+            a record is too long: where the next record begins would be a guess, so text inside a cell, which a user
+            may have written, could be imported as another user.
     """
-    read: Callable[[Source, bool], Iterator[Line]] = _read_csv if form is Format.CSV else _read_ndjson
+    read: Callable[[Source, bool], Iterator[Record]] = _read_csv if form is Format.CSV else _read_ndjson
     return read(source, ignore_unknown)
 
 
-def _read_csv(source: Source, ignore_unknown: bool) -> Iterator[Line]:
+def _read_csv(source: Source, ignore_unknown: bool) -> Iterator[Record]:
     records = _csv_records(source)
     columns = _columns(*next(records, (source.record(), [])), ignore_unknown)
     for line, cells in records:
@@ -98,16 +98,16 @@ def _read_csv(source: Source, ignore_unknown: bool) -> Iterator[Line]:
         elif len(cells) == len(columns):
             yield replace(line, values=_values(dict(zip(columns, cells, strict=True))))
         elif cells:
-            flaw = Violation("line", "wrong-number-of-cells", f"Must have {len(columns)} cells.")
-            yield replace(line, violations=(flaw,))
+            violation = Violation("line", "wrong-number-of-cells", f"Must have {len(columns)} cells.")
+            yield replace(line, violations=(violation,))
 
 
-def _csv_records(source: Source) -> Iterator[tuple[Line, list[str]]]:
+def _csv_records(source: Source) -> Iterator[tuple[Record, list[str]]]:
     def lines() -> Iterator[str]:
         for line in source.lines():
-            # Or quotation marks that are not closed would have csv read the whole file as one cell.
+            # With an unclosed quotation mark, csv would read the rest of the file as one cell.
             if source.is_too_long:
-                raise csv.Error(f"more than {LONGEST_LINE} bytes")
+                raise csv.Error(f"more than {MAX_RECORD_BYTES} bytes")
             yield line
 
     try:
@@ -117,37 +117,37 @@ def _csv_records(source: Source) -> Iterator[tuple[Line, list[str]]]:
         line = source.record()
         first, last = line.number, line.last
         raise Failure(
-            f"lines {first} to {last} are malformed CSV ({error}); nothing from line {first} on was read"
+            f"lines {first} to {last} are malformed CSV ({error}); nothing was read from line {first} on"
         ) from None
 
 
 def _values(cells: Mapping[str, str]) -> Mapping[str, Any]:
-    values: dict[str, Any] = {name: original(cell) for name, cell in cells.items() if cell and name in KNOWN}
+    values: dict[str, Any] = {name: unescape(cell) for name, cell in cells.items() if cell and name in FIELDS}
     if re.fullmatch(r"[0-9]{1,9}", values.get("age", ""), re.ASCII):
         values["age"] = int(values["age"])
     return values
 
 
-def _columns(line: Line, columns: Sequence[str], ignore_unknown: bool) -> Sequence[str]:
-    for flaw in line.violations:
-        raise Failure(f"the first line cannot be read: {flaw.message}")
+def _columns(line: Record, columns: Sequence[str], ignore_unknown: bool) -> Sequence[str]:
+    for violation in line.violations:
+        raise Failure(f"the first line cannot be read: {violation.message}")
     missing = [name for name in REQUIRED if name not in columns]
     if missing:
-        raise Failure(f"the first line has to name the columns; it lacks {', '.join(missing)}")
+        raise Failure(f"the first line must name the columns; missing: {', '.join(missing)}")
     if len(set(columns)) < len(columns):
         raise Failure("the first line names a column twice")
-    unknown = [name for name in columns if name not in KNOWN]
+    unknown = [name for name in columns if name not in FIELDS]
     if unknown and not ignore_unknown:
-        raise Failure(f"there are columns that a user does not have: {_told(unknown)}; see --ignore-unknown")
+        raise Failure(f"unknown columns: {_quoted(unknown)}; see --ignore-unknown")
     return columns
 
 
-def _told(names: Sequence[str]) -> str:
-    """Names as they came, quoted, as far as they are worth telling."""
+def _quoted(names: Sequence[str]) -> str:
+    """The first names, quoted and truncated."""
     return ", ".join(ascii(name[:40]) for name in names[:5]) + (", ..." if len(names) > 5 else "")  # noqa: PLR2004
 
 
-def _read_ndjson(source: Source, ignore_unknown: bool) -> Iterator[Line]:
+def _read_ndjson(source: Source, ignore_unknown: bool) -> Iterator[Record]:
     for text in source.lines():
         line = source.record()
         if text.strip():
@@ -162,7 +162,7 @@ def _members(text: str, ignore_unknown: bool) -> tuple[Mapping[str, Any], tuple[
         found = None
     if not isinstance(found, dict):
         return {}, (Violation("line", "malformed-json", "Must be one JSON object, in strict JSON."),)
-    unknown = [] if ignore_unknown else [name for name in found if name not in KNOWN]
+    unknown = [] if ignore_unknown else [name for name in found if name not in FIELDS]
     if unknown:
-        return {}, (Violation("line", "unknown-member", "Must have no members that a user does not have."),)
-    return {name: found[name] for name in KNOWN if found.get(name) is not None}, ()
+        return {}, (Violation("line", "unknown-member", "Must not have members that are not fields of a user."),)
+    return {name: found[name] for name in FIELDS if found.get(name) is not None}, ()

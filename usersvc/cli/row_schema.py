@@ -1,4 +1,4 @@
-"""Whether what a line holds has the shape of a user; the rules are the domain's."""
+"""The schema of a record of a user: its types. The rules are the domain's."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -19,11 +19,11 @@ _TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}:[0-9]{2}(\
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE | re.ASCII)
 
 
-def row(values: Mapping[str, Any]) -> ImportRow:
-    """What a line holds as a row.
+def load_row(values: Mapping[str, Any]) -> ImportRow:
+    """Convert the values of a record.
 
     Raises:
-        ValidationFailed: something is missing or of the wrong type; with whatever rules the rest breaks.
+        ValidationFailed: a value is missing or of the wrong type; also has the rules that the other values break.
     """
     broken: list[Violation] = [
         Violation(name, "required", "Must be given.") for name in REQUIRED if values.get(name) is None
@@ -42,7 +42,7 @@ def row(values: Mapping[str, Any]) -> ImportRow:
     age = read("age", _whole, "wrong-type", "Must be a whole number.")
     password_hash = read("password_hash", _text, "wrong-type", "Must be text.")
     user_id = read("id", _uuid, "invalid-uuid", "Must be a UUID.")
-    registered_at = read("registered_at", _time, "invalid-time", "Must be a time as RFC 3339 has it.")
+    registered_at = read("registered_at", _time, "invalid-time", "Must be an RFC 3339 time.")
     if broken or email is None or age is None or password_hash is None:
         broken += User.violations(email=email, age=age)
         if password_hash is not None:

@@ -1,4 +1,4 @@
-"""What ``usersvc serve`` does: runs the service under uvicorn."""
+"""``usersvc serve``: runs the service under uvicorn."""
 
 import asyncio
 import os
@@ -23,41 +23,40 @@ from usersvc.config import Settings
 from usersvc.logs import logging_config
 from usersvc.server.http_protocol import KEEP_ALIVE
 
-GRACE = 5
-"""How long a stop waits for requests in hand, in seconds.
+GRACEFUL_TIMEOUT = 5
+"""Seconds that a stop waits for running requests.
 
-With what the notifications take, this stays within the ten that container engines wait before they kill.
+Together with the stop of mail delivery, less than the ten seconds after which container engines kill a process.
 """
 
-SIGN_OF_LIFE = 10
-"""In how many seconds a worker has to show that it lives, from its start on, or it is replaced.
+WORKER_TIMEOUT = 10
+"""Seconds without a sign of life, also during its start, after which a worker is replaced.
 
-A machine that is busy may need more than uvicorn's five for the imports alone; and as long as this may pass before a
-worker that was killed is missed.
+On a busy machine, the imports alone may take longer than uvicorn's default of five.
 """
 
-FILES_BESIDE = 256
-"""How many files are open beside connections, at most: the database, mail servers, logs."""
+OTHER_FILES = 256
+"""The maximum number of open files besides connections: database, mail servers, logs."""
 
 
 def serve() -> None:
-    """Run the service under uvicorn until it is told to stop."""
+    """Run the service until it is stopped."""
     settings = settings_or_exit()
     try:
         [(family, kind, protocol, _, address), *_] = socket.getaddrinfo(settings.host, 0, type=socket.SOCK_STREAM)
-        with socket.socket(family, kind, protocol) as tried:
-            tried.bind(address)
+        with socket.socket(family, kind, protocol) as probe:
+            probe.bind(address)
     except (OSError, UnicodeError):
-        _end("USERSVC_HOST accepts an address or a name of this machine.", code=2)
+        _exit("USERSVC_HOST accepts an address or a name of this machine.", code=2)
     if settings.workers > 1:
-        # uvicorn ends without a failure when its workers cannot start, so what may fail is tried first.
+        # uvicorn exits with 0 if its workers cannot start, so the storage is checked first.
         try:
             asyncio.run(check_storage(settings))
         except StorageUnavailable as error:
-            _end(str(error), code=STARTUP_FAILURE)
+            _exit(str(error), code=STARTUP_FAILURE)
     port = settings.port or "<a free port>"
     base = f"http://{f'[{settings.host}]' if ':' in settings.host else settings.host}:{port}"
-    # Flushed, so that it is not lost in a buffer when the process is killed; nothing to fail for when it cannot be.
+    # Flushed, so that it is not lost if the process is killed. A closed standard output is not a reason to fail.
     with suppress(OSError):
         print(
             f"usersvc {usersvc.__version__}",
@@ -67,26 +66,26 @@ def serve() -> None:
             sep="\n",
             flush=True,
         )
-    _let_files_be_open(settings.max_connections)
-    # After a graceful stop uvicorn raises the signal again, for whoever had it before: that is not a failure.
-    signal.signal(signal.SIGTERM, lambda *_: _end_in_order())
-    with _shared_figures(settings.workers):
+    _raise_file_limit(settings.max_connections)
+    # After a graceful stop uvicorn raises the signal again for the previous handler: this is not a failure.
+    signal.signal(signal.SIGTERM, lambda *_: _exit_after_stop())
+    with _metrics_folder(settings.workers):
         _run(settings)
 
 
 @contextmanager
-def _shared_figures(workers: int) -> Iterator[None]:
-    """A folder in which several workers count together; one alone counts in its memory, if it is not told otherwise."""
-    told = os.environ.get(DIRECTORY)
-    if told is not None:
+def _metrics_folder(workers: int) -> Iterator[None]:
+    """Set the folder in which several workers share metrics; a single one needs none, but uses a configured one."""
+    configured = os.environ.get(DIRECTORY)
+    if configured is not None:
         try:
-            if not told:
-                # It would be this folder.
+            if not configured:
+                # An empty path is the current folder.
                 raise FileNotFoundError
-            begin_anew(Path(told))
+            begin_anew(Path(configured))
         except OSError:
-            _end(f"{DIRECTORY} accepts a folder that is there and can be written to.", code=2)
-    if workers == 1 or told is not None:
+            _exit(f"{DIRECTORY} accepts an existing folder that is writable.", code=2)
+    if workers == 1 or configured is not None:
         yield
         return
     with tempfile.TemporaryDirectory(prefix="usersvc-metrics-") as folder:
@@ -102,10 +101,10 @@ def _run(settings: Settings) -> None:
         port=settings.port,
         workers=settings.workers,
         loop="asyncio" if sys.platform == "win32" else "uvloop",
-        # By name: what a worker is handed it has to import before it can show that it lives.
+        # By name: a worker must import objects that it is passed before it can show that it is alive.
         http="usersvc.server.http_protocol:HardenedProtocol",
         timeout_keep_alive=KEEP_ALIVE,
-        # The protocol's own: see there.
+        # The protocol implements it.
         limit_concurrency=settings.max_connections,
         ws="none",
         lifespan="on",
@@ -113,36 +112,36 @@ def _run(settings: Settings) -> None:
         log_config=logging_config(settings.log_level, settings.log_format),
         access_log=False,
         server_header=False,
-        # Whose X-Forwarded-For counts is a setting of its own, not uvicorn's environment variable.
+        # USERSVC_TRUSTED_PROXIES decides about X-Forwarded-For, not uvicorn's environment variable.
         proxy_headers=False,
-        timeout_graceful_shutdown=GRACE,
-        timeout_worker_healthcheck=SIGN_OF_LIFE,
+        timeout_graceful_shutdown=GRACEFUL_TIMEOUT,
+        timeout_worker_healthcheck=WORKER_TIMEOUT,
     )
 
 
-def _let_files_be_open(connections: int) -> None:
-    """Raise what the system lets this process open to what it needs, as far as it may."""
+def _raise_file_limit(connections: int) -> None:
+    """Raise the limit of open files to what the connections need, as far as the system allows."""
     if sys.platform == "win32":
         return
-    import resource  # there is none elsewhere
+    import resource  # POSIX only
 
-    wanted = connections + FILES_BESIDE
+    wanted = connections + OTHER_FILES
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < wanted:
         most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
     if hard != resource.RLIM_INFINITY and hard < wanted:
-        print(f"usersvc: the system lets it open {hard} files: too few for {connections} connections", file=sys.stderr)
+        print(f"usersvc: the limit of {hard} open files is too low for {connections} connections", file=sys.stderr)
 
 
-def _end(reason: str, *, code: int) -> NoReturn:
+def _exit(reason: str, *, code: int) -> NoReturn:
     print(f"usersvc: {reason}", file=sys.stderr)
     raise SystemExit(code)
 
 
-def _end_in_order() -> NoReturn:
-    """End the process, now that everything is closed, even if a thread hangs in a look-up of a name."""
-    last_resort = threading.Timer(1, os._exit, [0])
-    last_resort.daemon = True
-    last_resort.start()
+def _exit_after_stop() -> NoReturn:
+    """End the process after a graceful stop, even if a thread hangs in a DNS look-up."""
+    force_exit = threading.Timer(1, os._exit, [0])
+    force_exit.daemon = True
+    force_exit.start()
     sys.exit(0)

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM, while a command does work that must not be broken off just anywhere."""
+"""SIGINT and SIGTERM during work that must only be stopped at certain points."""
 
 import signal
 from collections.abc import Iterator
@@ -11,51 +11,44 @@ from usersvc.cli.exit_codes import Stopped
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-class Interruption:
-    """Remembers the first signal that asks for a stop, while this is entered, until it is heeded.
-
-    Only between two awaits of an event loop that runs meanwhile, or within ``heeded``, does anybody look.
-    """
+class StopSignals:
+    """A context manager that records signals; ``raise_if_stopped`` and ``interruptible`` raise ``Stopped`` for them."""
 
     def __init__(self) -> None:
         self._signal: int | None = None
-        self._at_once = False
-        self._before: dict[int, object] = {}
+        self._is_interruptible = False
+        self._previous: dict[int, object] = {}
 
     def __enter__(self) -> Self:
-        """Take over the signals."""
+        """Install the handlers."""
         for number in SIGNALS:
-            self._before[number] = signal.signal(number, self._note)
+            self._previous[number] = signal.signal(number, self._record)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Give them back."""
-        for number, handler in self._before.items():
+        """Restore the previous handlers."""
+        for number, handler in self._previous.items():
             signal.signal(number, handler)  # type: ignore[arg-type]  # what signal() itself gave
 
-    def heed(self) -> None:
-        """Return if nobody has asked for a stop.
-
-        Raises:
-            Stopped: somebody has.
-        """
+    def raise_if_stopped(self) -> None:
+        """Raise ``Stopped`` if a signal has arrived."""
         if self._signal is not None:
             raise Stopped(self._signal)
 
     @contextmanager
-    def heeded(self) -> Iterator[None]:
-        """Within this, also what takes long, as waiting for input does, is broken off at once."""
-        self._at_once = True
+    def interruptible(self) -> Iterator[None]:
+        """Raise ``Stopped`` as soon as a signal arrives, also while the block waits for input."""
+        self._is_interruptible = True
         try:
-            self.heed()
+            self.raise_if_stopped()
             yield
         finally:
-            self._at_once = False
+            self._is_interruptible = False
 
-    def _note(self, number: int, _: FrameType | None) -> None:
+    def _record(self, number: int, _: FrameType | None) -> None:
         self._signal = number
-        if self._at_once:
-            self._at_once = False
-            self.heed()
+        if self._is_interruptible:
+            self._is_interruptible = False
+            self.raise_if_stopped()

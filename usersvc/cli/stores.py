@@ -1,4 +1,4 @@
-"""The store that a command works on."""
+"""The store that a command uses."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
@@ -15,29 +15,29 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-HIGHEST_PLACE = 2**63 - 1
-"""What stores count to."""
+MAX_POSITION = 2**63 - 1
+"""The highest position and id in a store."""
 
 
 @asynccontextmanager
-async def opened(settings: "Settings", *, create: bool = False) -> AsyncIterator["Store"]:
-    """The store that the settings name, while this is entered.
+async def open_store(settings: "Settings", *, create: bool = False) -> AsyncIterator["Store"]:
+    """Open the store of the settings.
 
     Args:
         settings: as read from the environment.
-        create: make a database file that is missing.
+        create: create a missing database file.
 
     Raises:
-        Failure: it is in the memory of another process, or a file that is missing, or it does not answer.
+        Failure: it is in the memory of the service, its file is missing, or it is unavailable.
     """
     from usersvc.bootstrap import opened_store
     from usersvc.config import MemoryDatabase, SqliteDatabase
 
     database = settings.database
     if isinstance(database, MemoryDatabase):
-        raise Failure("USERSVC_DATABASE_URL is memory://, which no other process than the service can look into")
+        raise Failure("USERSVC_DATABASE_URL is memory://, which only the service itself can access")
     if isinstance(database, SqliteDatabase) and not create:
-        _expect(database)
+        _require_file(database)
     with storage_failures():
         async with opened_store(settings) as store:
             yield store
@@ -45,7 +45,7 @@ async def opened(settings: "Settings", *, create: bool = False) -> AsyncIterator
 
 @contextmanager
 def storage_failures() -> Iterator[None]:
-    """Tell what a store says of its state as the failure of the command."""
+    """Convert ``StorageUnavailable`` to ``Failure``."""
     from usersvc.application.errors import StorageUnavailable
 
     try:
@@ -54,8 +54,8 @@ def storage_failures() -> Iterator[None]:
         raise Failure(str(error)) from None
 
 
-async def total(archive: "Archive") -> int | None:
-    """Count the users; None if that takes too long."""
+async def count_users(archive: "Archive") -> int | None:
+    """The number of users; None if counting takes too long."""
     from usersvc.application.errors import StorageUnavailable
 
     try:
@@ -64,8 +64,8 @@ async def total(archive: "Archive") -> int | None:
         return None
 
 
-def on_store(work: Callable[["Store"], Awaitable[T]]) -> T:
-    """Do some work on the store that the environment names; see ``opened``."""
+def run_on_store(work: Callable[["Store"], Awaitable[T]]) -> T:
+    """Run a coroutine function on the store of the environment; see ``open_store``."""
     import asyncio
 
     from usersvc.bootstrap import settings_or_exit
@@ -73,15 +73,15 @@ def on_store(work: Callable[["Store"], Awaitable[T]]) -> T:
     settings = settings_or_exit()
 
     async def run() -> T:
-        async with opened(settings) as store:
+        async with open_store(settings) as store:
             return await work(store)
 
     return asyncio.run(run())
 
 
 @contextmanager
-def entered(loop: "Runner", manager: AbstractAsyncContextManager[T]) -> Iterator[T]:
-    """Enter and leave an asynchronous context manager from outside of the loop that it lives in."""
+def enter(loop: "Runner", manager: AbstractAsyncContextManager[T]) -> Iterator[T]:
+    """Enter and leave an asynchronous context manager from outside of its event loop."""
 
     async def enter() -> T:
         return await manager.__aenter__()
@@ -97,21 +97,21 @@ def entered(loop: "Runner", manager: AbstractAsyncContextManager[T]) -> Iterator
 
 
 def database_file() -> Path:
-    """The database file that the environment names.
+    """The path of the SQLite database of the environment.
 
     Raises:
-        Failure: it names none, or one that is missing.
+        Failure: the database is another one, or the file is missing.
     """
     from usersvc.bootstrap import settings_or_exit
     from usersvc.config import SqliteDatabase
 
     database = settings_or_exit().database
     if not isinstance(database, SqliteDatabase):
-        raise Failure("USERSVC_DATABASE_URL names no file, and this command works on one")
-    _expect(database)
+        raise Failure("this command needs a SQLite file, which USERSVC_DATABASE_URL does not name")
+    _require_file(database)
     return database.path
 
 
-def _expect(database: "SqliteDatabase") -> None:
+def _require_file(database: "SqliteDatabase") -> None:
     if not database.path.exists():
-        raise Failure(f"there is no database at {database}")
+        raise Failure(f"no database at {database}")

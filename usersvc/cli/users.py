@@ -1,4 +1,4 @@
-"""``usersvc users``: shows, removes and moves users."""
+"""``usersvc users``: list, show, delete; import and export are in modules of their own."""
 
 from functools import partial
 from typing import TYPE_CHECKING
@@ -7,26 +7,26 @@ import click
 
 from usersvc.cli import users_export, users_import
 from usersvc.cli.exit_codes import Failure
-from usersvc.cli.output import print_json, say
-from usersvc.cli.stores import HIGHEST_PLACE, on_store
+from usersvc.cli.output import print_json, print_message
+from usersvc.cli.stores import MAX_POSITION, run_on_store
 
 if TYPE_CHECKING:
     from usersvc.application.ports import Store
     from usersvc.application.read_models import UserView
 
 
-@click.group(name="users", short_help="Show, remove and move users.")
+@click.group(name="users", short_help="List, show, delete, import and export users.")
 def commands() -> None:
-    """Show, remove and move users, of whichever database USERSVC_DATABASE_URL names, while the service runs or not."""
+    """List, show, delete, import and export the users in USERSVC_DATABASE_URL, whether the service runs or not."""
 
 
-@commands.command(name="list", short_help="Who is registered, a line each.")
-@click.option("--limit", type=click.IntRange(1), default=50, show_default=True, help="At most so many.")
-@click.option("--after", type=click.IntRange(0, HIGHEST_PLACE), help="Begin where a list before ended.")
-@click.option("--newest", is_flag=True, help="The newest first.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+@commands.command(name="list", short_help="List users, one per line.")
+@click.option("--limit", type=click.IntRange(1), default=50, show_default=True, help="The maximum number of users.")
+@click.option("--after", type=click.IntRange(0, MAX_POSITION), help="Continue after this position.")
+@click.option("--newest", is_flag=True, help="Newest first.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
 def list_users(*, limit: int, after: int | None, newest: bool, as_json: bool) -> None:
-    """List who is registered: id, time of registration, age, email. `usersvc users export` gives everybody.
+    """List users: id, time of registration, age, email. For all users, see `usersvc users export`.
 
     \b
     Examples:
@@ -48,18 +48,18 @@ def list_users(*, limit: int, after: int | None, newest: bool, as_json: bool) ->
                 else:
                     print(user["id"], user["registered_at"], user["age"], user["email"], sep="\t")
         if page is None:
-            say("nobody is registered" if after is None else "nobody comes behind")
+            print_message("no users" if after is None else "no more users")
         elif page.next_after is not None:
-            say(f"there are more: --after {page.next_after}")
+            print_message(f"more users: --after {page.next_after}")
 
-    on_store(work)
+    run_on_store(work)
 
 
-@commands.command(short_help="One user, by id or by email address.")
+@commands.command(short_help="Show a user, by id or email address.")
 @click.argument("who", metavar="ID|EMAIL")
-@click.option("--json", "as_json", is_flag=True, help="As one JSON object.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def show(who: str, *, as_json: bool) -> None:
-    """Show the user with this id, or with this mailbox in any spelling; never the password or its hash.
+    """Show the user with this id or email address, in any spelling; never the password hash.
 
     \b
     Examples:
@@ -68,23 +68,22 @@ def show(who: str, *, as_json: bool) -> None:
     """
 
     async def work(store: "Store") -> "UserView":
-        return await _found(store, who)
+        return await _find(store, who)
 
-    user = on_store(work)
+    user = run_on_store(work)
     if as_json:
         print_json(user)
     else:
         _print(user)
 
 
-@commands.command(short_help="Remove a user, by id or by email address.")
+@commands.command(short_help="Delete a user, by id or email address.")
 @click.argument("who", metavar="ID|EMAIL")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 def delete(who: str, *, yes: bool) -> None:
-    """Remove a user, what is still to be sent to them, and their idempotency keys: all or nothing, and for good.
+    """Delete a user with their pending mails and idempotency keys, in one transaction.
 
-    The mailbox is free again. A mail that is being sent just now may still arrive. Backups and logs keep what they
-    have.
+    The address can be registered again. A mail that is being sent may still arrive. Backups and logs are unchanged.
 
     \b
     Examples:
@@ -94,41 +93,41 @@ def delete(who: str, *, yes: bool) -> None:
     from uuid import UUID
 
     async def look(store: "Store") -> "UserView":
-        return await _found(store, who)
+        return await _find(store, who)
 
-    user = on_store(look)
+    user = run_on_store(look)
     if not yes:
-        say(f"{user['id']}\t{user['registered_at']}\t{user['age']}\t{user['email']}")
-        if not _confirmed("Remove this user for good?"):
-            raise Failure("nobody was removed")
+        print_message(f"{user['id']}\t{user['registered_at']}\t{user['age']}\t{user['email']}")
+        if not _confirm("Delete this user?"):
+            raise Failure("no user was deleted")
 
     async def remove(store: "Store") -> bool:
         return await store.remove(UUID(user["id"]))
 
-    if not on_store(remove):
-        raise Failure("the user was removed meanwhile")
-    print(f"removed {user['id']}")
+    if not run_on_store(remove):
+        raise Failure("the user was deleted by another command or client")
+    print(f"deleted {user['id']}")
 
 
 commands.add_command(users_import.command)
 commands.add_command(users_export.command)
 
 
-def _confirmed(question: str) -> bool:
+def _confirm(question: str) -> bool:
     try:
         return click.confirm(question, err=True)
     except click.Abort:
-        # Ctrl-C, or nobody is there to answer. The question's line is still open.
-        say("")
+        # Ctrl-C, or no input. The line of the question is not ended yet.
+        print_message("")
         return False
 
 
-async def _found(store: "Store", who: str) -> "UserView":
-    """The user with an id, or with a mailbox; what has an @ is taken for an address.
+async def _find(store: "Store", who: str) -> "UserView":
+    """The user with an id or, if the argument has an @, an address.
 
     Raises:
-        click.BadParameter: it is neither.
-        Failure: nobody has it.
+        click.UsageError: it is neither.
+        Failure: there is no such user.
     """
     from uuid import UUID
 
@@ -145,9 +144,9 @@ async def _found(store: "Store", who: str) -> "UserView":
         else:
             user = await store.find(UUID(who))
     except (ValidationFailed, ValueError):
-        raise click.UsageError("Give the id of a user, a UUID, or an email address.") from None
+        raise click.UsageError("Give the id of a user (a UUID) or an email address.") from None
     if user is None:
-        raise Failure("nobody is registered under this id or address")
+        raise Failure("no user has this id or address")
     return user
 
 

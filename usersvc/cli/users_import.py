@@ -1,4 +1,4 @@
-"""``usersvc users import``: takes users over from another system, or from another usersvc."""
+"""``usersvc users import``."""
 
 import os
 import sys
@@ -12,44 +12,44 @@ import click
 
 from usersvc.cli.exit_codes import DONE, SOME_REJECTED, Failure, Stopped
 from usersvc.cli.formats import FORMATS, Format, format_of
-from usersvc.cli.output import progress_bar, say
+from usersvc.cli.output import print_message, progress_bar
 
 if TYPE_CHECKING:
     import asyncio
 
     from usersvc.application.user_import import Outcome, UserImport
-    from usersvc.cli.reader import Line
+    from usersvc.cli.reader import Record
     from usersvc.config import Settings
 
-SHOWN_REJECTIONS = 10
-"""How many lines are told of on the terminal; --rejected has all."""
+MAX_SHOWN_REJECTIONS = 10
+"""Rejected lines that are printed; --rejected writes all."""
 
 
-@click.command(name="import", short_help="Take users over from a CSV or NDJSON file.")
+@click.command(name="import", short_help="Import users from a CSV or NDJSON file.")
 @click.argument("file", type=click.Path(readable=False, path_type=Path))
-@click.option("--format", "chosen", type=click.Choice(FORMATS), help="By default what the file's name ends with.")
-@click.option("--dry-run", is_flag=True, help="Check everything, also against who is there; store nothing.")
+@click.option("--format", "chosen", type=click.Choice(FORMATS), help="By default that of the file name.")
+@click.option("--dry-run", is_flag=True, help="Check the file, also against the stored users, without storing.")
 @click.option(
     "--rejected",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Write every rejected line with its number and all reasons here, as NDJSON; what was there is replaced.",
+    help="Write all rejected lines with numbers and reasons to this file, as NDJSON; it is overwritten.",
 )
-@click.option("--ignore-unknown", is_flag=True, help="Pass over columns that a user does not have.")
+@click.option("--ignore-unknown", is_flag=True, help="Ignore unknown columns.")
 def command(file: Path, *, chosen: str | None, dry_run: bool, rejected: Path | None, ignore_unknown: bool) -> int:
-    """Take over the users in FILE (- is standard input): CSV whose first line names the columns, or NDJSON.
+    """Import the users in FILE (- is standard input): CSV whose first line names the columns, or NDJSON.
 
     \b
     email          as the user typed it
-    age            in years, by the same rule as for everybody
+    age            in years, by the same rule as in registrations
     password_hash  bcrypt of another system ($2a$, $2b$, $2y$), cost 4 to 16, or as `users export` wrote it
     id             optional: a UUID; by default a new one
     registered_at  optional: a time as in 2026-01-31T09:30:00Z; by default now
 
-    Nobody is sent a mail. FILE is UTF-8. A database file that is missing is made. An import that was broken off, even
-    by a crash, is run again from the beginning: who is there with the same data is counted as already there. Somebody
-    else's mailbox or id is not taken.
+    No mails are sent. FILE is UTF-8. A missing database file is created. After an interruption, even a crash, run the
+    import again: users who exist with the same data are counted as already there. A user whose mailbox or id belongs to
+    another user is rejected.
 
-    The exit code is 3 when some lines were rejected; all others are stored then.
+    The exit code is 3 if lines were rejected; all others are stored.
 
     \b
     Examples:
@@ -70,12 +70,12 @@ def command(file: Path, *, chosen: str | None, dry_run: bool, rejected: Path | N
             _run(settings, stream, form, report, ignore_unknown=ignore_unknown)
         except Stopped as error:
             raise Stopped(
-                error.signal_number, f"stopped; {report.summary()}; the same command again takes over the rest"
+                error.signal_number, f"stopped; {report.summary()}; run the command again to import the rest"
             ) from None
         except Failure as error:
             raise Failure(f"{error}; {report.summary()}" if report.counts else str(error)) from None
         finally:
-            report.tell()
+            report.print_rejections()
     print(report.summary())
     return SOME_REJECTED if report.counts["rejected"] else DONE
 
@@ -83,64 +83,64 @@ def command(file: Path, *, chosen: str | None, dry_run: bool, rejected: Path | N
 def _run(settings: "Settings", stream: BinaryIO, form: Format, report: "_Report", *, ignore_unknown: bool) -> None:
     import asyncio
 
-    from usersvc.cli.reader import Source, read_lines
-    from usersvc.cli.signals import Interruption
+    from usersvc.cli.reader import Source, read_records
+    from usersvc.cli.signals import StopSignals
     from usersvc.cli.stores import storage_failures
 
     source = Source(stream)
     with ExitStack() as stack:
         stack.enter_context(storage_failures())
-        interruption = stack.enter_context(Interruption())
-        # Files are read outside of the loop: nothing else goes on meanwhile, and a signal can break it off.
+        signals = stack.enter_context(StopSignals())
+        # The file is read outside of the event loop, where a signal can interrupt it.
         loop = stack.enter_context(asyncio.Runner())
         importing = stack.enter_context(_import(loop, settings, dry_run=report.dry_run))
         bar = stack.enter_context(_progress(stream))
-        batches = _batches(read_lines(source, form, ignore_unknown=ignore_unknown))
+        batches = _batches(read_records(source, form, ignore_unknown=ignore_unknown))
         shown = 0
         while True:
-            with interruption.heeded():
+            with signals.interruptible():
                 batch = next(batches, None)
             if batch is None:
                 break
-            report.add(batch, loop.run(_taken(importing, batch)))
+            report.add(batch, loop.run(_import_batch(importing, batch)))
             bar(source.bytes_read - shown)
             shown = source.bytes_read
-            interruption.heed()
+            signals.raise_if_stopped()
 
 
 @contextmanager
 def _import(loop: "asyncio.Runner", settings: "Settings", *, dry_run: bool) -> Iterator["UserImport"]:
-    """The use case, on the store that the settings name or on a rehearsal of it, while this is entered."""
+    """The use case, on the store of the settings or on a dry run of it."""
     from dataclasses import replace
 
     from usersvc.application.user_import import DryRun, UserImport
     from usersvc.bootstrap import opened_store
-    from usersvc.cli.stores import entered, opened
+    from usersvc.cli.stores import enter, open_store
     from usersvc.config import MemoryDatabase, SqliteDatabase
 
-    opening = opened(settings, create=True)
+    opening = open_store(settings, create=True)
     if dry_run and isinstance(settings.database, SqliteDatabase) and not settings.database.path.exists():
-        # It would be made; so nobody is there.
+        # A dry run does not create it.
         opening = opened_store(replace(settings, database=MemoryDatabase()))
-    with entered(loop, opening) as store:
+    with enter(loop, opening) as store:
         if dry_run:
-            rehearsal = DryRun(store.archive)
-            yield UserImport(add_all=rehearsal.add_all, find_matching=rehearsal.find_matching)
+            dry = DryRun(store.archive)
+            yield UserImport(add_all=dry.add_all, find_matching=dry.find_matching)
         else:
             yield UserImport(add_all=store.add_all, find_matching=store.archive.find_matching)
 
 
-def _batches(lines: Iterator["Line"]) -> Iterator[Sequence["Line"]]:
+def _batches(lines: Iterator["Record"]) -> Iterator[Sequence["Record"]]:
     from itertools import islice
 
     from usersvc.application.user_import import STORED_AT_ONCE
 
     while True:
-        batch: list[Line] = []
+        batch: list[Record] = []
         try:
             batch.extend(islice(lines, STORED_AT_ONCE))
         except Failure:
-            # Who was read before is taken over.
+            # Import the lines before.
             if batch:
                 yield batch
             raise
@@ -149,10 +149,10 @@ def _batches(lines: Iterator["Line"]) -> Iterator[Sequence["Line"]]:
         yield batch
 
 
-async def _taken(importing: "UserImport", batch: Sequence["Line"]) -> Sequence["Outcome"]:
-    """What becomes of each line."""
+async def _import_batch(importing: "UserImport", batch: Sequence["Record"]) -> Sequence["Outcome"]:
+    """Import a batch; the outcomes are in the order of its records."""
     from usersvc.application.user_import import ImportStatus, Outcome
-    from usersvc.cli.row_schema import row
+    from usersvc.cli.row_schema import load_row
     from usersvc.domain.errors import ValidationFailed
 
     outcomes: dict[int, Outcome] = {}
@@ -161,7 +161,7 @@ async def _taken(importing: "UserImport", batch: Sequence["Line"]) -> Sequence["
         try:
             if line.violations:
                 raise ValidationFailed(line.violations)
-            rows[index] = row(line.values)
+            rows[index] = load_row(line.values)
         except ValidationFailed as refused:
             outcomes[index] = Outcome(ImportStatus.REJECTED, refused.violations)
     outcomes |= zip(rows, await importing.take([*rows.values()]), strict=True)
@@ -169,7 +169,7 @@ async def _taken(importing: "UserImport", batch: Sequence["Line"]) -> Sequence["
 
 
 class _Report:
-    """What became of the lines so far."""
+    """The outcomes so far."""
 
     def __init__(self, *, dry_run: bool) -> None:
         self.dry_run = dry_run
@@ -177,8 +177,8 @@ class _Report:
         self.counts: Counter[str] = Counter()
         self._shown: list[str] = []
 
-    def add(self, batch: Sequence["Line"], outcomes: Sequence["Outcome"]) -> None:
-        """Count a batch, and write down who was rejected."""
+    def add(self, batch: Sequence["Record"], outcomes: Sequence["Outcome"]) -> None:
+        """Add the outcomes of a batch."""
         for line, outcome in zip(batch, outcomes, strict=True):
             self.counts[outcome.status.value] += 1
             if outcome.violations:
@@ -186,9 +186,9 @@ class _Report:
         if self.rejected is not None:
             self.rejected.flush()
 
-    def _reject(self, line: "Line", outcome: "Outcome") -> None:
-        if len(self._shown) < SHOWN_REJECTIONS:
-            # Never what stands there: it may be a hash.
+    def _reject(self, line: "Record", outcome: "Outcome") -> None:
+        if len(self._shown) < MAX_SHOWN_REJECTIONS:
+            # Never the values: one may be a hash.
             reasons = ", ".join(f"{each.field} {each.code}" for each in outcome.violations)
             where = f"line {line.number}" if line.number == line.last else f"lines {line.number} to {line.last}"
             self._shown.append(f"{where}: {reasons}")
@@ -201,16 +201,16 @@ class _Report:
             document = {"line": line.number, "last_line": line.last, "reasons": reasons_in_full, "text": line.text}
             self.rejected.write(f"{json.dumps(document, ensure_ascii=False)}\n")
 
-    def tell(self) -> None:
-        """Tell of the first lines that were rejected."""
+    def print_rejections(self) -> None:
+        """Print the first rejected lines."""
         for text in self._shown:
-            say(text)
+            print_message(text)
         if self.counts["rejected"] > len(self._shown):
             more = self.counts["rejected"] - len(self._shown)
-            say(f"and {more} more" + ("" if self.rejected else "; --rejected FILE writes them all down"))
+            print_message(f"and {more} more" + ("" if self.rejected else "; --rejected FILE writes all of them"))
 
     def summary(self) -> str:
-        """All of it in one line."""
+        """The counts in one line."""
         would = "would be " if self.dry_run else ""
         return ", ".join(
             [
@@ -223,14 +223,14 @@ class _Report:
 
 @contextmanager
 def _progress(stream: BinaryIO) -> Iterator[Callable[[int], None]]:
-    """A bar on a terminal, when it is known how much there is; gives what is to be told of how much was done."""
+    """A progress bar if the size is known; yields the function to call with the number of bytes read."""
     size = _size(stream)
     with progress_bar("importing", size, hidden=not size) as bar:
         yield bar.update
 
 
 def _size(stream: BinaryIO) -> int:
-    """Bytes; 0 for what is no file."""
+    """In bytes; 0 if it is not a file."""
     import stat
 
     try:
@@ -256,7 +256,7 @@ def _readable(file: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def _writable(file: Path, source: Path) -> Iterator[TextIO]:
-    """A file for its owner alone, since whole lines go there, hashes and all."""
+    """Open a file that only its owner can read: whole lines are written to it, with hashes."""
     import stat
 
     try:

@@ -1,4 +1,4 @@
-"""Writes users as CSV (RFC 4180) or NDJSON, in a form that ``reading`` takes back."""
+"""Writes users as CSV (RFC 4180) or NDJSON."""
 
 import csv
 import io
@@ -7,26 +7,26 @@ from collections.abc import Sequence
 
 from usersvc.application.clock import timestamp
 from usersvc.application.read_models import UserRecord
-from usersvc.cli.csv_injection import harmless
+from usersvc.cli.csv_injection import escape
 from usersvc.cli.formats import PUBLIC, Format
 
 
 class Writer:
-    """Turns users into bytes, a batch at a time."""
+    """Encodes users, a batch at a time."""
 
     def __init__(self, form: Format, *, with_password_hashes: bool) -> None:
         self._form = form
         self._names = (*PUBLIC, "password_hash") if with_password_hashes else PUBLIC
 
     def head(self) -> bytes:
-        """What comes before the first user."""
+        """The beginning of the file."""
         return _csv([self._names]) if self._form is Format.CSV else b""
 
     def body(self, records: Sequence[UserRecord]) -> bytes:
-        """Some users."""
+        """A batch of users."""
         rows = [_values(record) for record in records]
         if self._form is Format.CSV:
-            return _csv([[harmless(str(row[name])) for name in self._names] for row in rows])
+            return _csv([[escape(str(row[name])) for name in self._names] for row in rows])
         lines = ({name: row[name] for name in self._names} for row in rows)
         return b"".join(json.dumps(line, ensure_ascii=False, separators=(",", ":")).encode() + b"\n" for line in lines)
 

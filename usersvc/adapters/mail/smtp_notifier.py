@@ -3,22 +3,18 @@
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
 from datetime import timedelta
 from email.message import EmailMessage
 from email.policy import SMTP
 from email.utils import format_datetime
-from enum import Enum
 from html import escape
 from importlib.resources import files
 from string import Template
-from typing import Self
 from unicodedata import category, normalize
-from urllib.parse import unquote, urlsplit
 
 import aiosmtplib
 
-from usersvc.adapters.server_url import one_url_per_host
+from usersvc.adapters.server_url import Security, SmtpServer
 from usersvc.application.errors import Undeliverable
 from usersvc.domain.email_address import EmailAddress
 from usersvc.domain.errors import ValidationFailed
@@ -33,59 +29,6 @@ PERMANENT = 500
 """Reply codes from here on say that a repetition is of no use (RFC 5321, section 4.2.1)."""
 ABOUT_THE_SESSION = frozenset({503, 530})
 """But these say that a login is wanted (RFC 4954, section 6), or something else, first: that is for us to mend."""
-
-
-class Security(Enum):
-    """How the connection is protected; the value is the port that is usual for it."""
-
-    NONE = 25
-    TLS = 465
-    """From the first byte (RFC 8314)."""
-    STARTTLS = 587
-    """After STARTTLS (RFC 3207), without which nothing is sent."""
-
-    @property
-    def default_port(self) -> int:
-        """The port when none is named."""
-        return self.value
-
-
-@dataclass(frozen=True, slots=True)
-class SmtpServer:
-    """Where mail is handed in, and as whom."""
-
-    host: str
-    port: int
-    security: Security = Security.NONE
-    user: str | None = None
-    password: str | None = field(default=None, repr=False)
-
-    @classmethod
-    def from_url(cls, url: str) -> Self:
-        """Parse ``smtp://``, ``smtps://`` or ``smtp+starttls://``; user and password are percent-encoded.
-
-        Raises:
-            ValueError: the URL is malformed, or has a user without a password, a path or a query.
-        """
-        [only] = one_url_per_host(url)
-        parts = urlsplit(only)
-        security = {"smtp": Security.NONE, "smtps": Security.TLS, "smtp+starttls": Security.STARTTLS}.get(parts.scheme)
-        if security is None or not parts.hostname or parts.path not in {"", "/"} or parts.query:
-            raise ValueError
-        if bool(parts.username) != bool(parts.password):
-            raise ValueError
-        return cls(
-            host=parts.hostname,
-            port=parts.port or security.default_port,
-            security=security,
-            user=unquote(parts.username) if parts.username else None,
-            password=unquote(parts.password) if parts.password else None,
-        )
-
-    @property
-    def shows_its_password(self) -> bool:
-        """Whether anybody on the way there can read it."""
-        return self.user is not None and self.security is Security.NONE
 
 
 class SmtpNotifier:
