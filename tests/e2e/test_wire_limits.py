@@ -85,6 +85,7 @@ MALFORMED = {
     + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n{}\r\n0\r\n\r\n",
     "NUL in a header": b"GET /livez HTTP/1.1\r\n" + HOST + b"X-Request-ID: a\0b\r\n\r\n",
     "space in a name": b"GET /livez HTTP/1.1\r\n" + HOST + b"Odd Name: x\r\n\r\n",
+    "no version": b"GET /livez\r\n" + HOST + b"\r\n",
     "unknown method": b"BREW /livez HTTP/1.1\r\n" + HOST + b"\r\n",
 }
 
@@ -112,7 +113,7 @@ NOT_IMPLEMENTED = {
     "chunked twice": (b"HTTP/1.1", b"Transfer-Encoding: chunked, chunked\r\n", 400, "malformed-http"),
     "chunked twice in two lines": (b"HTTP/1.1", b"Transfer-Encoding: chunked\r\n" * 2, 400, "malformed-http"),
     "HTTP/2.0": (b"HTTP/2.0", b"", 505, "http-version-not-supported"),
-    "HTTP/0.9": (b"HTTP/0.9", b"", 505, "http-version-not-supported"),
+    "HTTP/0.9": (b"HTTP/0.9", b"", 400, "malformed-http"),
     "no version of HTTP": (b"HTTP/7.7", b"", 400, "malformed-http"),
 }
 

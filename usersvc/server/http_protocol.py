@@ -223,7 +223,8 @@ class HardenedProtocol(HttpToolsProtocol):
     def _broken_rule(self) -> RequestRefused | None:
         version = self.parser.get_http_version()
         if version not in VERSIONS:
-            return HttpVersionNotSupported()
+            # The parser takes a request line without a version for HTTP/0.9.
+            return MalformedHttp() if version == "0.9" else HttpVersionNotSupported()
         hosts, unknown_expectation = 0, False
         codings: list[bytes] = []
         for name, value in self.headers:
