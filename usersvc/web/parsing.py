@@ -9,9 +9,9 @@ from aiohttp import web
 from marshmallow import Schema, ValidationError
 from webargs.aiohttpparser import AIOHTTPParser
 
+from usersvc import strict_json
 from usersvc.domain.errors import Violation
-from usersvc.web import strict_json
-from usersvc.web.problems import BodyTooLarge, InvalidRequest, RequestTimeout, UnsupportedMediaType
+from usersvc.web.problems import BodyTooLarge, InvalidRequest, MalformedJson, RequestTimeout, UnsupportedMediaType
 from usersvc.web.schemas.users import violations_in
 
 # The library's middleware puts what it read under a plain string, which aiohttp advises against.
@@ -116,7 +116,10 @@ class StrictParser(AIOHTTPParser):
                 body = await req.read()
         except TimeoutError:
             raise RequestTimeout("The body did not arrive in time.") from None
-        document = strict_json.loads(body)
+        try:
+            document = strict_json.loads(body)
+        except strict_json.InvalidJson as error:
+            raise MalformedJson(f"The body {error}.") from None
         if isinstance(document, dict):
             refuse_too_many("body", len(document))
         return document
