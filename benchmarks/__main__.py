@@ -28,7 +28,7 @@ import bcrypt
 from benchmarks import paced, wrk
 from benchmarks.servers import FASTAPI, FLOOR, HEADERS, OURS, OWN_SERVER, Server, make_users, running
 from usersvc.application.read_models import Order
-from usersvc.web.schemas.users import Cursor
+from usersvc.web.cursor import Cursor
 
 CORES = os.cpu_count() or 1
 COST = 12

@@ -140,10 +140,10 @@ Feature: Notification
       Given the mail server is down
       And Alice has registered as "alice@example.com"
       When 96 hours pass
-      Then the operator is told that the mail to "alice@example.com" is set aside because nobody answers at the mail server
+      Then the operator is told that the mail to "alice@example.com" is dead-lettered because nobody answers at the mail server
 
   @mail_server
-  Rule: A mail that can never be delivered is set aside, and the operator decides
+  Rule: A mail that can never be delivered is dead-lettered, and the operator decides
 
     @not.with_storage=memory
     Scenario: The operator is told why
@@ -151,14 +151,14 @@ Feature: Notification
       When Alice registers as "alice@example.com"
       Then she is registered
       And nobody is sent a welcome
-      And the operator is told that the mail to "alice@example.com" is set aside because the mail server refuses the recipient
+      And the operator is told that the mail to "alice@example.com" is dead-lettered because the mail server refuses the recipient
 
     # The service notices when it next has something to do.
     @not.with_storage=memory
     Scenario: The operator has it sent again
       Given mail to "alice@example.com" can never be delivered
       And Alice has registered as "alice@example.com"
-      And the mail to "alice@example.com" was set aside
+      And the mail to "alice@example.com" was dead-lettered
       When mail to "alice@example.com" can be delivered again
       And the operator has the mail to "alice@example.com" sent again
       And Bob registers
@@ -169,7 +169,7 @@ Feature: Notification
     Scenario: The operator has it sent again, and nobody registers
       Given mail to "alice@example.com" can never be delivered
       And Alice has registered as "alice@example.com"
-      And the mail to "alice@example.com" was set aside
+      And the mail to "alice@example.com" was dead-lettered
       When mail to "alice@example.com" can be delivered again
       And the operator has the mail to "alice@example.com" sent again
       And a minute passes
@@ -179,7 +179,7 @@ Feature: Notification
     Scenario: Nobody decides
       Given mail to "alice@example.com" can never be delivered
       And Alice has registered as "alice@example.com"
-      And the mail to "alice@example.com" was set aside
+      And the mail to "alice@example.com" was dead-lettered
       When mail to "alice@example.com" can be delivered again
       And 24 hours pass
       Then nobody is sent a welcome

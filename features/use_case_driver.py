@@ -19,6 +19,7 @@ from usersvc.application.idempotency import IdempotencyKey
 from usersvc.application.mail_delivery import MailDelivery
 from usersvc.application.read_models import Order, UserView
 from usersvc.application.registration import IdempotencyKeyReused, UserRegistrationService
+from usersvc.application.user_queries import UserQueryService
 from usersvc.domain.errors import EmailAlreadyRegistered, ValidationFailed
 from usersvc.domain.events import UserRegistered
 from usersvc.domain.user import EmailAddress, Password, PasswordHash, User
@@ -123,6 +124,7 @@ class UseCaseDriver:
         self._hasher = YieldingHasher()
         dispatcher = MailDelivery(self._users.outbox, self.mail_server, clock=now)
         self._service = UserRegistrationService(self._users, self._hasher, clock=now, on_registered=dispatcher.wake)
+        self._queries = UserQueryService(self._users)
         self._log = KeptLog()
         self._told: list[str] = []
         # One loop for the whole scenario, so that what goes on apart from a call is still there in the next one.
@@ -156,15 +158,9 @@ class UseCaseDriver:
     async def _register(self, application: Application) -> Answer:
         assert isinstance(application.age, int), "the use case is only ever given whole numbers"
         try:
-            given: dict[str, Any] = {
-                "email": application.email,
-                "password": application.password,
-                "age": application.age,
-            }
-            if application.key is None:
-                user = await self._service.register(**given)
-            else:
-                user = (await self._service.register_once(**given, key=application.key)).user
+            registered = await self._service.register(
+                email=application.email, password=application.password, age=application.age, key=application.key
+            )
         except (ValidationFailed, EmailAlreadyRegistered, IdempotencyKeyReused) as error:
             self._told += [*traceback.format_exception(error), repr(error), repr(vars(error))]
             if isinstance(error, EmailAlreadyRegistered):
@@ -172,8 +168,8 @@ class UseCaseDriver:
             if isinstance(error, IdempotencyKeyReused):
                 return KEY_REUSED
             return Refused(frozenset((violation.field, violation.code) for violation in error.violations))
-        self._told.append(repr(user))
-        return Registered(user)
+        self._told.append(repr(registered))
+        return Registered(registered.user)
 
     def page(self, *, size: int | None = None, newest_first: bool = False, email: str | None = None) -> Page:
         # Left out where nobody asks for an order, so that the one by default is the service's.
@@ -181,7 +177,7 @@ class UseCaseDriver:
         mailbox = None if email is None else EmailAddress(email)
 
         def begin(after: int | None) -> Page:
-            page = self._run(self._service.page(limit=size or PAGE_SIZE, after=after, email=mailbox, **order))
+            page = self._run(self._queries.page(limit=size or PAGE_SIZE, after=after, email=mailbox, **order))
             self._told.append(repr(page))
             following = page.next_after
             return Page(page.users, turn=None if following is None else lambda: begin(following))
@@ -189,7 +185,7 @@ class UseCaseDriver:
         return begin(None)
 
     def look_up(self, user_id: str) -> UserView | None:
-        user = self._run(self._service.find(UUID(user_id)))
+        user = self._run(self._queries.show(UUID(user_id)))
         self._told.append(repr(user))
         return user
 

@@ -1,12 +1,18 @@
 """Working stand-ins for the ports, for tests that need no real technology."""
 
 import hashlib
+from typing import Any
+
+from aiohttp import web
 
 from usersvc.adapters.memory import InMemoryUsers
-from usersvc.application.ports import Users
+from usersvc.application.ports import Store
+from usersvc.application.readiness import Readiness
 from usersvc.application.registration import UserRegistrationService
+from usersvc.application.user_queries import UserQueryService
 from usersvc.domain.events import UserRegistered
 from usersvc.domain.user import Password, PasswordHash
+from usersvc.web.app import create_app
 
 
 class QuickHasher:
@@ -36,6 +42,18 @@ class BrokenNotifier:
         raise ConnectionError(f"no way to {event.email}")
 
 
-def quick_service(users: Users | None = None) -> UserRegistrationService:
-    """A service on fakes alone, that tells nobody anything."""
+def quick_service(users: Store | None = None) -> UserRegistrationService:
+    """A service on fakes alone, without delivery of mails."""
     return UserRegistrationService(users or InMemoryUsers(), QuickHasher())
+
+
+def quick_app(
+    store: Store | None = None,
+    *,
+    service: UserRegistrationService | None = None,
+    queries: UserQueryService | None = None,
+    **options: Any,
+) -> web.Application:
+    """The application on fakes alone."""
+    store = store or InMemoryUsers()
+    return create_app(service or quick_service(store), queries or UserQueryService(store), Readiness(store), **options)

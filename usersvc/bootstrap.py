@@ -18,8 +18,10 @@ from usersvc.adapters.sqlite import SqliteUsers
 from usersvc.adapters.telemetry.instrumented import Instrument, observed
 from usersvc.adapters.telemetry.prometheus import PrometheusMetrics
 from usersvc.application.mail_delivery import LEASE, MailDelivery
-from usersvc.application.ports import Notifier, Outbox, PasswordHasher, Store, Users
+from usersvc.application.ports import Notifier, Outbox, PasswordHasher, Store
+from usersvc.application.readiness import Readiness
 from usersvc.application.registration import UserRegistrationService
+from usersvc.application.user_queries import UserQueryService
 from usersvc.asgi import AiohttpASGI, cancel_on_disconnect
 from usersvc.config import MIN_TOKEN_LENGTH, InvalidSetting, MemoryDatabase, PostgresDatabase, Settings, SqliteDatabase
 from usersvc.logs import configure_logging
@@ -29,7 +31,8 @@ if TYPE_CHECKING:
     from usersvc.adapters.postgres import PostgresUsers
     from usersvc.adapters.redis.counts import RedisCounts
     from usersvc.adapters.telemetry.opentelemetry import OpenTelemetryTracing
-    from usersvc.web.middleware.rate_limit import Counts, FailureLimit, RateLimit
+    from usersvc.web.middleware.rate_limit import FailureLimit, RateLimit
+    from usersvc.web.request_counts import Counts
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +61,7 @@ def create_service_app(settings: Settings, *, lease: timedelta = LEASE) -> web.A
         queue=settings.hash_queue,
         pepper=settings.password_pepper,
     )
-    observed_users: Users = users
+    observed_users: Store = users
     observed_outbox: Outbox = users.outbox
     observed_hasher: PasswordHasher = hasher
     observed_notifier = _notifier(settings)
@@ -74,10 +77,6 @@ def create_service_app(settings: Settings, *, lease: timedelta = LEASE) -> web.A
         password_min_length=settings.password_min_length,
         on_registered=dispatcher.wake,
     )
-
-    def check_capacity() -> None:
-        with metrics.refusals():
-            hasher.check_capacity()
 
     @asynccontextmanager
     async def resources() -> AsyncIterator[None]:
@@ -107,15 +106,16 @@ def create_service_app(settings: Settings, *, lease: timedelta = LEASE) -> web.A
 
     return create_app(
         service,
+        UserQueryService(observed_users),
+        Readiness(observed_users),
         resources=resources,
         max_body_bytes=settings.max_body_bytes,
         admin_token=settings.admin_token,
         admin_failures=_failure_limit(settings, shared_counts),
-        rate_limit=_rate_limit(settings, shared_counts, metrics),
+        rate_limits=_rate_limits(settings, shared_counts, metrics),
         cors_origins=settings.cors_origins,
         trusted_proxies=settings.trusted_proxies,
-        check_capacity=check_capacity,
-        waiting_client=cancel_on_disconnect,
+        cancel_on_disconnect=cancel_on_disconnect,
         metrics=partial(metrics.exposition, users.outbox),
         observe=metrics.observe_request,
         trace=None if tracing is None else tracing.request,
@@ -141,17 +141,19 @@ def _shared_counts(settings: Settings) -> "RedisCounts | None":
     return RedisCounts(settings.rate_limit_store, secret=settings.password_pepper)
 
 
-def _rate_limit(
+def _rate_limits(
     settings: Settings, shared_counts: "RedisCounts | None", metrics: PrometheusMetrics
-) -> "RateLimit | None":
+) -> "dict[str, RateLimit]":
     if settings.register_rate is None:
-        return None
-    from usersvc.web.middleware.rate_limit import BoundedMemory, FallingBack, OwnCounts, RateLimit  # noqa: PLC0415  # slow to import
+        return {}
+    from usersvc.web.middleware.rate_limit import RateLimit  # noqa: PLC0415  # slow to import
+    from usersvc.web.request_counts import BoundedMemory, FallbackCounts, OwnCounts  # noqa: PLC0415  # slow to import
 
     counts: Counts = OwnCounts(BoundedMemory())
     if shared_counts is not None:
-        counts = FallingBack(shared_counts, counts, metrics.rate_limit_fallbacks.inc)
-    return RateLimit(settings.register_rate, trusted_proxies=settings.trusted_proxies, counts=counts)
+        counts = FallbackCounts(shared_counts, counts, metrics.rate_limit_fallbacks.inc)
+    limit = RateLimit(settings.register_rate, trusted_proxies=settings.trusted_proxies, counts=counts)
+    return {"register": limit}
 
 
 def _failure_limit(settings: Settings, shared_counts: "RedisCounts | None") -> "FailureLimit | None":

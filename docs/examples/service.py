@@ -9,7 +9,9 @@ from docs.examples.journal_users import JournalUsers
 from docs.examples.webhook_notifier import WebhookNotifier
 from usersvc.adapters.bcrypt.hasher import BcryptPasswordHasher
 from usersvc.application.mail_delivery import MailDelivery
+from usersvc.application.readiness import Readiness
 from usersvc.application.registration import UserRegistrationService
+from usersvc.application.user_queries import UserQueryService
 from usersvc.asgi import AiohttpASGI, cancel_on_disconnect
 from usersvc.bootstrap import settings_or_exit
 from usersvc.logs import configure_logging
@@ -42,10 +44,11 @@ def create_asgi_app() -> AiohttpASGI:
     return AiohttpASGI(
         create_app(
             service,
+            UserQueryService(users),
+            Readiness(users),
             resources=resources,
             max_body_bytes=settings.max_body_bytes,
             admin_token=settings.admin_token,
-            check_capacity=hasher.check_capacity,
-            waiting_client=cancel_on_disconnect,
+            cancel_on_disconnect=cancel_on_disconnect,
         )
     )

@@ -10,7 +10,8 @@ import pytest
 from tests.contract.adapters import Views
 from tests.contract.test_users import person, quiet
 from usersvc.application.keyset import BATCH, in_pages
-from usersvc.application.ports import Store, Users
+from usersvc.application.ports import Store
+from usersvc.application.ports import Store as Users
 from usersvc.application.read_models import Order
 from usersvc.domain.user import User
 

@@ -9,7 +9,8 @@ from uuid import uuid4
 import pytest
 
 from usersvc.application.idempotency import EarlierRegistration, IdempotencyKey, IdempotencyKeyUsed
-from usersvc.application.ports import Store, Users
+from usersvc.application.ports import Store
+from usersvc.application.ports import Store as Users
 from usersvc.application.read_models import Order, Page, UserRecord, view_of
 from usersvc.domain.errors import EmailAlreadyRegistered
 from usersvc.domain.user import EmailAddress, PasswordHash, User

@@ -22,7 +22,7 @@ from tests.e2e.api import (
     read_responses,
 )
 from tests.e2e.server import Service, StartService
-from usersvc.application.registration import CHECK_INTERVAL
+from usersvc.application.readiness import CHECK_INTERVAL
 
 JSON = {"Content-Type": "application/json"}
 NOBODY = UUID("01936f3c-5e1a-7b3c-9d2e-4f5a6b7c8d9e")

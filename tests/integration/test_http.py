@@ -15,16 +15,15 @@ from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 
 from tests.asgi.fake_server import FakeServer
-from tests.fakes import QuickHasher, quick_service
+from tests.fakes import quick_app
 from usersvc.adapters.memory import InMemoryUsers
 from usersvc.application.errors import StorageUnavailable
 from usersvc.application.idempotency import IdempotencyKey
 from usersvc.application.read_models import Order, Page, UserView
-from usersvc.application.registration import UserRegistrationService
 from usersvc.application.request_context import RequestContext
+from usersvc.application.user_queries import UserQueryService
 from usersvc.asgi import AiohttpASGI, Message
 from usersvc.domain.user import User
-from usersvc.web.app import create_app
 from usersvc.web.problems import PROBLEMS
 
 Client = TestClient[web.Request, web.Application]
@@ -51,7 +50,7 @@ async def connect() -> AsyncIterator[Connect]:
 
 @pytest.fixture
 async def client(connect: Connect) -> Client:
-    return await connect(create_app(quick_service()))
+    return await connect(quick_app())
 
 
 async def problem(response: Any, status: int, code: str) -> dict[str, Any]:
@@ -204,7 +203,7 @@ class TestRegister:
 
     @pytest.mark.parametrize("chunked", [False, True])
     async def test_takes_a_body_of_just_the_limit_and_no_byte_more(self, connect: Connect, chunked: bool) -> None:
-        client = await connect(create_app(quick_service(), max_body_bytes=1000))
+        client = await connect(quick_app(max_body_bytes=1000))
         small = b'{"email": "alice@example.com", "password": "correct horse battery", "age": 30}'
 
         async def pieces(body: bytes) -> AsyncIterator[bytes]:
@@ -222,7 +221,7 @@ class TestRegister:
         await problem(response, 413, "body-too-large")
 
     async def test_gives_up_on_a_body_that_does_not_come(self, connect: Connect) -> None:
-        client = await connect(create_app(quick_service(), body_timeout=0.05))
+        client = await connect(quick_app(body_timeout=0.05))
         never = asyncio.Event()
 
         async def stalled() -> AsyncIterator[bytes]:
@@ -421,7 +420,7 @@ class TestEveryAnswer:
         async def metrics() -> bytes:
             return b"users 1\n"
 
-        client = await connect(create_app(quick_service(), metrics=metrics))
+        client = await connect(quick_app(metrics=metrics))
         registered = (await (await client.post("/register", json=ALICE)).json())["data"]["id"]
         documented = (await (await client.get("/openapi.json")).json())["paths"]
         paths = [
@@ -469,42 +468,45 @@ class BrokenUsers(InMemoryUsers):
         raise self._error
 
 
-class TestBrokenOff:
-    async def test_an_export_whose_reader_goes_is_told_and_let_go_at_once(self) -> None:
-        happened: list[object] = []
+class EndlessQueries(UserQueryService):
+    """An export without an end, which records that it was closed."""
 
-        class Watched(UserRegistrationService):
-            async def batches(self, **_: object) -> AsyncGenerator[bytes, None]:
-                try:
-                    yield b"{}\n"
-                finally:
-                    happened.append("freed")
+    def __init__(self, happened: list[object]) -> None:
+        super().__init__(InMemoryUsers())
+        self._happened = happened
 
-        app = AiohttpASGI(
-            create_app(Watched(InMemoryUsers(), QuickHasher()), observe=lambda *told: happened.append(told[:3]))
-        )
-        server = FakeServer(path="/users", headers=[(b"accept", b"application/x-ndjson")])
-
-        async def send(message: Message) -> None:
-            if message["type"] == "http.response.body":
-                raise OSError("the client has gone")
-
-        # Without it, whatever is part of a circle stays.
-        gc.collect()
-        gc.disable()
+    async def stream(self, **_: object) -> AsyncGenerator[bytes, None]:
         try:
-            await app(server.scope, server.receive, send)
-            # A generator that nobody holds is closed by a task.
-            for _ in range(10):
-                await asyncio.sleep(0)
-            assert happened == ["freed", ("GET", "/users", 200)]
+            while True:
+                yield b"{}\n"
         finally:
-            gc.enable()
+            self._happened.append("freed")
+
+
+async def test_export_is_freed_and_reported_at_once_when_the_client_disconnects() -> None:
+    happened: list[object] = []
+    app = AiohttpASGI(
+        quick_app(queries=EndlessQueries(happened), observe=lambda *request: happened.append(request[:3]))
+    )
+    server = FakeServer(path="/users", headers=[(b"accept", b"application/x-ndjson")])
+
+    async def send(message: Message) -> None:
+        if message["type"] == "http.response.body":
+            raise OSError("the client has disconnected")
+
+    # Without it, whatever is part of a reference cycle stays.
+    gc.collect()
+    gc.disable()
+    try:
+        await app(server.scope, server.receive, send)
+        assert happened == ["freed", ("GET", "/users", 200)]
+    finally:
+        gc.enable()
 
 
 class TestTrouble:
     async def test_with_the_storage_is_told(self, connect: Connect) -> None:
-        client = await connect(create_app(quick_service(BrokenUsers(StorageUnavailable("disk on fire")))))
+        client = await connect(quick_app(BrokenUsers(StorageUnavailable("disk on fire"))))
 
         for response in (
             await client.get("/readyz"),
@@ -520,7 +522,7 @@ class TestTrouble:
     async def test_that_nobody_foresaw_is_logged_and_not_told(
         self, connect: Connect, caplog: pytest.LogCaptureFixture
     ) -> None:
-        client = await connect(create_app(quick_service(BrokenUsers(ZeroDivisionError("secret detail")))))
+        client = await connect(quick_app(BrokenUsers(ZeroDivisionError("secret detail"))))
 
         with caplog.at_level(logging.ERROR):
             response = await client.post("/register", json=ALICE, headers={"X-Request-ID": "the-request"})
@@ -539,7 +541,7 @@ class TestTrouble:
         server.disconnect()
 
         with caplog.at_level(logging.INFO):
-            await server.serve(AiohttpASGI(create_app(quick_service())))
+            await server.serve(AiohttpASGI(quick_app()))
 
         assert (server.sent, caplog.text) == ([], "")
 
@@ -560,7 +562,7 @@ class TestLifeCycle:
             yield
             steps.append("close")
 
-        client = await connect(create_app(quick_service(), resources=resources))
+        client = await connect(quick_app(resources=resources))
         assert (await client.get("/livez")).status == 200
         assert steps == ["open"]
         await client.close()
@@ -623,7 +625,7 @@ class TestAccessLog:
         self, connect: Connect, header: str, trace: str | None
     ) -> None:
         users = InMemoryUsers()
-        client = await connect(create_app(quick_service(users)))
+        client = await connect(quick_app(users))
         sent = {"email": "a@example.com", "password": "correct horse", "age": 30}
         await client.post("/register", json=sent, headers={"traceparent": header, "X-Request-ID": "one"})
 

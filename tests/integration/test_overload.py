@@ -1,4 +1,4 @@
-"""What the web side does when there is no room for a registration, and when whoever waits for one goes."""
+"""The web side when the hasher is overloaded, and when a client disconnects while it waits."""
 
 import asyncio
 import json
@@ -11,16 +11,16 @@ from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 
 from tests.asgi.fake_server import FakeServer
-from tests.fakes import QuickHasher
+from tests.fakes import QuickHasher, quick_app
 from usersvc.adapters.bcrypt.hasher import BcryptPasswordHasher
 from usersvc.adapters.memory import InMemoryUsers
 from usersvc.application.errors import QueueFull
 from usersvc.application.idempotency import IdempotencyKey
+from usersvc.application.ports import PasswordHasher
 from usersvc.application.read_models import Order
 from usersvc.application.registration import UserRegistrationService
 from usersvc.asgi import AiohttpASGI, cancel_on_disconnect
 from usersvc.domain.user import Password, PasswordHash, User
-from usersvc.web.app import create_app
 
 Client = TestClient[web.Request, web.Application]
 
@@ -28,7 +28,7 @@ ALICE: dict[str, Any] = {"email": "alice@example.com", "password": "correct hors
 
 
 class SlowHasher(QuickHasher):
-    """A hasher that is asked, and then waits to be let go; it has room for one."""
+    """A hasher with one slot, which waits to be released."""
 
     def __init__(self) -> None:
         self.asked = asyncio.Event()
@@ -37,7 +37,8 @@ class SlowHasher(QuickHasher):
         self.full = False
 
     async def hash(self, password: Password) -> PasswordHash:
-        self.check_capacity()
+        if self.full:
+            raise QueueFull(7)
         self.full = True
         self.asked.set()
         try:
@@ -49,23 +50,23 @@ class SlowHasher(QuickHasher):
             self.full = False
         return await super().hash(password)
 
-    def check_capacity(self) -> None:
-        if self.full:
-            raise QueueFull(7)
-
 
 class SlowUsers(InMemoryUsers):
-    """A store that is asked, and then waits to be let go."""
+    """A store that stores a user and then does not return."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.asked = asyncio.Event()
-        self.let_go = asyncio.Event()
+        self.stored = asyncio.Event()
 
     async def add(self, user: User, *, key: IdempotencyKey | None = None) -> None:
-        self.asked.set()
-        await self.let_go.wait()
         await super().add(user, key=key)
+        self.stored.set()
+        await asyncio.Event().wait()
+
+
+def app_with(hasher: PasswordHasher, users: InMemoryUsers | None = None, **options: Any) -> web.Application:
+    users = users or InMemoryUsers()
+    return quick_app(users, service=UserRegistrationService(users, hasher), **options)
 
 
 async def assert_overloaded(response: Any, retry_after: str = "7") -> None:
@@ -77,20 +78,17 @@ async def assert_overloaded(response: Any, retry_after: str = "7") -> None:
     assert response.headers["X-Request-ID"] in document["instance"]
 
 
-class TestWithoutRoom:
+class TestOverloaded:
     @pytest.fixture
     async def hasher(self) -> SlowHasher:
         return SlowHasher()
 
-    @pytest.fixture(params=["refused before the body", "refused by the hasher"])
-    async def client(self, request: pytest.FixtureRequest, hasher: SlowHasher) -> AsyncIterator[Client]:
-        service = UserRegistrationService(InMemoryUsers(), hasher)
-        early = request.param == "refused before the body"
-        app = create_app(service, check_capacity=hasher.check_capacity) if early else create_app(service)
-        async with TestClient(TestServer(app)) as client:
+    @pytest.fixture
+    async def client(self, hasher: SlowHasher) -> AsyncIterator[Client]:
+        async with TestClient(TestServer(app_with(hasher))) as client:
             yield client
 
-    async def test_a_registration_is_told_to_come_again_and_when(self, client: Client, hasher: SlowHasher) -> None:
+    async def test_registration_is_refused_with_retry_after(self, client: Client, hasher: SlowHasher) -> None:
         first = asyncio.create_task(client.post("/register", json=ALICE))
         await hasher.asked.wait()
         for _ in range(3):
@@ -99,7 +97,7 @@ class TestWithoutRoom:
         assert (await first).status == 201
         assert (await client.post("/register", json={**ALICE, "email": "bob@example.com"})).status == 201
 
-    async def test_everything_else_answers_as_ever(self, client: Client, hasher: SlowHasher) -> None:
+    async def test_other_resources_respond_as_usual(self, client: Client, hasher: SlowHasher) -> None:
         hasher.full = True
         for path in ("/livez", "/readyz", "/users", "/openapi.json"):
             assert (await client.get(path)).status == 200
@@ -108,56 +106,34 @@ class TestWithoutRoom:
         assert (await client.post("/nowhere", json=ALICE)).status == 404
 
 
-@pytest.mark.parametrize(
-    ("body", "media_type"),
-    [
-        (b"", "application/json"),
-        (b"{", "application/json"),
-        (b"{}", "application/json"),
-        (b"x" * 100_000, "application/json"),
-        (b"a=b", "application/x-www-form-urlencoded"),
-    ],
-)
-async def test_without_room_no_body_is_looked_at(body: bytes, media_type: str) -> None:
-    hasher = SlowHasher()
-    hasher.full = True
-    app = create_app(UserRegistrationService(InMemoryUsers(), hasher), check_capacity=hasher.check_capacity)
-    async with TestClient(TestServer(app)) as client:
-        await assert_overloaded(await client.post("/register", data=body, headers={"Content-Type": media_type}))
-        hasher.full = False
-        assert (await client.post("/register", data=body, headers={"Content-Type": media_type})).status != 503
+async def test_bcrypt_hasher_refuses_beyond_its_queue_and_completes_what_it_accepted() -> None:
+    hasher = BcryptPasswordHasher(cost=10, workers=1, queue=2)
+    async with hasher, TestClient(TestServer(app_with(hasher))) as client:
+        people = [{**ALICE, "email": f"user{n}@example.com"} for n in range(12)]
+        answers = await asyncio.gather(*(client.post("/register", json=person) for person in people))
+        taken = [answer for answer in answers if answer.status == 201]
+        refused = [answer for answer in answers if answer.status == 503]
+        assert len(taken) >= 3
+        assert len(taken) + len(refused) == 12
+        for answer in refused:
+            await assert_overloaded(answer, retry_after="1")
+        listed = (await (await client.get("/users")).json())["data"]
+        assert len(listed) == len(taken)
+        assert (await client.post("/register", json=ALICE)).status == 201
 
 
-async def test_a_real_hasher_tells_when_to_come_again_and_serves_whom_it_has_taken() -> None:
-    async with BcryptPasswordHasher(cost=10, workers=1, queue=2) as hasher:
-        service = UserRegistrationService(InMemoryUsers(), hasher)
-        app = create_app(service, check_capacity=hasher.check_capacity)
-        async with TestClient(TestServer(app)) as client:
-            people = [{**ALICE, "email": f"user{n}@example.com"} for n in range(12)]
-            answers = await asyncio.gather(*(client.post("/register", json=person) for person in people))
-            taken = [answer for answer in answers if answer.status == 201]
-            refused = [answer for answer in answers if answer.status == 503]
-            assert len(taken) >= 3
-            assert len(taken) + len(refused) == 12
-            for answer in refused:
-                await assert_overloaded(answer, retry_after="1")
-            listed = (await (await client.get("/users")).json())["data"]
-            assert len(listed) == len(taken)
-            assert (await client.post("/register", json=ALICE)).status == 201
-
-
-class TestAClientThatGoes:
+class TestClientDisconnects:
     @pytest.fixture
     def server(self) -> FakeServer:
         return FakeServer(
             body=json.dumps(ALICE).encode(), path="/register", headers=[(b"content-type", b"application/json")]
         )
 
-    async def test_while_it_waits_for_its_turn_gives_it_up_and_that_is_no_failure(
+    async def test_while_its_password_waits_cancels_the_registration_silently(
         self, server: FakeServer, caplog: pytest.LogCaptureFixture
     ) -> None:
         hasher, users = SlowHasher(), InMemoryUsers()
-        app = AiohttpASGI(create_app(UserRegistrationService(users, hasher), waiting_client=cancel_on_disconnect))
+        app = AiohttpASGI(app_with(hasher, users, cancel_on_disconnect=cancel_on_disconnect))
         with caplog.at_level(logging.INFO):
             serving = asyncio.create_task(server.serve(app))
             await hasher.asked.wait()
@@ -169,28 +145,27 @@ class TestAClientThatGoes:
         assert caplog.text == ""
         assert (await users.page(limit=1, order=Order.ASC, after=None, mailbox=None)).users == []
 
-    async def test_while_it_is_stored_is_registered_and_told(self, server: FakeServer) -> None:
-        told: list[str] = []
-        users = SlowUsers()
-        service = UserRegistrationService(users, QuickHasher(), on_registered=lambda: told.append("somebody"))
-        serving = asyncio.create_task(
-            server.serve(AiohttpASGI(create_app(service, waiting_client=cancel_on_disconnect)))
-        )
-        await users.asked.wait()
+    async def test_while_the_user_is_stored_leaves_no_half_state_and_wakes_the_delivery(
+        self, server: FakeServer
+    ) -> None:
+        users, woken = SlowUsers(), []
+        service = UserRegistrationService(users, QuickHasher(), on_registered=lambda: woken.append(1))
+        app = quick_app(users, service=service, cancel_on_disconnect=cancel_on_disconnect)
+        serving = asyncio.create_task(server.serve(AiohttpASGI(app)))
+        await users.stored.wait()
         server.disconnect()
-        while not server.incoming.empty():  # noqa: ASYNC110  # until the service has heard of it
-            await asyncio.sleep(0)
-        users.let_go.set()
         await serving
 
+        assert server.sent == []
         [user] = (await users.page(limit=1, order=Order.ASC, after=None, mailbox=None)).users
-        assert user["email"] == "alice@example.com"
-        assert told == ["somebody"]
+        [entry] = await users.outbox.entries()
+        assert str(entry.event.user_id) == user["id"]
+        assert woken == [1]
 
-    @pytest.mark.parametrize("more", [{}, {"waiting_client": cancel_on_disconnect}])
-    async def test_and_a_server_that_stops_are_not_the_same(self, server: FakeServer, more: dict[str, Any]) -> None:
+    @pytest.mark.parametrize("more", [{}, {"cancel_on_disconnect": cancel_on_disconnect}])
+    async def test_is_distinguished_from_a_server_that_stops(self, server: FakeServer, more: dict[str, Any]) -> None:
         hasher = SlowHasher()
-        app = AiohttpASGI(create_app(UserRegistrationService(InMemoryUsers(), hasher), **more))
+        app = AiohttpASGI(app_with(hasher, **more))
         serving = asyncio.create_task(server.serve(app))
         await hasher.asked.wait()
         serving.cancel()

@@ -18,7 +18,7 @@ import pytest
 from tests.e2e.api import assert_problem, person, register
 from tests.e2e.launch import SHORT_LOCKS
 from tests.e2e.server import SERVE, Service, StartService, run_to_end, running
-from usersvc.application.registration import CHECK_INTERVAL
+from usersvc.application.readiness import CHECK_INTERVAL
 
 BOUND = 15.0
 """Seconds within which everything is answered, whatever happens: the service promises four, machines may be slow."""

@@ -87,7 +87,7 @@ async def test_who_registers_is_told_at_once_and_once() -> None:
     service = UserRegistrationService(users, QuickHasher(), clock=now, on_registered=told.wake)
     async with told:
         await passed(7 * SECOND)
-        user = await service.register(email="alice@example.com", password="correct horse battery", age=30)
+        user = (await service.register(email="alice@example.com", password="correct horse battery", age=30)).user
         await passed(timedelta(microseconds=1))
         assert [str(event.user_id) for event in mailbag.welcomes] == [user["id"]]
         await passed(timedelta(days=1))

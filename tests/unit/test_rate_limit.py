@@ -6,16 +6,9 @@ import pytest
 from aiohttp.test_utils import make_mocked_request
 from limits import RateLimitItem, RateLimitItemPerMinute
 
-from usersvc.web.middleware.rate_limit import (
-    BoundedMemory,
-    Counts,
-    FailureLimit,
-    FallingBack,
-    Hit,
-    OwnCounts,
-    RateLimit,
-)
+from usersvc.web.middleware.rate_limit import FailureLimit, RateLimit
 from usersvc.web.problems import RateLimited
+from usersvc.web.request_counts import BoundedMemory, Counts, FallbackCounts, Hit, OwnCounts
 
 
 class Clock:
@@ -34,7 +27,7 @@ class Clock:
 @pytest.fixture
 def clock() -> Iterator[Clock]:
     clock = Clock()
-    with patch("usersvc.web.middleware.rate_limit.time", clock):
+    with patch("usersvc.web.middleware.rate_limit.time", clock), patch("usersvc.web.request_counts.time", clock):
         yield clock
 
 
@@ -102,7 +95,7 @@ async def test_what_has_ended_takes_no_memory(ask: Asking, memory: BoundedMemory
 
 
 async def test_memory_is_bounded_and_the_oldest_goes_first(clock: Clock) -> None:
-    memory = BoundedMemory(most=10)
+    memory = BoundedMemory(max_clients=10)
     ask = Asking(OwnCounts(memory))
     for number in range(50):
         await ask(f"192.0.2.{number}")
@@ -126,7 +119,7 @@ class Elsewhere:
 
 async def test_shared_counts_are_what_counts(memory: BoundedMemory, clock: Clock) -> None:
     elsewhere, fallbacks = Elsewhere(), list[str]()
-    ask = Asking(FallingBack(elsewhere, OwnCounts(memory), lambda: fallbacks.append("")))
+    ask = Asking(FallbackCounts(elsewhere, OwnCounts(memory), lambda: fallbacks.append("")))
     elsewhere.count = 1
     assert (await ask("192.0.2.1"))["RateLimit"] == '"register";r=0;t=30'
     with pytest.raises(RateLimited):
@@ -136,7 +129,7 @@ async def test_shared_counts_are_what_counts(memory: BoundedMemory, clock: Clock
 
 async def test_without_the_shared_counts_those_of_the_process_go_on(memory: BoundedMemory, clock: Clock) -> None:
     elsewhere, fallbacks = Elsewhere(), list[str]()
-    ask = Asking(FallingBack(elsewhere, OwnCounts(memory), lambda: fallbacks.append("")))
+    ask = Asking(FallbackCounts(elsewhere, OwnCounts(memory), lambda: fallbacks.append("")))
     await ask("192.0.2.1")
 
     elsewhere.count = None

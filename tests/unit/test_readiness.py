@@ -1,4 +1,4 @@
-"""The check of the store behind ``/readyz``: how often it is made, and who shares it."""
+"""The check of the store behind ``/readyz``: how often it runs, and who shares it."""
 
 import asyncio
 from contextlib import suppress
@@ -6,9 +6,9 @@ from contextlib import suppress
 import pytest
 
 from tests.fake_time import in_fake_time
-from tests.fakes import quick_service
 from usersvc.adapters.memory import InMemoryUsers
 from usersvc.application.errors import StorageUnavailable
+from usersvc.application.readiness import Readiness
 
 
 class CheckedUsers(InMemoryUsers):
@@ -31,9 +31,9 @@ class CheckedUsers(InMemoryUsers):
 @in_fake_time
 async def test_the_store_is_checked_at_most_once_a_second() -> None:
     users = CheckedUsers()
-    service = quick_service(users)
+    readiness = Readiness(users)
     for number in range(300):
-        await service.check()
+        await readiness.check()
         assert users.checks == 1 + number // 100
         await asyncio.sleep(0.0100001)
 
@@ -41,46 +41,46 @@ async def test_the_store_is_checked_at_most_once_a_second() -> None:
 @in_fake_time
 async def test_concurrent_callers_share_one_check_however_long_it_takes() -> None:
     users = CheckedUsers(duration=4.0)
-    service = quick_service(users)
-    callers = [asyncio.create_task(service.check()) for _ in range(10)]
+    readiness = Readiness(users)
+    callers = [asyncio.create_task(readiness.check()) for _ in range(10)]
     for _ in range(10):
         await asyncio.sleep(0.3)
-        callers.append(asyncio.create_task(service.check()))
+        callers.append(asyncio.create_task(readiness.check()))
     await asyncio.gather(*callers)
     assert users.checks == 1
-    # The outcome is older than a second, if counted from the beginning of the check.
-    await service.check()
+    # The result is older than a second, counted from the start of the check.
+    await readiness.check()
     assert users.checks == 2
 
 
 @in_fake_time
-async def test_an_outcome_is_at_most_one_second_old() -> None:
+async def test_a_result_is_at_most_one_second_old() -> None:
     users = CheckedUsers()
-    service = quick_service(users)
-    await service.check()
+    readiness = Readiness(users)
+    await readiness.check()
 
     users.broken = True
     await asyncio.sleep(0.99)
-    await service.check()
+    await readiness.check()
     await asyncio.sleep(0.01)
     with pytest.raises(StorageUnavailable):
-        await service.check()
+        await readiness.check()
 
     users.broken = False
     await asyncio.sleep(0.99)
     with pytest.raises(StorageUnavailable):
-        await service.check()
+        await readiness.check()
     await asyncio.sleep(0.01)
-    await service.check()
+    await readiness.check()
     assert users.checks == 3
 
 
 @in_fake_time
-async def test_a_caller_that_goes_leaves_the_check_to_the_others() -> None:
+async def test_a_cancelled_caller_does_not_cancel_the_check_of_the_others() -> None:
     users = CheckedUsers(duration=0.5)
     users.broken = True
-    service = quick_service(users)
-    leaving, staying = asyncio.create_task(service.check()), asyncio.create_task(service.check())
+    readiness = Readiness(users)
+    leaving, staying = asyncio.create_task(readiness.check()), asyncio.create_task(readiness.check())
     await asyncio.sleep(0.1)
     leaving.cancel()
     with suppress(asyncio.CancelledError):

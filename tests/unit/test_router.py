@@ -7,8 +7,7 @@ from aiohttp import web
 from aiohttp.test_utils import make_mocked_request
 from aiohttp.web_urldispatcher import DynamicResource, MatchInfoError, UrlDispatcher, UrlMappingMatchInfo
 
-from tests.fakes import quick_service
-from usersvc.web.app import create_app
+from tests.fakes import quick_app
 from usersvc.web.router import BoundedRouter
 
 
@@ -46,7 +45,7 @@ def searched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 async def test_only_paths_that_a_route_could_match_are_searched_for(
     searched: list[str], path: str, is_searched: bool, found: str | None
 ) -> None:
-    match_info = await create_app(quick_service()).router.resolve(make_mocked_request("GET", path))
+    match_info = await quick_app().router.resolve(make_mocked_request("GET", path))
     assert len(searched) == is_searched
     if found is None:
         assert isinstance(match_info, MatchInfoError)
@@ -69,7 +68,7 @@ async def test_the_limit_grows_with_the_routes() -> None:
 
 
 def test_no_variable_part_of_a_route_matches_a_slash() -> None:
-    for resource in create_app(quick_service()).router.resources():
+    for resource in quick_app().router.resources():
         if isinstance(resource, DynamicResource):
             pattern = resource.get_info()["pattern"]
             assert not any(pattern.fullmatch(f"{resource.canonical.partition('{')[0]}{part}") for part in ("/", "a/b"))

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from usersvc.web import strict_json
-from usersvc.web.problems import MalformedJson
+from usersvc import strict_json
+from usersvc.strict_json import InvalidJson
 
 SECRET = "hunter2hunter2"
 
@@ -25,7 +25,7 @@ def test_reads_whatever_is_json(value: Any) -> None:
 
 @given(st.binary(max_size=200))
 def test_reads_or_refuses_and_never_fails_otherwise(body: bytes) -> None:
-    with contextlib.suppress(MalformedJson):
+    with contextlib.suppress(InvalidJson):
         strict_json.loads(body)
 
 
@@ -67,7 +67,7 @@ def test_reads_or_refuses_and_never_fails_otherwise(body: bytes) -> None:
     ],
 )
 def test_refuses(body: bytes) -> None:
-    with pytest.raises(MalformedJson):
+    with pytest.raises(InvalidJson):
         strict_json.loads(body)
 
 
@@ -92,7 +92,7 @@ def test_reads_a_number_of_any_length_as_a_number(digits: int) -> None:
     ],
 )
 def test_never_repeats_what_it_refuses(body: str) -> None:
-    with pytest.raises(MalformedJson) as refused:
+    with pytest.raises(InvalidJson) as refused:
         strict_json.loads(body.encode())
     assert SECRET not in str(refused.value)
     assert refused.value.__suppress_context__ or refused.value.__context__ is None

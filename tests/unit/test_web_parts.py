@@ -3,8 +3,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from usersvc.application.read_models import Order
-from usersvc.web.app import MAX_ACCEPT, weight
-from usersvc.web.schemas.users import Cursor
+from usersvc.web.cursor import Cursor
+from usersvc.web.middleware.content_negotiation import MAX_ACCEPT, weight
 
 
 @given(st.sampled_from(Order), st.integers(1, 10**18 - 1))

@@ -73,12 +73,12 @@ class Users(Protocol):
         """
         ...
 
-    async def find(self, user_id: UUID) -> UserView | None:
-        """The user with this id, if there is one.
 
-        Raises:
-            StorageUnavailable: the store cannot answer.
-        """
+class UserQueries(Protocol):
+    """Reads users for display. Every method raises ``StorageUnavailable`` if the store does not respond."""
+
+    async def find(self, user_id: UUID) -> UserView | None:
+        """The user with this id; None if there is none."""
         ...
 
     async def page(self, *, limit: int, order: Order, after: int | None, mailbox: str | None) -> Page:
@@ -87,19 +87,20 @@ class Users(Protocol):
         Args:
             limit: at least 1.
             order: by position.
-            after: begin behind this position (None: at the beginning).
-            mailbox: only the user of this mailbox.
-
-        Raises:
-            StorageUnavailable: the store cannot answer.
+            after: start after this position; None for the first page.
+            mailbox: only the user with this mailbox.
         """
         ...
 
+
+class HealthCheck(Protocol):
+    """Checks that a store works."""
+
     async def check(self) -> None:
-        """Return if the store answers.
+        """Return if users can be stored and read.
 
         Raises:
-            StorageUnavailable: it does not.
+            StorageUnavailable: they cannot.
         """
         ...
 
@@ -176,7 +177,7 @@ class Archive(Protocol):
         ...
 
 
-class Store(Users, Protocol):
+class Store(Users, UserQueries, HealthCheck, Protocol):
     """Everything that one store keeps."""
 
     @property

@@ -11,8 +11,7 @@ from usersvc.cli.csv_injection import unescape
 from usersvc.cli.exit_codes import Failure
 from usersvc.cli.formats import OPTIONAL, REQUIRED, Format
 from usersvc.domain.errors import Violation
-from usersvc.web.problems import MalformedJson
-from usersvc.web.strict_json import loads
+from usersvc.strict_json import InvalidJson, loads
 
 MAX_RECORD_BYTES = 64 * 1024
 """Bytes. A usual record has a few hundred."""
@@ -158,7 +157,7 @@ def _read_ndjson(source: Source, ignore_unknown: bool) -> Iterator[Record]:
 def _members(text: str, ignore_unknown: bool) -> tuple[Mapping[str, Any], tuple[Violation, ...]]:
     try:
         found = loads(text.encode())
-    except MalformedJson:
+    except InvalidJson:
         found = None
     if not isinstance(found, dict):
         return {}, (Violation("line", "malformed-json", "Must be one JSON object, in strict JSON."),)

@@ -16,7 +16,7 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
-from usersvc.web.app import HEADERS
+from usersvc.web.middleware.security_headers import HEADERS
 from usersvc.web.problems import (
     HeadTooLarge,
     HttpVersionNotSupported,

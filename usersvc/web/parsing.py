@@ -1,4 +1,4 @@
-"""Reads requests for the validation middleware of aiohttp-apispec, and tells every broken field at once."""
+"""Parses requests for the validation middleware of aiohttp-apispec, and reports every broken field at once."""
 
 import asyncio
 import warnings
@@ -9,50 +9,46 @@ from aiohttp import web
 from marshmallow import Schema, ValidationError
 from webargs.aiohttpparser import AIOHTTPParser
 
+from usersvc import strict_json
 from usersvc.domain.errors import Violation
-from usersvc.web import strict_json
-from usersvc.web.problems import BodyTooLarge, InvalidRequest, RequestTimeout, UnsupportedMediaType
-from usersvc.web.schemas.users import violations_in
+from usersvc.web.problems import BodyTooLarge, InvalidRequest, MalformedJson, RequestTimeout, UnsupportedMediaType
+from usersvc.web.schemas.fields import violations_in
 
-# The library's middleware puts what it read under a plain string, which aiohttp advises against.
+# The middleware of the library stores parsed data under plain strings, which aiohttp warns about.
 warnings.filterwarnings("ignore", category=web.NotAppKeyWarning, module=r"aiohttp_apispec\.")
 
 VIOLATIONS = web.RequestKey("VIOLATIONS", list[Violation])
-"""What is known to be wrong with a request, the rest of which is still to be looked at."""
+"""The violations in the parts of a request that have been parsed, until the last part is."""
 
 Rules = Callable[..., Iterable[Violation]]
 
 CODINGS = ("identity", "gzip", "deflate")
 """Content codings of a body (RFC 9110, section 8.4); the size limit is that of the decoded body."""
 
-KNOWN_QUERIES = 256
-"""How many queries' meanings are kept: lists are asked for in few ways, but for their cursors."""
+CACHED_QUERIES = 256
+"""How many parsed queries are cached: apart from cursors, few different ones are used."""
 
 MAX_NAMES = 100
-"""How many members a body, and parameters a query, may have: naming each that is unknown takes its time."""
+"""The maximum number of members of a body and of parameters of a query: reporting unknown ones takes time."""
 
 BODY_TIMEOUT = 30.0
 """How long the body of a request may take to arrive, in seconds."""
 
 
 def refuse_too_many(field: str, names: int) -> None:
-    """Return if a part of a request has no more names than it may.
-
-    Raises:
-        InvalidRequest: it has.
-    """
+    """Raise ``InvalidRequest`` if a part of a request has more than ``MAX_NAMES`` names."""
     if names > MAX_NAMES:
         raise InvalidRequest([Violation(field, "too-many", f"Must have at most {MAX_NAMES} names.")])
 
 
 class StrictParser(AIOHTTPParser):
-    """webargs' parser for aiohttp, with our reading of JSON and of queries, and our errors."""
+    """The webargs parser for aiohttp, with strict JSON, and the errors of this service."""
 
     def __init__(self, *, rules: Mapping[type[Schema], Rules], body_timeout: float = BODY_TIMEOUT) -> None:
         """Make a parser.
 
         Args:
-            rules: for a schema, what tells which rules the well-shaped part of some data breaks.
+            rules: for a schema, returns the business rules that valid fields break.
             body_timeout: how long a body may take to arrive, in seconds.
         """
         super().__init__()
@@ -60,13 +56,13 @@ class StrictParser(AIOHTTPParser):
         self._body_timeout = body_timeout
         self._queries: dict[tuple[Schema, str], dict[str, Any]] = {}
 
-    async def parse(  # type: ignore[override]  # the library's own has parameters that nobody here gives
+    async def parse(  # type: ignore[override]  # without parameters that are not used here
         self, argmap: Schema, req: web.Request, *, location: str, unknown: str | None
     ) -> Any:
-        """Read one part of a request.
+        """Parse one part of a request. This is the only place that raises violations, of all parts at once.
 
         Raises:
-            InvalidRequest: once the last part is read, with what is wrong with any of them.
+            InvalidRequest: after the last part, with the violations in all parts.
             RequestRefused: see ``load_json``.
         """
         query = (argmap, req.raw_path.partition("?")[2]) if location == "querystring" else None
@@ -80,35 +76,35 @@ class StrictParser(AIOHTTPParser):
         if found := req.get(VIOLATIONS):
             [*_, last] = req.match_info.handler.__schemas__  # type: ignore[attr-defined]  # aiohttp-apispec's own
             if location == last["location"]:
-                # Nothing else will look at what is well-shaped.
+                # The use case, which checks the rules, is not called.
                 raise InvalidRequest([*found, *self._broken(argmap, data)])
         elif query is not None:
-            self._remember(query, data)
+            self._cache(query, data)
         return data
 
-    def _remember(self, query: tuple[Schema, str], meaning: dict[str, Any]) -> None:
-        """Keep what a query means, which is the same each time and takes long to find out; the oldest gives way."""
-        if len(self._queries) >= KNOWN_QUERIES:
+    def _cache(self, query: tuple[Schema, str], data: dict[str, Any]) -> None:
+        """Cache a parsed query; the oldest is evicted."""
+        if len(self._queries) >= CACHED_QUERIES:
             del self._queries[next(iter(self._queries))]
-        self._queries[query] = meaning.copy()
+        self._queries[query] = data.copy()
 
     async def load_json(self, req: web.Request, schema: Schema) -> Any:
-        """The body, parsed.
+        """Parse the body.
 
         Raises:
-            UnsupportedMediaType: it is not announced as JSON in UTF-8.
-            BodyTooLarge: it is larger than the application takes.
+            UnsupportedMediaType: its headers do not declare JSON in UTF-8.
+            BodyTooLarge: it exceeds the limit of the application.
             RequestTimeout: it did not arrive in time.
             MalformedJson: it is not JSON.
-            InvalidRequest: it has more members than anybody needs.
+            InvalidRequest: it has more than ``MAX_NAMES`` members.
         """
         if req.content_type != "application/json" or "Content-Type" not in req.headers:
-            raise UnsupportedMediaType("The body has to be application/json.")
+            raise UnsupportedMediaType("The body must be application/json.")
         if (req.charset or "utf-8").lower() not in {"utf-8", "utf8"}:
-            raise UnsupportedMediaType("JSON has to be in UTF-8.")
+            raise UnsupportedMediaType("JSON must be in UTF-8.")
         if req.headers.get("Content-Encoding", "identity").lower() not in CODINGS:
-            raise UnsupportedMediaType(f"The body may be in the codings {', '.join(CODINGS)}.")
-        # What announces itself as too large is refused before it is read.
+            raise UnsupportedMediaType(f"The content coding must be one of {', '.join(CODINGS)}.")
+        # A body that is declared too large is refused before it is read.
         if (req.content_length or 0) > req.client_max_size:
             raise BodyTooLarge(f"The body may have at most {req.client_max_size} bytes.")
         try:
@@ -116,22 +112,25 @@ class StrictParser(AIOHTTPParser):
                 body = await req.read()
         except TimeoutError:
             raise RequestTimeout("The body did not arrive in time.") from None
-        document = strict_json.loads(body)
+        try:
+            document = strict_json.loads(body)
+        except strict_json.InvalidJson as error:
+            raise MalformedJson(f"The body {error}.") from None
         if isinstance(document, dict):
             refuse_too_many("body", len(document))
         return document
 
     def load_headers(self, req: web.Request, schema: Schema) -> Any:
-        """The headers that the schema knows; of one that comes more than once, the list of its values."""
+        """The headers of the schema; a list of values for a repeated one."""
         names = [declared.data_key or name for name, declared in schema.fields.items()]
         values = {name: req.headers.getall(name) for name in names if name in req.headers}
         return {name: given if len(given) > 1 else given[0] for name, given in values.items()}
 
     def load_querystring(self, req: web.Request, schema: Schema) -> Any:
-        """The query; of a parameter that comes more than once, the list of its values.
+        """The query; a list of values for a repeated parameter.
 
         Raises:
-            InvalidRequest: it has more parameters than anybody needs.
+            InvalidRequest: it has more than ``MAX_NAMES`` parameters.
         """
         refuse_too_many("query", len(req.query))
         values = {name: req.query.getall(name) for name in req.query}
@@ -146,18 +145,14 @@ class StrictParser(AIOHTTPParser):
         error_status_code: int | None,
         error_headers: Mapping[str, str] | None,
     ) -> Never:
-        """Turn a failure of the shape into a refusal of the request.
-
-        Raises:
-            InvalidRequest: with what breaks the shape, and with the rules that the well-shaped rest breaks.
-        """
-        # webargs files the messages under the location.
+        """Raise ``InvalidRequest`` with the fields that are malformed, and the rules that the other fields break."""
+        # webargs groups the messages by location.
         [by_field] = error.messages_dict.values()
         violations = [*violations_in(by_field)]
         violations += self._broken(schema, error.valid_data)
         raise InvalidRequest(violations)
 
     def _broken(self, schema: Schema, data: object) -> Iterable[Violation]:
-        """The rules that the well-shaped part of some data breaks."""
+        """The rules that valid fields break."""
         rules = self._rules.get(type(schema))
         return rules(**data) if rules is not None and isinstance(data, dict) else ()

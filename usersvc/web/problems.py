@@ -1,4 +1,4 @@
-"""ONE table of everything that can go wrong: error type -> status and code, told as RFC 9457 problems."""
+"""The table of all problems (RFC 9457): error type -> status and code."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -20,37 +20,37 @@ MEDIA_TYPE = "application/problem+json"
 
 
 class RequestRefused(Exception):
-    """The web side's own refusal of a request; its text is for the client and repeats nothing secret."""
+    """A refusal by the web side; its text is sent to the client and contains nothing secret."""
 
     def __init__(self, text: str = "", headers: Mapping[str, str] | None = None) -> None:
         """Make a refusal.
 
         Args:
             text: for the client.
-            headers: of the answer, over those of the row in the table.
+            headers: of the response, in place of those in the table.
         """
         super().__init__(text)
         self.headers = headers or {}
 
 
 class MalformedJson(RequestRefused):
-    """The body is not JSON as RFC 8259 and I-JSON (RFC 7493) have it."""
+    """The body is not strict JSON (RFC 8259, RFC 7493)."""
 
 
 class Unauthorized(RequestRefused):
-    """The request does not show that it may; whether what it asks for exists is not told."""
+    """The request is not authorized; the response does not reveal whether the resource exists."""
 
 
 class RateLimited(RequestRefused):
-    """The client asks too often."""
+    """The client has sent too many requests."""
 
     def __init__(self, headers: Mapping[str, str]) -> None:
         """Make a refusal.
 
         Args:
-            headers: ``Retry-After`` and whatever else tells when to come again.
+            headers: ``Retry-After`` and the RateLimit headers.
         """
-        super().__init__(f"Too many requests from this address; come again in {headers['Retry-After']} s.", headers)
+        super().__init__(f"Too many requests from this address; retry in {headers['Retry-After']} s.", headers)
 
 
 class UserNotFound(RequestRefused):
@@ -58,7 +58,7 @@ class UserNotFound(RequestRefused):
 
 
 class NotAcceptable(RequestRefused):
-    """The client takes none of the media types that the resource has."""
+    """The client accepts none of the media types of the resource."""
 
 
 class RequestTimeout(RequestRefused):
@@ -66,15 +66,15 @@ class RequestTimeout(RequestRefused):
 
 
 class MalformedHttp(RequestRefused):
-    """What came is no request that HTTP/1.1 (RFC 9112) allows."""
+    """The request is not valid HTTP/1.1 (RFC 9112)."""
 
 
 class TargetTooLong(RequestRefused):
-    """The target of the request is longer than the server takes."""
+    """The request target is too long."""
 
 
 class HeadTooLarge(RequestRefused):
-    """The head of the request is larger, or has more fields, than the server takes."""
+    """The request head is too large, or has too many fields."""
 
 
 class TransferCodingNotImplemented(RequestRefused):
@@ -86,27 +86,27 @@ class HttpVersionNotSupported(RequestRefused):
 
 
 class TooManyConnections(RequestRefused):
-    """All connections that the server takes are in use."""
+    """The limit of connections is reached."""
 
 
 class TooManyWaiting(RequestRefused):
-    """As many requests as may wait on one connection wait already."""
+    """The limit of pipelined requests is reached."""
 
 
 class Stopping(RequestRefused):
-    """The service is being stopped and does not end what the request asked for."""
+    """The service is stopping and does not complete the request."""
 
 
 class BodyTooLarge(RequestRefused):
-    """The body is larger than the service takes."""
+    """The body is too large."""
 
 
 class UnsupportedMediaType(RequestRefused):
-    """The body is of a media type or in a coding that the service does not read."""
+    """The media type or the coding of the body is not supported."""
 
 
 class InvalidRequest(RequestRefused):
-    """The body or the query breaks rules; ``violations`` names them all."""
+    """The body or the query is invalid; ``violations`` has every reason."""
 
     def __init__(self, violations: Sequence[Violation]) -> None:
         super().__init__()
@@ -115,14 +115,14 @@ class InvalidRequest(RequestRefused):
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """A kind of problem: what ``GET /problems/{code}`` tells of it."""
+    """A kind of problem, as ``GET /problems/{code}`` shows it."""
 
     code: str
     status: int
     title: str
     description: str
     errors: tuple[type[Exception], ...] = ()
-    """What is raised when it happens; a subclass is the same problem."""
+    """The exceptions that lead to it, with their subclasses."""
     headers: Mapping[str, str] | None = None
 
 
@@ -133,21 +133,21 @@ PROBLEMS: Mapping[str, Problem] = {
             "malformed-json",
             400,
             "Malformed JSON",
-            "The body is no JSON: a syntax error, not UTF-8, a member name twice, NaN or Infinity, or nested too deep.",
+            "The body is not strict JSON: syntax error, not UTF-8, duplicate member, NaN or Infinity, or too deep.",
             (MalformedJson, web.HTTPBadRequest, web.RequestPayloadError),
         ),
         Problem(
             "malformed-http",
             400,
             "Malformed HTTP",
-            "What was sent is no HTTP request: see RFC 9112.",
+            "The request is not valid HTTP/1.1 (RFC 9112).",
             (MalformedHttp,),
         ),
         Problem(
             "unauthorized",
             401,
             "Unauthorized",
-            "The resource needs the admin token, as Authorization: Bearer.",
+            "The resource requires the admin token, as Authorization: Bearer.",
             (Unauthorized,),
             {"WWW-Authenticate": 'Bearer realm="usersvc"'},
         ),
@@ -163,15 +163,15 @@ PROBLEMS: Mapping[str, Problem] = {
             "method-not-allowed",
             405,
             "Method not allowed",
-            "The resource does not know this method; the header Allow lists those that it knows.",
-            # A preflight request that CORS does not allow is an OPTIONS as any other.
+            "The resource does not support this method; the Allow header lists the supported ones.",
+            # Also for a preflight request that CORS does not allow.
             (web.HTTPMethodNotAllowed,),
         ),
         Problem(
             "not-acceptable",
             406,
             "Not acceptable",
-            "The resource has none of the media types that the header Accept admits.",
+            "The resource has none of the media types in the Accept header.",
             (NotAcceptable,),
         ),
         Problem(
@@ -185,28 +185,28 @@ PROBLEMS: Mapping[str, Problem] = {
             "email-taken",
             409,
             "Email address taken",
-            "A user with this mailbox is registered already, perhaps in another spelling.",
+            "A user with this mailbox is already registered, possibly in another spelling.",
             (EmailAlreadyRegistered,),
         ),
         Problem(
             "body-too-large",
             413,
             "Body too large",
-            "The body of the request is larger than the service takes.",
+            "The body of the request is larger than the service accepts.",
             (BodyTooLarge, web.HTTPRequestEntityTooLarge),
         ),
         Problem(
             "target-too-long",
             414,
             "Target too long",
-            "The path and the query of the request are longer than the service takes.",
+            "The path and the query of the request are longer than the service accepts.",
             (TargetTooLong,),
         ),
         Problem(
             "unsupported-media-type",
             415,
             "Unsupported media type",
-            "The body has to be application/json, in UTF-8.",
+            "The body must be application/json, in UTF-8.",
             (UnsupportedMediaType, web.HTTPUnsupportedMediaType),
             {"Accept": "application/json"},
         ),
@@ -214,7 +214,7 @@ PROBLEMS: Mapping[str, Problem] = {
             "validation-failed",
             422,
             "Validation failed",
-            "Fields of the body or parameters of the query break rules; errors names each of them.",
+            "Fields of the body or parameters of the query are invalid; errors lists all of them.",
             (ValidationFailed, InvalidRequest),
         ),
         Problem(
@@ -228,7 +228,7 @@ PROBLEMS: Mapping[str, Problem] = {
             "rate-limited",
             429,
             "Rate limited",
-            "Too many requests from this address; Retry-After says when to come again.",
+            "Too many requests from this address; Retry-After says when to retry.",
             (RateLimited,),
             {"Retry-After": "60", "RateLimit-Policy": '"register";q=60;w=60', "RateLimit": '"register";r=0;t=60'},
         ),
@@ -236,14 +236,14 @@ PROBLEMS: Mapping[str, Problem] = {
             "head-too-large",
             431,
             "Head too large",
-            "The header fields of the request are larger, or more, than the service takes.",
+            "The header fields of the request are larger, or more, than the service accepts.",
             (HeadTooLarge,),
         ),
         Problem(
             "internal-error",
             500,
             "Internal error",
-            "The service failed in a way that it did not foresee. The request id helps to find out why.",
+            "The service failed unexpectedly. The request id identifies the failure in the log.",
             (Exception,),
         ),
         Problem(
@@ -257,7 +257,7 @@ PROBLEMS: Mapping[str, Problem] = {
             "overloaded",
             503,
             "Overloaded",
-            "The service has no room for the request just now, or is being stopped; it may be repeated.",
+            "The service is overloaded or stopping; retry the request later.",
             (Stopping, QueueFull, TooManyConnections, TooManyWaiting),
             {"Retry-After": "5"},
         ),
@@ -265,7 +265,7 @@ PROBLEMS: Mapping[str, Problem] = {
             "storage-unavailable",
             503,
             "Storage unavailable",
-            "The store does not answer just now. Whether a registration was stored is not known; it may be repeated.",
+            "The storage does not respond. A registration may or may not have been stored; it can be retried.",
             (StorageUnavailable,),
             {"Retry-After": "5"},
         ),
@@ -283,7 +283,7 @@ _PROBLEM_OF = {error: problem for problem in PROBLEMS.values() for error in prob
 
 
 def members(problem: Problem, detail: str, request_id: str) -> dict[str, Any]:
-    """The members that every problem document has (RFC 9457, section 3.1), and the code."""
+    """The members of every problem document (RFC 9457, section 3.1), and the code."""
     return {
         "type": f"/problems/{problem.code}",
         "title": problem.title,
@@ -295,13 +295,13 @@ def members(problem: Problem, detail: str, request_id: str) -> dict[str, Any]:
 
 
 def problem_response(error: Exception, request_id: str) -> web.Response:
-    """The answer to any failure. Those of the service are logged; what was not foreseen tells the client nothing."""
-    # The row of its own class, or that of the nearest base that has one.
+    """The response to a failure. Failures of the service are logged; unexpected ones reveal nothing."""
+    # The row of the class, or of its nearest base class that has one.
     problem = next(_PROBLEM_OF[kind] for kind in type(error).__mro__ if kind in _PROBLEM_OF)
     if isinstance(error, StorageUnavailable):
-        log.error("the request failed: %s: %s", problem.code, error, extra={"request_id": request_id})
+        log.error("request failed: %s: %s", problem.code, error, extra={"request_id": request_id})
     elif problem.status == HTTPStatus.INTERNAL_SERVER_ERROR:
-        log.error("the request failed: %s", problem.code, extra={"request_id": request_id}, exc_info=error)
+        log.error("request failed: %s", problem.code, extra={"request_id": request_id}, exc_info=error)
     reason = str(error) if isinstance(error, RequestRefused) else ""
     document = members(problem, reason or problem.description, request_id)
     if isinstance(error, InvalidRequest | ValidationFailed):

@@ -1,11 +1,12 @@
-"""Cross-origin requests (the Fetch standard's CORS protocol), for the origins that are named exactly."""
+"""Cross-origin requests (CORS protocol of the Fetch standard), for a list of exact origins."""
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 
 from aiohttp import hdrs, web
+from aiohttp.typedefs import Handler
 
 ALLOWED = ("Authorization", "Content-Type", "Idempotency-Key", "X-Request-ID", "traceparent")
-"""Headers that pages may send."""
+"""Request headers that pages may send."""
 EXPOSED = (
     "Idempotency-Replayed",
     "Link",
@@ -16,19 +17,19 @@ EXPOSED = (
     "WWW-Authenticate",
     "X-Request-ID",
 )
-"""Headers that pages may read."""
+"""Response headers that pages may read."""
 MAX_AGE = 600
-"""How long a browser need not ask again, in seconds."""
+"""How long a browser may cache the response to a preflight request, in seconds."""
 
 
 def allow(app: web.Application, origins: Sequence[str]) -> None:
-    """Let pages of these origins use the application; without cookies, which nothing here reads.
+    """Let pages of these origins use the application, without cookies.
 
     Args:
         app: with all its routes.
         origins: as browsers write them (RFC 6454, section 6.2).
     """
-    import aiohttp_cors  # noqa: PLC0415  # for those who allow any
+    import aiohttp_cors  # noqa: PLC0415  # only used if an origin is allowed
 
     options = aiohttp_cors.ResourceOptions(  # type: ignore[no-untyped-call]  # the library's constructor has no types
         expose_headers=EXPOSED, allow_headers=ALLOWED, max_age=MAX_AGE
@@ -36,22 +37,20 @@ def allow(app: web.Application, origins: Sequence[str]) -> None:
     cors = aiohttp_cors.setup(app, defaults=dict.fromkeys(origins, options))
     for route in list(app.router.routes()):
         cors.add(route)
-    app.on_response_prepare.append(_varies)
+    app.on_response_prepare.append(_add_vary)
 
 
-async def _varies(_: web.Request, response: web.StreamResponse) -> None:
-    """Whatever is kept of the answer is for one origin (the Fetch standard, "CORS protocol and HTTP caches")."""
+async def _add_vary(_: web.Request, response: web.StreamResponse) -> None:
+    """Tell caches that the response depends on the origin (Fetch standard, "CORS protocol and HTTP caches")."""
     response.headers.add(hdrs.VARY, hdrs.ORIGIN)
 
 
 @web.middleware
-async def refused_as_any_options(
-    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
-) -> web.StreamResponse:
-    """Answer a preflight request that is not allowed as what it is otherwise: a method that the resource lacks.
+async def refuse_preflight(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Respond to a preflight request that is not allowed as to any other OPTIONS request.
 
     Raises:
-        web.HTTPMethodNotAllowed: instead of the library's 403, which is no problem of this service.
+        web.HTTPMethodNotAllowed: instead of the 403 of the library, which is not a code of this service.
     """
     try:
         return await handler(request)

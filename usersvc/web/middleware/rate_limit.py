@@ -1,162 +1,56 @@
-"""How often one client may register, and how often it may send a wrong admin token."""
+"""Rate limits: of requests to some handlers, and of wrong admin tokens."""
 
 import math
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from ipaddress import IPv4Address
-from typing import Protocol
 
 from aiohttp import web
+from aiohttp.typedefs import Handler, Middleware
 from limits import RateLimitItem, RateLimitItemPerMinute
-from limits.aio.storage import Storage
-from limits.aio.strategies import FixedWindowRateLimiter
 
 from usersvc.web.client_address import Network, client_address
+from usersvc.web.handler_metadata import metadata
+from usersvc.web.middleware.errors import errors
 from usersvc.web.problems import RateLimited
-
-MOST_CLIENTS = 100_000
-"""Of whom the memory keeps count at once, some 20 MB; the oldest is forgotten first."""
+from usersvc.web.request_counts import BoundedMemory, Counts, SharedCounts
 
 ADMIN_FAILURE_RATE = RateLimitItemPerMinute(10)
 """Wrong admin tokens of one client address."""
 
-Hit = tuple[bool, int, float]
-"""What came of counting: whether it is admitted, how many more will be, and in how many seconds the window ends."""
 
+def rate_limit(limits: Mapping[str, "RateLimit"]) -> Middleware:
+    """Limit the requests to each handler whose metadata name a limit (``rate``), before the body is read.
 
-class Counts(Protocol):
-    """Counts of clients, each in a window of time that begins with the first."""
-
-    async def hit(self, rate: RateLimitItem, client: str) -> Hit:
-        """Count a request of a client, of which a rate admits so many."""
-
-
-class SharedCounts(Protocol):
-    """Counts that several processes have in common, and that may be out of reach."""
-
-    async def hit(self, rate: RateLimitItem, client: str) -> Hit | None:
-        """See ``Counts.hit``; None when the count cannot be told just now, in bounded time."""
-
-
-class OwnCounts:
-    """Counts of this process alone."""
-
-    def __init__(self, storage: Storage) -> None:
-        self._limiter = FixedWindowRateLimiter(storage)
-
-    async def hit(self, rate: RateLimitItem, client: str) -> Hit:
-        """See ``Counts.hit``."""
-        admitted = await self._limiter.hit(rate, client)
-        ends, left = await self._limiter.get_window_stats(rate, client)
-        return admitted, left, ends - time.time()
-
-
-class BoundedMemory(Storage):
-    """Where this process counts: in bounded memory and with the same small effort for each request.
-
-    The library's own looks through all counts with each request, which thousands of addresses make slow.
+    The headers that state the limit are on every response, also on that to a failure behind the limit.
     """
 
-    STORAGE_SCHEME = None
+    @web.middleware
+    async def limit_rate(request: web.Request, handler: Handler) -> web.StreamResponse:
+        limit = limits.get(metadata(request).get("rate", ""))
+        if limit is None:
+            return await handler(request)
+        headers = await limit.admit(request)
+        response = await errors(request, handler)
+        response.headers.update(headers)
+        return response
 
-    def __init__(self, most: int = MOST_CLIENTS) -> None:
-        """Make an empty one.
-
-        Args:
-            most: how many counts there are at once.
-        """
-        super().__init__()
-        self._most = most
-        # In the order in which they began, and so, since all last equally long, in which they end.
-        self._counts: OrderedDict[str, tuple[int, float]] = OrderedDict()
-
-    def __len__(self) -> int:
-        return len(self._counts)
-
-    @property
-    def base_exceptions(self) -> type[Exception]:
-        """What counts as a failure of the storage; nothing here does."""
-        return ValueError
-
-    async def incr(self, key: str, expiry: float, amount: int = 1) -> int:
-        """Count, in a window of ``expiry`` seconds that begins with the first; give the count."""
-        now = time.monotonic()
-        self._forget(now)
-        count, ends = self._counts.get(key, (0, now + expiry))
-        self._counts[key] = count + amount, ends
-        return count + amount
-
-    async def get(self, key: str) -> int:
-        """The count of the window that has not ended yet."""
-        self._forget(time.monotonic())
-        return self._counts.get(key, (0, 0.0))[0]
-
-    async def get_expiry(self, key: str) -> float:
-        """When the window ends, as ``time.time`` tells it."""
-        now = time.monotonic()
-        return time.time() + self._counts.get(key, (0, now))[1] - now
-
-    async def clear(self, key: str) -> None:
-        """Forget one."""
-        self._counts.pop(key, None)
-
-    async def reset(self) -> int:
-        """Forget all; give how many there were."""
-        how_many = len(self._counts)
-        self._counts.clear()
-        return how_many
-
-    async def check(self) -> bool:
-        """Memory always answers."""
-        return True
-
-    def _forget(self, now: float) -> None:
-        while self._counts:
-            _, ends = next(iter(self._counts.values()))
-            if ends > now and len(self._counts) < self._most:
-                return
-            self._counts.popitem(last=False)
-
-
-class FallingBack:
-    """Counts that several processes have in common, and this process's own whenever those are out of reach."""
-
-    def __init__(self, shared: SharedCounts, own: Counts, on_fallback: Callable[[], None]) -> None:
-        """Make one.
-
-        Args:
-            shared: what is asked first.
-            own: they go on all the while, so that nobody begins anew when the others fail.
-            on_fallback: called each time that the own count is the one that is told.
-        """
-        self._shared = shared
-        self._own = own
-        self._on_fallback = on_fallback
-
-    async def hit(self, rate: RateLimitItem, client: str) -> Hit:
-        """See ``Counts.hit``."""
-        own = await self._own.hit(rate, client)
-        shared = await self._shared.hit(rate, client)
-        if shared is None:
-            self._on_fallback()
-            return own
-        return shared
+    return limit_rate
 
 
 class RateLimit:
-    """Admits each client so often; one that has an IPv6 address counts with its whole network of 64 bits.
+    """Limits the registrations of each client address; IPv6 addresses are counted by their /64 network.
 
-    Such a network is what one subscriber is given at least (RFC 6177), and has more addresses than could be counted.
+    A subscriber gets at least such a network (RFC 6177), which has more addresses than can be counted.
     """
 
     def __init__(self, rate: RateLimitItem, *, trusted_proxies: Sequence[Network] = (), counts: Counts) -> None:
-        """Make one.
+        """Make a limit.
 
         Args:
-            rate: how often in what time.
-            trusted_proxies: whose ``X-Forwarded-For`` is believed.
-            counts: where it is counted.
+            rate: how many requests in what time.
+            trusted_proxies: whose ``X-Forwarded-For`` is used.
+            counts: counts the requests.
         """
         self._rate = rate
         self._trusted = trusted_proxies
@@ -166,10 +60,10 @@ class RateLimit:
         """Count a request.
 
         Returns:
-            The headers that tell what is left (draft-ietf-httpapi-ratelimit-headers-10).
+            The headers that state what is left (draft-ietf-httpapi-ratelimit-headers-10).
 
         Raises:
-            RateLimited: the client has asked too often; with the same headers, and ``Retry-After``.
+            RateLimited: the client has sent too many; with the same headers, and ``Retry-After``.
         """
         admitted, left, ends = await self._counts.hit(self._rate, _client_key(request, self._trusted))
         headers = _headers("register", self._rate, left, ends)
@@ -193,12 +87,12 @@ class FailureLimit:
         trusted_proxies: Sequence[Network] = (),
         shared: SharedCounts | None = None,
     ) -> None:
-        """Make one.
+        """Make a limit.
 
         Args:
             rate: how many failures in what time.
-            trusted_proxies: whose ``X-Forwarded-For`` is believed.
-            shared: counts that several processes have in common, if there are any.
+            trusted_proxies: whose ``X-Forwarded-For`` is used.
+            shared: counts that several processes share, if there are any.
         """
         self._rate = rate
         self._trusted = trusted_proxies
@@ -209,7 +103,7 @@ class FailureLimit:
         """Return if the client has failures left.
 
         Raises:
-            RateLimited: it has not; with ``Retry-After`` and the RateLimit headers.
+            RateLimited: it does not; with ``Retry-After`` and the RateLimit headers.
         """
         client = _client_key(request, self._trusted)
         if await self._own.get(client) >= self._rate.amount:
@@ -230,7 +124,7 @@ class FailureLimit:
 
 
 def _headers(policy: str, rate: RateLimitItem, left: int, ends: float) -> dict[str, str]:
-    """What is left, for the client (draft-ietf-httpapi-ratelimit-headers-10)."""
+    """The headers that state what is left."""
     return {
         "RateLimit-Policy": f'"{policy}";q={rate.amount};w={rate.get_expiry()}',
         "RateLimit": f'"{policy}";r={left};t={_whole_seconds(ends)}',
@@ -242,7 +136,7 @@ def _whole_seconds(seconds: float) -> int:
 
 
 def _client_key(request: web.Request, trusted: Sequence[Network]) -> str:
-    """What a client is counted under: its IPv4 address, or the first 64 bits of its IPv6 address."""
+    """The IPv4 address of the client, or the first 64 bits of its IPv6 address."""
     address = client_address(request.remote, request.headers.getall("X-Forwarded-For", ()), trusted)
     if address is None:
         return "unknown"
