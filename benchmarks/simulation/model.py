@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from benchmarks.simulation.engine import Pass, Process, Resource, Simulation, Take, use
-from usersvc.application.mail_delivery import AT_ONCE
+from usersvc.application.mail_delivery import CONCURRENCY
 
 SLICE = 0.004
 """How long a thread has a core before another one that waits gets it, in seconds."""
@@ -65,7 +65,7 @@ class Host:
         self.hashers = [Resource(new, self.cores) for _ in range(self.processes)]
         self.writers = [Resource(new, 1) for _ in range(self.processes)]
         self.file = Resource(new, 1)
-        self.places = [Resource(new, AT_ONCE) for _ in range(self.processes)]
+        self.places = [Resource(new, CONCURRENCY) for _ in range(self.processes)]
         self.outbox = [0] * self.processes
         self.telling = [False] * self.processes
 

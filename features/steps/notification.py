@@ -9,7 +9,7 @@ from features.driver import Registered, Trouble, Unsent
 from features.http_driver import HttpDriver
 from features.scene import Context, usual_application
 from features.use_case_driver import UseCaseDriver
-from usersvc.application.mail_delivery import FIRST_WAIT, LONGEST_WAIT
+from usersvc.application.mail_delivery import FIRST_DELAY, MAX_DELAY
 
 
 @given("the mail server is down")
@@ -127,11 +127,11 @@ def was_tried_after_growing_waits(context: Context, email: str) -> None:
     tried_at = [at for address, at in in_fake_time(context).mail_server.attempts if address == email]
     waits = [after - before for before, after in pairwise(tried_at)]
     # Chance takes off up to half of each wait, so the long ones, which grow no more, are of different lengths.
-    growing = [wait for wait in waits if wait < LONGEST_WAIT / 2]
-    assert waits[0] <= FIRST_WAIT, waits
+    growing = [wait for wait in waits if wait < MAX_DELAY / 2]
+    assert waits[0] <= FIRST_DELAY, waits
     assert waits[: len(growing)] == sorted(growing), waits
     assert len(growing) < len(waits), waits
-    assert max(waits) <= LONGEST_WAIT, waits
+    assert max(waits) <= MAX_DELAY, waits
 
 
 def unsent_to(context: Context, email: str) -> Unsent:

@@ -10,7 +10,7 @@ import pytest
 from aiohttp.test_utils import TestClient, TestServer
 
 from usersvc.adapters.postgres import PostgresUsers
-from usersvc.application.mail_delivery import LONGEST_SLEEP
+from usersvc.application.mail_delivery import POLL_INTERVAL
 from usersvc.asgi import AiohttpASGI
 from usersvc.bootstrap import create_asgi_app, create_service_app
 from usersvc.config import Database, MemoryDatabase, PostgresDatabase, Settings, SqliteDatabase
@@ -64,7 +64,7 @@ async def test_on_postgresql_a_registration_elsewhere_is_told_of_here_at_once(
     async with TestServer(create_service_app(settings)), PostgresUsers(postgres_url) as elsewhere:
         await elsewhere.add(person("alice@example.com"))
         # Long before the dispatcher would look by itself.
-        async with asyncio.timeout(LONGEST_SLEEP.total_seconds() / 3):
+        async with asyncio.timeout(POLL_INTERVAL.total_seconds() / 3):
             while "sent a welcome mail to alice@example.com" not in caplog.text:
                 await asyncio.sleep(0.01)
 

@@ -277,7 +277,7 @@ def test_the_service_made_of_them_keeps_its_promise_through_a_kill(tmp_path: Pat
     # uvicorn, with half a second in place of five before the second attempt.
     program = (
         "import datetime, uvicorn, usersvc.application.mail_delivery as notifications;"
-        "notifications.FIRST_WAIT = datetime.timedelta(seconds=0.5); uvicorn.main()"
+        "notifications.FIRST_DELAY = datetime.timedelta(seconds=0.5); uvicorn.main()"
     )
     command = [sys.executable, "-c", program, "--factory", "docs.examples.service:create_asgi_app", "--port", port]
     first = Service(tmp_path, settings, command)

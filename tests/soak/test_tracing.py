@@ -137,7 +137,7 @@ def test_a_collector_that_hangs_keeps_neither_requests_nor_the_stop_waiting(tmp_
         service.wait_for_output("sent a welcome mail")
         # Within what container engines wait before they kill: the collector never lets go.
         assert service.stop() == 0
-        assert "the stop breaks off sending spans" in service.output
+        assert "discarding the last spans at shutdown" in service.output
     assert "Traceback" not in service.output
 
 
@@ -175,7 +175,7 @@ def test_a_header_that_is_not_understood_is_told_without_its_value(tmp_path: Pat
         collecting() as collector,
         running(tmp_path, collector.settings | {"OTEL_EXPORTER_OTLP_HEADERS": "hunter2hunter2"}) as service,
     ):
-        service.wait_for_output("OTEL_EXPORTER_OTLP_HEADERS or the like has an entry")
+        service.wait_for_output("OTEL_EXPORTER_OTLP_HEADERS or a similar variable has an entry")
     assert "hunter2" not in service.output
 
 

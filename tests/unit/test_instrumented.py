@@ -1,4 +1,4 @@
-"""The wrapper of ports passes every call on and reports it to an instrument, Prometheus among them."""
+"""The wrapper of ports forwards every call and reports it to an instrument, Prometheus among them."""
 
 import asyncio
 import inspect
@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
@@ -18,9 +19,10 @@ from usersvc.application.clock import utc_now
 from usersvc.application.errors import StorageUnavailable
 from usersvc.application.outbox_entries import OutboxState
 from usersvc.application.ports import Notifier, Outbox, PasswordHasher, Users
+from usersvc.domain.events import UserRegistered
 
 
-async def test_many_added_at_once_and_a_removal_are_handed_on_and_counted() -> None:
+async def test_calls_of_the_storage_are_forwarded_and_counted() -> None:
     users, metrics = InMemoryUsers(), PrometheusMetrics()
     port: Users = observed(users, metrics.storage_call)
     alice = quiet("alice@example.com")
@@ -34,7 +36,23 @@ async def test_many_added_at_once_and_a_removal_are_handed_on_and_counted() -> N
     assert 'usersvc_storage_call_duration_seconds_count{operation="remove"} 2.0' in figures
 
 
-async def test_what_the_store_cannot_answer_is_counted() -> None:
+@pytest.mark.parametrize("outcome", ["delivered", "retried", "dead-lettered"])
+async def test_the_outcome_of_a_delivery_is_counted(outcome: str) -> None:
+    users, metrics = InMemoryUsers(), PrometheusMetrics()
+    users.outbox.put(UserRegistered(uuid4(), "alice@example.com", utc_now()))
+    outbox: Outbox = observed(users.outbox, metrics.storage_call, prefix="outbox_")
+    [entry] = await outbox.lease(now=utc_now(), until=utc_now() + timedelta(minutes=1), limit=1)
+    if outcome == "delivered":
+        await outbox.delivered(entry)
+    elif outcome == "retried":
+        await outbox.reschedule(entry, due_at=utc_now(), reason="")
+    else:
+        await outbox.dead_letter(entry, reason="")
+    metrics_text = (await metrics.exposition(users.outbox)).decode()
+    assert f'usersvc_outbox_deliveries_total{{outcome="{outcome}"}} 1.0' in metrics_text
+
+
+async def test_storage_failures_are_counted() -> None:
     class Broken(InMemoryUsers):
         async def remove(self, user_id: object) -> bool:
             raise StorageUnavailable
@@ -46,7 +64,7 @@ async def test_what_the_store_cannot_answer_is_counted() -> None:
     assert 'usersvc_storage_failures_total{operation="remove"} 1.0' in figures
 
 
-async def test_each_instrument_observes_each_call_of_each_port_under_its_name() -> None:
+async def test_instruments_can_be_nested() -> None:
     calls: list[str] = []
 
     def instrument(name: str) -> Around:
@@ -81,7 +99,7 @@ def test_every_method_of_a_port_is_a_coroutine_function_which_the_wrapper_needs(
     assert all(inspect.iscoroutinefunction(method) for method in methods)
 
 
-async def test_what_nobody_can_tell_of_the_outbox_is_no_old_figure() -> None:
+async def test_unknown_metrics_of_the_outbox_are_nan() -> None:
     class Answering(InMemoryOutbox):
         answer: OutboxState | None
 
@@ -110,7 +128,7 @@ async def test_what_nobody_can_tell_of_the_outbox_is_no_old_figure() -> None:
     assert {str(figure) for figure in (await figures()).values()} == {"nan"}
 
 
-async def test_however_many_ask_the_outbox_counts_once_at_a_time() -> None:
+async def test_concurrent_scrapes_share_one_query_of_the_outbox() -> None:
     class Slow(InMemoryOutbox):
         asked = 0
 
@@ -124,7 +142,7 @@ async def test_however_many_ask_the_outbox_counts_once_at_a_time() -> None:
     outbox, metrics, counted = Slow(), PrometheusMetrics(), asyncio.Event()
     scrapes = [asyncio.create_task(metrics.exposition(outbox)) for _ in range(3)]
     await asyncio.sleep(0)
-    # Who gives up takes nothing from the others.
+    # A cancelled scrape does not affect the others.
     scrapes.pop().cancel()
     counted.set()
     for _ in range(2):
@@ -136,15 +154,15 @@ async def test_however_many_ask_the_outbox_counts_once_at_a_time() -> None:
     assert outbox.asked == 3
 
 
-def test_a_run_begins_with_no_figures_of_the_dead(tmp_path: Path) -> None:
+def test_metrics_of_ended_processes_are_deleted_at_the_start(tmp_path: Path) -> None:
     alive = os.getppid()
     pid = os.posix_spawnp("true", ["true"], os.environ)
     os.waitpid(pid, 0)
     theirs = {f"counter_{alive}.db", f"gauge_livesum_{alive}.db", "usersvc.db", "counter_.db", "notes_1.db"}
-    of_the_dead = {f"{kind}_{pid}.db" for kind in ("counter", "gauge_livesum", "gauge_mostrecent", "histogram")}
-    # In a container, each run has the same numbers.
+    of_ended = {f"{kind}_{pid}.db" for kind in ("counter", "gauge_livesum", "gauge_mostrecent", "histogram")}
+    # In a container, process ids repeat at each start.
     own = {f"histogram_{os.getpid()}.db"}
-    for name in theirs | of_the_dead | own:
+    for name in theirs | of_ended | own:
         (tmp_path / name).touch()
     begin_anew(tmp_path)
     assert {file.name for file in tmp_path.iterdir()} == theirs

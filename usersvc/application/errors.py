@@ -1,19 +1,19 @@
-"""What can go wrong outside of the domain."""
+"""Errors that the ports raise."""
 
 from usersvc.domain.errors import DomainError
 
 
 class StorageUnavailable(DomainError):
-    """The store cannot answer just now: locked for too long, full, unreachable. The message is for the log."""
+    """The storage failed: locked for too long, full, unreachable. The message is for the log."""
 
 
 class Undeliverable(DomainError):
-    """This message will never reach this person; the text says why, and names no address."""
+    """The mail cannot be delivered and retrying is useless; the message has the reason but no address."""
 
 
 class QueueFull(DomainError):
-    """Too many passwords wait to be hashed; ``retry_after`` says in how many whole seconds there should be room."""
+    """The hashing queue is full; ``retry_after`` is the estimated time until it has capacity, in whole seconds."""
 
     def __init__(self, retry_after: int) -> None:
-        super().__init__(f"no room before {retry_after} s have passed")
+        super().__init__(f"the queue is full; retry after {retry_after} s")
         self.retry_after = retry_after

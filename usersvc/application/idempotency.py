@@ -10,32 +10,29 @@ from usersvc.domain.errors import DomainError
 from usersvc.domain.user import PasswordHash
 
 KEY_LIFETIME = timedelta(hours=24)
-"""How long a registration can be repeated under its idempotency key."""
+"""How long a key is stored."""
 
 
 @dataclass(frozen=True, slots=True)
 class IdempotencyKey:
-    """What a client calls one registration, so that a repeat is known for one.
-
-    See draft-ietf-httpapi-idempotency-key-header.
-    """
+    """The key of a registration request (draft-ietf-httpapi-idempotency-key-header)."""
 
     digest: str
-    """SHA-256 of the key alone, in hexadecimal: the key itself may say more than it should."""
+    """SHA-256 of the key, in hexadecimal: the key itself could contain personal data."""
 
     @classmethod
     def named(cls, text: str) -> Self:
-        """The key that a client has sent, as visible ASCII."""
+        """Create it from the key that a client sent (visible ASCII)."""
         return cls(hashlib.sha256(text.encode("ascii")).hexdigest())
 
 
 class IdempotencyKeyUsed(DomainError):
-    """A registration under this key has succeeded already."""
+    """A registration with this key has succeeded already."""
 
 
 @dataclass(frozen=True, slots=True)
 class EarlierRegistration:
-    """What a registration under a key came to, and what tells whether another one is the same."""
+    """The registration that used a key first, to be replayed and compared with repeats."""
 
     user: UserView
     password_hash: PasswordHash = field(repr=False)

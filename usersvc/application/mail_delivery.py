@@ -1,9 +1,10 @@
-"""Delivers what the outbox holds, apart from the requests that put it there."""
+"""Delivers the mails whose events are in the outbox, independently of the requests that stored them."""
 
 import asyncio
 import logging
 import random
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from datetime import datetime, timedelta
 from functools import partial
 from types import TracebackType
@@ -17,49 +18,48 @@ from usersvc.application.request_context import request_context
 
 log = logging.getLogger(__name__)
 
-FIRST_WAIT, LONGEST_WAIT = timedelta(seconds=5), timedelta(hours=1)
-"""How long a failed delivery waits the first time, and at most; each wait is twice the one before."""
-LAST_ATTEMPT, GIVE_UP_AFTER = 60, timedelta(days=1)
-"""What has to have been reached, both, before an entry is dead-lettered.
+FIRST_DELAY, MAX_DELAY = timedelta(seconds=5), timedelta(hours=1)
+"""The delay before the second attempt and the longest delay; each delay is twice the one before."""
+MAX_ATTEMPTS, MAX_AGE = 60, timedelta(days=1)
+"""An entry is dead-lettered after a failed attempt once both are reached.
 
-The waits before the last attempt add up to 25 to 50 hours: relays try for four to five days (RFC 5321, section
-4.5.4.1), people wait less. Attempts are counted because time passes also while the service is down, and time because
-a process that crashes over and over uses up attempts.
+The delays of all attempts add up to 25 to 50 hours (RFC 5321, section 4.5.4.1, recommends four to five days to relays).
+The age alone would also count the time in which the service is down; the attempts alone would also count crashes.
 """
 DELIVERY_TIMEOUT = timedelta(seconds=60)
-"""For one attempt."""
+"""Of one attempt."""
 LEASE = timedelta(seconds=90)
-"""Longer than an attempt takes, so that no two processes ever send one mail at once."""
-AT_ONCE, PLACE_KEPT = 8, timedelta(seconds=10)
-"""How many deliveries go on at once, and how long one counts for that.
+"""Longer than an attempt, so that no two processes send the same mail at the same time."""
+CONCURRENCY, SLOW_AFTER = 8, timedelta(seconds=10)
+"""The number of concurrent deliveries, and the time after which a delivery no longer occupies a slot.
 
-Those that hang so give their places to others, while no more than ``AT_ONCE * DELIVERY_TIMEOUT / PLACE_KEPT`` can come
-together: 48, which mail servers take from one client.
+So hanging deliveries do not block others, and at most ``CONCURRENCY * DELIVERY_TIMEOUT / SLOW_AFTER`` (48) run at once,
+which mail servers accept from one client.
 """
-LONGEST_SLEEP = timedelta(seconds=30)
-"""Another process's entries, and a clock that was set, are noticed that late at most."""
+POLL_INTERVAL = timedelta(seconds=30)
+"""Entries of other processes and changes of the system clock are noticed after at most this time."""
 STOP_TIMEOUT = timedelta(seconds=3)
-"""How long a stop waits for deliveries in hand. One that is broken off is sent again later: at least once."""
-LONGEST_REASON = 500
-"""Characters of what a server said that are kept."""
+"""How long a stop waits for running deliveries. Cancelled ones are sent again later (at least once)."""
+MAX_REASON_LENGTH = 500
+"""Characters of an error message that are stored."""
 
 
-def wait_before(attempt: int, jitter: float) -> timedelta:
-    """How long to wait after a failed attempt.
+def retry_delay(attempt: int, jitter: float) -> timedelta:
+    """The delay after a failed attempt: exponential backoff with jitter.
 
     Args:
         attempt: 1 for the first.
-        jitter: from 0 to 1; takes off up to half, so that what failed together is not tried again together.
+        jitter: from 0 to 1; subtracts up to half of the delay, so that retries spread out.
     """
-    # Without the bound on the exponent, the power outgrows what a timedelta can hold.
-    full: timedelta = min(FIRST_WAIT * 2 ** min(attempt - 1, 20), LONGEST_WAIT)
+    # The exponent is limited because a timedelta can overflow.
+    full: timedelta = min(FIRST_DELAY * 2 ** min(attempt - 1, 20), MAX_DELAY)
     return full * (1 - jitter / 2)
 
 
 class MailDelivery:
-    """Tells people what has happened: at least once each, trying again until it works or is of no use.
+    """Sends the mail for each outbox entry at least once, and retries until it succeeds or is dead-lettered.
 
-    An asynchronous context manager: it works from entering to leaving, which lets the deliveries in hand finish.
+    An asynchronous context manager: it delivers from entering to exiting; exiting waits for running deliveries.
     """
 
     def __init__(
@@ -76,18 +76,18 @@ class MailDelivery:
         self._clock = clock
         self._jitter = jitter
         self._lease = lease
-        self._woken = asyncio.Event()
-        self._in_hand: set[asyncio.Task[None]] = set()
-        self._in_places: set[asyncio.Task[None]] = set()
+        self._wake_up = asyncio.Event()
+        self._running: set[asyncio.Task[None]] = set()
+        self._occupying: set[asyncio.Task[None]] = set()
         self._stopping = False
         self._worker: asyncio.Task[None] | None = None
 
     def wake(self) -> None:
-        """Look into the outbox now: something has been put there."""
-        self._woken.set()
+        """Check the outbox now, because an entry was added."""
+        self._wake_up.set()
 
     async def __aenter__(self) -> Self:
-        """Begin to deliver."""
+        """Start to deliver."""
         self._stopping = False
         self._worker = asyncio.create_task(self._work())
         return self
@@ -95,141 +95,137 @@ class MailDelivery:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Take nothing new, and let what is in hand finish, within ``STOP_TIMEOUT``."""
+        """Lease no more entries, and wait for running deliveries, for at most ``STOP_TIMEOUT``."""
         self._stopping = True
         self.wake()
         try:
             async with asyncio.timeout(STOP_TIMEOUT.total_seconds()):
                 if self._worker is not None:
                     await self._worker
-                while self._in_hand:
-                    await asyncio.wait(self._in_hand)
+                while self._running:
+                    await asyncio.wait(self._running)
         except TimeoutError:
-            log.warning("the stop breaks off %d deliveries; they are tried again later", len(self._in_hand))
+            log.warning("cancelling %d deliveries at shutdown; they are retried later", len(self._running))
         finally:
-            # Once may not be enough: up to Python 3.11, asyncio.wait_for can swallow it (python/cpython#86296).
-            while self._in_hand:
-                for delivery in self._in_hand:
+            # Repeated because asyncio.wait_for can swallow a cancellation up to Python 3.11 (python/cpython#86296).
+            while self._running:
+                for delivery in self._running:
                     delivery.cancel()
-                await asyncio.wait(self._in_hand, timeout=0.1)
+                await asyncio.wait(self._running, timeout=0.1)
 
     async def _work(self) -> None:
         while not self._stopping:
-            self._woken.clear()
+            self._wake_up.clear()
             try:
-                took = await self._take_due()
-                pause = timedelta(0) if took else await self._until_next_due()
+                may_have_more = await self._start_due()
+                pause = timedelta(0) if may_have_more else await self._until_next_due()
             except StorageUnavailable as error:
-                log.warning("the outbox cannot be read just now: %s", error)
-                pause = FIRST_WAIT
+                log.warning("cannot read the outbox, retrying: %s", error)
+                pause = FIRST_DELAY
             except Exception:
-                # Nothing may end this loop but a stop: nobody would be told any more, and nobody would know.
-                log.exception("the outbox could not be worked on")
-                pause = FIRST_WAIT
+                # Only a stop may end this loop: otherwise no mail would be sent until a restart.
+                log.exception("unexpected error while reading the outbox, retrying")
+                pause = FIRST_DELAY
             if pause:
                 await self._sleep(pause)
 
-    async def _take_due(self) -> bool:
-        """Begin every delivery that is due and for which there is a place; tells whether there may be more."""
-        places = AT_ONCE - len(self._in_places)
-        if places <= 0:
+    async def _start_due(self) -> bool:
+        """Start a delivery for each due entry while slots are free; return whether more entries may be due."""
+        slots = CONCURRENCY - len(self._occupying)
+        if slots <= 0:
             return False
         now = self._clock()
         until = now + self._lease
-        # Nobody here puts an entry off for longer.
-        entries = await self._outbox.lease(now=now, until=until, limit=places, latest=until + LONGEST_WAIT)
+        # No entry is rescheduled by more than MAX_DELAY, so a later time comes from a wrong clock.
+        entries = await self._outbox.lease(now=now, until=until, limit=slots, latest=until + MAX_DELAY)
         for entry in entries:
-            self._begin(entry)
-        return len(entries) == places
+            self._start(entry)
+        return len(entries) == slots
 
-    def _begin(self, entry: OutboxEntry) -> None:
+    def _start(self, entry: OutboxEntry) -> None:
         delivery = asyncio.create_task(self._deliver(entry))
-        self._in_hand.add(delivery)
-        self._in_places.add(delivery)
-        slow = asyncio.get_running_loop().call_later(PLACE_KEPT.total_seconds(), self._free_place_of, delivery)
+        self._running.add(delivery)
+        self._occupying.add(delivery)
+        slow = asyncio.get_running_loop().call_later(SLOW_AFTER.total_seconds(), self._release_slot, delivery)
 
         def finished(_: asyncio.Task[None]) -> None:
             slow.cancel()
-            self._in_hand.discard(delivery)
-            self._free_place_of(delivery)
+            self._running.discard(delivery)
+            self._release_slot(delivery)
 
         delivery.add_done_callback(finished)
 
-    def _free_place_of(self, delivery: asyncio.Task[None]) -> None:
-        self._in_places.discard(delivery)
-        # Others may have waited for the place.
+    def _release_slot(self, delivery: asyncio.Task[None]) -> None:
+        self._occupying.discard(delivery)
         self.wake()
 
     async def _until_next_due(self) -> timedelta:
-        if len(self._in_places) >= AT_ONCE:
-            return LONGEST_SLEEP
-        due_at = await self._outbox.next_due()
+        due_at = await self._outbox.next_due() if len(self._occupying) < CONCURRENCY else None
         if due_at is None:
-            return LONGEST_SLEEP
-        return max(timedelta(milliseconds=1), min(due_at - self._clock(), LONGEST_SLEEP))
+            return POLL_INTERVAL
+        return max(timedelta(milliseconds=1), min(due_at - self._clock(), POLL_INTERVAL))
 
     async def _sleep(self, pause: timedelta) -> None:
-        try:
+        with suppress(TimeoutError):
             async with asyncio.timeout(pause.total_seconds()):
-                await self._woken.wait()
-        except TimeoutError:
-            return
+                await self._wake_up.wait()
 
     async def _deliver(self, entry: OutboxEntry) -> None:
-        # In a task, and so a context, of its own.
-        request_context.set(entry.context)
+        request_context.set(entry.context)  # only in the context of this task
         try:
-            answer = await self._attempt(entry)
-            await self._store(answer, entry)
+            await self._report(await self._attempt(entry), entry)
         except Exception as error:
-            # Without the text, which may hold the address; log lines do not. The lease runs out, and it is tried again.
-            log.error("outbox entry %d could not be worked on: %s", entry.id, type(error).__name__)
+            # Only the type, as the message may contain the address. The entry is retried when its lease expires.
+            log.error("unexpected error with outbox entry %d: %s", entry.id, type(error).__name__)
 
     async def _attempt(self, entry: OutboxEntry) -> Callable[[], Awaitable[None]]:
-        """Try to deliver; gives what the outbox is to be told."""
+        """Try to deliver; return the call that reports the result to the outbox."""
         try:
             async with asyncio.timeout(DELIVERY_TIMEOUT.total_seconds()):
                 await self._notifier.welcome(entry.event)
         except Undeliverable as error:
-            return self._given_up(entry, _one_line(str(error)))
+            return self._dead_letter(entry, str(error))
         except Exception as error:
-            reason = _one_line(f"{type(error).__name__}: {error}".removesuffix(": "))
-            now = self._clock()
-            if entry.attempts >= LAST_ATTEMPT and now - entry.event.occurred_at >= GIVE_UP_AFTER:
-                return self._given_up(entry, reason)
-            wait = wait_before(entry.attempts, self._jitter())
-            # Only the kind of error goes to the log: its text may hold the address.
-            log.warning(
-                "attempt %d to welcome user %s failed (%s); next in %.0f s",
-                entry.attempts,
-                entry.event.user_id,
-                type(error).__name__,
-                wait.total_seconds(),
-            )
-            return partial(self._outbox.reschedule, entry, due_at=now + wait, reason=reason)
+            return self._failed(entry, error)
         return partial(self._outbox.delivered, entry)
 
-    def _given_up(self, entry: OutboxEntry, reason: str) -> Callable[[], Awaitable[None]]:
+    def _failed(self, entry: OutboxEntry, error: Exception) -> Callable[[], Awaitable[None]]:
+        reason = f"{type(error).__name__}: {error}".removesuffix(": ")
+        now = self._clock()
+        if entry.attempts >= MAX_ATTEMPTS and now - entry.event.occurred_at >= MAX_AGE:
+            return self._dead_letter(entry, reason)
+        delay = retry_delay(entry.attempts, self._jitter())
+        # Only the type of the error, as its message may contain the address.
+        log.warning(
+            "attempt %d to welcome user %s failed (%s); next in %.0f s",
+            entry.attempts,
+            entry.event.user_id,
+            type(error).__name__,
+            delay.total_seconds(),
+        )
+        return partial(self._outbox.reschedule, entry, due_at=now + delay, reason=_one_line(reason))
+
+    def _dead_letter(self, entry: OutboxEntry, reason: str) -> Callable[[], Awaitable[None]]:
         log.error(
-            "user %s will not be welcomed: outbox entry %d is dead-lettered after attempt %d",
+            "no welcome mail to user %s: outbox entry %d is dead-lettered after attempt %d",
             entry.event.user_id,
             entry.id,
             entry.attempts,
         )
-        return partial(self._outbox.dead_letter, entry, reason=reason)
+        return partial(self._outbox.dead_letter, entry, reason=_one_line(reason))
 
-    async def _store(self, answer: Callable[[], Awaitable[None]], entry: OutboxEntry) -> None:
-        """Tell the outbox, and again while the lease lasts: a delivery that it is not told of comes twice."""
+    async def _report(self, report: Callable[[], Awaitable[None]], entry: OutboxEntry) -> None:
+        """Report a result to the outbox, and retry while the lease lasts: unreported deliveries are sent twice."""
         while True:
             try:
-                return await answer()
+                return await report()
             except StorageUnavailable as error:
-                if entry.due_at is None or self._clock() + FIRST_WAIT >= entry.due_at:
-                    log.warning("what became of outbox entry %d could not be stored: %s", entry.id, error)
+                if entry.due_at is None or self._clock() + FIRST_DELAY >= entry.due_at:
+                    log.warning("cannot store the result of outbox entry %d: %s", entry.id, error)
                     return None
-            await asyncio.sleep(FIRST_WAIT.total_seconds())
+            await asyncio.sleep(FIRST_DELAY.total_seconds())
 
 
 def _one_line(text: str) -> str:
-    """A text fit for storage and terminals: what a server answers may hold line breaks, escapes and bad UTF-8."""
-    return "".join(character if character.isprintable() else " " for character in text[:LONGEST_REASON])
+    """A text fit for storage and terminals: server replies can contain line breaks, escapes and invalid UTF-8."""
+    return "".join(character if character.isprintable() else " " for character in text[:MAX_REASON_LENGTH])

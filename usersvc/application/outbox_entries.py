@@ -9,41 +9,40 @@ from usersvc.domain.events import UserRegistered
 
 @dataclass(frozen=True, slots=True)
 class OutboxEntry:
-    """An event that somebody is still to be told of."""
+    """An event whose mail is not delivered yet."""
 
     id: int
     event: UserRegistered
     attempts: int
-    """How often it has been tried, this time included."""
+    """The number of attempts, including the current one."""
     due_at: datetime | None
-    """When it is to be tried next, in UTC; None when it has been dead-lettered."""
+    """The time of the next attempt, in UTC; None if the entry is dead-lettered."""
     reason: str | None
     """Why the last attempt failed; before the first one, ``RATE_LIMITED`` or None."""
     lease: str | None = None
-    """Names who holds it, for the answers below."""
+    """Identifies the lease; results are reported with it."""
     context: RequestContext | None = None
-    """What led to the event."""
+    """The request that led to the event."""
 
     @property
     def is_rate_limited(self) -> bool:
-        """Whether it was put off when it was stored, and has not been tried yet."""
+        """Whether a mail limit delays the first attempt."""
         return self.attempts == 0 and self.reason is not None
 
 
 @dataclass(frozen=True, slots=True)
 class OutboxState:
-    """What is in an outbox, in figures; None for a count that takes too long."""
+    """Metrics of an outbox; None for a count that takes too long."""
 
     pending: int | None
-    """Entries that are to be tried, also later or just now."""
+    """Entries that are not dead-lettered, including leased ones."""
     dead_lettered: int | None
     oldest: datetime | None
-    """When what the longest pending entry tells of has happened, in UTC, but for those that wait because of a limit;
-    None when there is none."""
+    """The time of the oldest pending event, except those delayed by a mail limit, in UTC; None without any."""
 
 
 RATE_LIMITED = "waits, since many mails went to this mailbox or domain"
-"""The reason of an entry that was put off when it was stored (``usersvc.domain.mail_limits``)."""
+"""The reason of an entry that is delayed by a mail limit (``usersvc.domain.mail_limits``)."""
 
 
 LAST = datetime.max.replace(tzinfo=UTC)

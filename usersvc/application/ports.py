@@ -122,15 +122,15 @@ class Outbox(Protocol):
         ...
 
     async def delivered(self, entry: OutboxEntry) -> None:
-        """Forget the entry: the person has been told."""
+        """Delete the entry: the mail is delivered."""
         ...
 
     async def reschedule(self, entry: OutboxEntry, *, due_at: datetime, reason: str) -> None:
-        """Have it tried again."""
+        """Schedule the next attempt."""
         ...
 
     async def dead_letter(self, entry: OutboxEntry, *, reason: str) -> None:
-        """Keep it, but do not try it again by itself."""
+        """Keep the entry, but retry it no more."""
         ...
 
     async def next_due(self) -> datetime | None:
@@ -149,7 +149,7 @@ class Outbox(Protocol):
         ...
 
     async def state(self) -> OutboxState:
-        """How much is in it."""
+        """The metrics of the outbox."""
         ...
 
 
@@ -192,34 +192,34 @@ class Store(Users, UserQueries, HealthCheck, Protocol):
 
 
 class PasswordHasher(Protocol):
-    """Turns a password into what may be stored, without keeping the event loop waiting."""
+    """Hashes and verifies passwords without blocking the event loop."""
 
     async def hash(self, password: Password) -> PasswordHash:
         """A salted hash that names its own scheme; all of the password counts.
 
         Raises:
-            QueueFull: too many wait already; at once, before anything is done.
+            QueueFull: the queue is full; immediately, before any computation.
         """
         ...
 
     async def verify(self, password: Password, password_hash: PasswordHash) -> bool:
-        """Tell whether this password gave that hash; it costs what hashing costs.
+        """Whether the hash was made from this password; it takes as long as hashing.
 
         Raises:
-            QueueFull: too many wait already; at once, before anything is done.
+            QueueFull: the queue is full; immediately, before any computation.
             ValueError: the hash is of another scheme, or was made with another key.
         """
         ...
 
 
 class Notifier(Protocol):
-    """Tells people things."""
+    """Sends mails to users."""
 
     async def welcome(self, event: UserRegistered) -> None:
         """Send the mail to a new user.
 
         Raises:
-            Undeliverable: trying again is of no use.
-            Exception: anything else means that trying again may help.
+            Undeliverable: retrying is useless.
+            Exception: any other error; retrying may help.
         """
         ...

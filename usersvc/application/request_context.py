@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class RequestContext:
-    """What some work is done for, so that those who look into it later find all that belongs together."""
+    """The ids that correlate log lines, spans and mails with a request."""
 
     request_id: str
     trace_id: str | None = None
@@ -16,4 +16,4 @@ class RequestContext:
 
 
 request_context: ContextVar[RequestContext | None] = ContextVar("request_context", default=None)
-"""For what the work in this context is done; None: for nothing that came from outside."""
+"""The request that the current work belongs to; None for background work."""

@@ -63,11 +63,10 @@ class BcryptPasswordHasher:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Begin nothing that still waits. What is in hand ends by itself: nobody is left who waits for it."""
+        """Cancel waiting jobs; running jobs finish without being awaited."""
         self._threads.close()
 
     async def hash(self, password: Password) -> PasswordHash:
-        """See ``PasswordHasher.hash``."""
         return await self._threads.run(partial(self._hash, password))
 
     async def verify(self, password: Password, password_hash: PasswordHash) -> bool:
@@ -83,10 +82,10 @@ class BcryptPasswordHasher:
         return await self._threads.run(partial(self._verify, password, password_hash))
 
     def check_capacity(self) -> None:
-        """Return if a password would be taken just now; so that nobody need read one in vain.
+        """Return if a password would be accepted now.
 
         Raises:
-            QueueFull: too many wait already.
+            QueueFull: the queue is full.
         """
         self._threads.check_capacity()
 

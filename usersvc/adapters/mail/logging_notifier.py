@@ -13,5 +13,4 @@ class LoggingNotifier:
     """A ``Notifier`` that writes one line for each mail, with the address in full."""
 
     async def welcome(self, event: UserRegistered) -> None:
-        """See ``Notifier.welcome``."""
         log.info("sent a welcome mail to %s for user %s", event.email, event.user_id)

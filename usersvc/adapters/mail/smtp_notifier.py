@@ -23,7 +23,7 @@ from usersvc.domain.events import UserRegistered
 TIMEOUT = timedelta(seconds=20)
 """For each step of the conversation."""
 QUIT_TIMEOUT = timedelta(seconds=2)
-"""For the answer to a farewell, which changes nothing."""
+"""For the reply to QUIT, which does not matter."""
 
 PERMANENT = 500
 """Reply codes from here on say that a repetition is of no use (RFC 5321, section 4.2.1)."""
@@ -111,9 +111,9 @@ class SmtpNotifier:
             try:
                 yield smtp
             except (Undeliverable, aiosmtplib.SMTPResponseException):
-                await _take_leave(smtp)
+                await _quit(smtp)
                 raise
-            await _take_leave(smtp)
+            await _quit(smtp)
         finally:
             smtp.close()
 
@@ -164,7 +164,7 @@ def _is_final(code: int) -> bool:
     return code >= PERMANENT and code not in ABOUT_THE_SESSION
 
 
-async def _take_leave(smtp: aiosmtplib.SMTP) -> None:
+async def _quit(smtp: aiosmtplib.SMTP) -> None:
     """Say QUIT (RFC 5321, section 4.1.1.10); whatever happens now, the mail has been taken or refused already."""
     with suppress(aiosmtplib.SMTPException, OSError):
         await smtp.quit(timeout=QUIT_TIMEOUT.total_seconds())

@@ -1,4 +1,4 @@
-"""Instruments for metrics and traces, and a wrapper that reports every call of a port to one."""
+"""The interface of metrics and traces, and a wrapper that reports every call of a port to them."""
 
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager
@@ -34,10 +34,10 @@ def observed(port: P, around: Around, *, prefix: str = "") -> P:
         around: a method of an ``Instrument``.
         prefix: of the names of operations, which are those of the port's methods.
     """
-    return cast("P", _Observed(port, around, prefix))
+    return cast("P", _InstrumentedPort(port, around, prefix))
 
 
-class _Observed:
+class _InstrumentedPort:
     def __init__(self, port: object, around: Around, prefix: str) -> None:
         self._port, self._around, self._prefix = port, around, prefix
 

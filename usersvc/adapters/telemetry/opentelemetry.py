@@ -1,8 +1,8 @@
-"""Traces by OpenTelemetry: of requests, and of what they do behind the ports (see ``observed.Instrument``).
+"""Traces with OpenTelemetry: of requests, and of their calls to the ports (an ``Instrument``).
 
-Only what belongs to a request is traced, the mail that it leads to included; what the service does by itself is not.
-Spans tell what was done, how long it took and how it ended, never what was given: no address, path, query or id. The
-standard variables ``OTEL_...`` set up where they go. It is an extra, to be imported only when it is wanted.
+Background work is not traced, except for the mail that a request leads to. Spans contain names, durations and outcomes,
+but no data: no address, path, query or id. The standard variables ``OTEL_...`` configure the export. This module needs
+the extra ``otel``.
 """
 
 import asyncio
@@ -38,80 +38,79 @@ from usersvc.domain.errors import EmailAlreadyRegistered
 log = logging.getLogger(__name__)
 
 METHODS = frozenset({"CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "TRACE"})
-"""Those told by name; clients may make up others."""
+"""Methods that are recorded; clients can send any other."""
 
-ABOUT_HEADERS = (
+HEADER_LOGGERS = (
     "opentelemetry.baggage.propagation",
     "opentelemetry.trace.propagation.tracecontext",
     "opentelemetry.trace.span",
 )
-"""Loggers that warn of what clients have sent, in full, and of each part of it in a line of its own."""
+"""Loggers that write what clients sent, in full."""
 
-ANSWERS = (EmailAlreadyRegistered, IdempotencyKeyUsed)
-"""What is raised without anything having failed."""
+EXPECTED_ERRORS = (EmailAlreadyRegistered, IdempotencyKeyUsed)
+"""Regular outcomes that are raised; they do not mark a span as failed."""
 
 SERVER_ERROR = 500
-"""The first of the statuses that say that the server is to blame."""
+"""The first status of server errors."""
 
 FLUSH_TIMEOUT = 1.0
-"""How long a stop waits for the spans that are still to be sent, in seconds."""
+"""How long a stop waits for the export of the last spans, in seconds."""
 
-LINE_EVERY = 60.0
-"""How often, in seconds, a collector that does not take spans makes a line in the log."""
+LOG_INTERVAL = 60.0
+"""The shortest interval between equal log lines about a failing collector, in seconds."""
 
 
 class OpenTelemetryTracing:
-    """The traces of a process; an asynchronous context manager that sends them by OTLP over HTTP.
+    """Exports the spans of this process by OTLP over HTTP; an asynchronous context manager.
 
-    They are sent by a thread of its own, from a queue that has an end: a collector that is slow or gone costs spans,
-    and keeps nobody waiting.
+    A thread exports them from a bounded queue: a slow or unreachable collector loses spans but delays no request.
     """
 
     def __init__(self) -> None:
-        """Set it up.
+        """Configure the export.
 
         Raises:
-            ValueError: a variable ``OTEL_...`` has a value that is not accepted.
+            ValueError: a variable ``OTEL_...`` has an invalid value.
         """
         ours = Resource.create({SERVICE_NAME: "usersvc", SERVICE_VERSION: usersvc.__version__})
         self._provider = TracerProvider(resource=ours.merge(OTELResourceDetector().detect()), shutdown_on_exit=False)
         logging.getLogger("opentelemetry.util.re").addFilter(_without_values)
-        for about_headers in ABOUT_HEADERS:
-            logging.getLogger(about_headers).addFilter(_nothing)
+        for name in HEADER_LOGGERS:
+            logging.getLogger(name).addFilter(_discard)
         self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
-        logging.getLogger(OTLPSpanExporter.__module__).addFilter(_Seldom())
+        logging.getLogger(OTLPSpanExporter.__module__).addFilter(_RateLimited())
         self._tracer = self._provider.get_tracer("usersvc", usersvc.__version__)
 
     async def __aenter__(self) -> Self:
-        """It sends already."""
+        """Nothing to open: the export has started."""
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Send what is left, within ``FLUSH_TIMEOUT``."""
-        # The library's own way waits for half a minute, and its time-outs are not those of a stop.
-        sending = Thread(target=self._provider.shutdown, name="last spans", daemon=True)
-        sending.start()
-        await asyncio.to_thread(sending.join, FLUSH_TIMEOUT)
-        if sending.is_alive():
-            log.warning("the stop breaks off sending spans: the collector takes too long")
+        """Export the remaining spans, within ``FLUSH_TIMEOUT``."""
+        # The library's shutdown waits for up to 30 seconds.
+        flushing = Thread(target=self._provider.shutdown, name="last spans", daemon=True)
+        flushing.start()
+        await asyncio.to_thread(flushing.join, FLUSH_TIMEOUT)
+        if flushing.is_alive():
+            log.warning("discarding the last spans at shutdown: the collector does not respond")
 
     def request(self, method: str, scheme: str, route: str | None, headers: Mapping[str, str]) -> "RequestSpan":
-        """Begin the span of a request, to which what goes on in this context belongs from now on.
+        """Start the span of a request and make it the current span of this context.
 
         Args:
-            method: as it came.
+            method: as received.
             scheme: ``http`` or ``https``.
-            route: the template of its path, if it has one.
-            headers: of the request; they may name its parent.
+            route: the template of the path, if a route matches.
+            headers: of the request; ``traceparent`` names the parent.
         """
         known = method in METHODS
         verb = method if known else "HTTP"
         attributes = {HTTP_REQUEST_METHOD: method if known else "_OTHER", URL_SCHEME: scheme}
         if route is not None:
             attributes[HTTP_ROUTE] = route
-        # Whatever this context has from before is another request's.
+        # Not the current context, which can be that of an earlier request.
         parent = extract(headers, Context())
         span = self._tracer.start_span(
             verb if route is None else f"{verb} {route}", parent, SpanKind.SERVER, attributes
@@ -121,19 +120,17 @@ class OpenTelemetryTracing:
 
     @contextmanager
     def storage_call(self, operation: str) -> Iterator[None]:
-        """See ``Instrument.storage_call``."""
-        with self._part(f"storage {operation}"):
+        with self._child_span(f"storage {operation}"):
             yield
 
     @contextmanager
     def hashing(self, operation: str) -> Iterator[None]:
-        """See ``Instrument.hashing``."""
-        with self._part(f"hashing {operation}"):
+        with self._child_span(f"hashing {operation}"):
             yield
 
     @contextmanager
     def notification(self, _operation: str) -> Iterator[None]:
-        """See ``Instrument.notification``: a part of the request's trace, however much later, if that was recorded."""
+        """A span in the trace of the request that led to the mail, if that was recorded."""
         context = request_context.get()
         if context is None or context.trace_id is None or context.span_id is None:
             yield
@@ -145,16 +142,16 @@ class OpenTelemetryTracing:
             trace_flags=TraceFlags(TraceFlags.SAMPLED),
         )
         parent = trace.set_span_in_context(NonRecordingSpan(request), Context())
-        with _telling(self._tracer.start_span("notification", parent, SpanKind.CONSUMER)):
+        with _ending(self._tracer.start_span("notification", parent, SpanKind.CONSUMER)):
             yield
 
     @contextmanager
-    def _part(self, name: str) -> Iterator[None]:
+    def _child_span(self, name: str) -> Iterator[None]:
         if not trace.get_current_span().is_recording():
-            # Nobody's: the service looks into the outbox by itself, all the time.
+            # Background work, such as polling the outbox.
             yield
             return
-        with _telling(self._tracer.start_span(name)):
+        with _ending(self._tracer.start_span(name)):
             yield
 
 
@@ -168,7 +165,7 @@ class RequestSpan:
         self.span_id = trace.format_span_id(context.span_id) if span.is_recording() else None
 
     def end(self, status: int | None) -> None:
-        """End it; None: nobody was left to be answered."""
+        """End it; the status is None if the client disconnected before the response."""
         if status is not None:
             self._span.set_attribute(HTTP_RESPONSE_STATUS_CODE, status)
             if status >= SERVER_ERROR:
@@ -177,41 +174,44 @@ class RequestSpan:
         self._span.end()
 
 
-class _Seldom(logging.Filter):
-    """Lets lines of one kind pass once in ``LINE_EVERY``: a collector may be away for days."""
+class _RateLimited(logging.Filter):
+    """Passes lines with the same message once per ``LOG_INTERVAL``: a collector may be unreachable for days."""
 
     def __init__(self) -> None:
         super().__init__()
         self._passed: dict[str, float] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Tell whether the line may pass."""
+        """Whether to log the record."""
         last = self._passed.get(record.msg)
-        if last is not None and record.created - last < LINE_EVERY:
+        if last is not None and record.created - last < LOG_INTERVAL:
             return False
         self._passed[record.msg] = record.created
         return True
 
 
-def _nothing(_: logging.LogRecord) -> bool:
-    """Let no line pass."""
+def _discard(_: logging.LogRecord) -> bool:
+    """A filter that discards every record."""
     return False
 
 
 def _without_values(record: logging.LogRecord) -> bool:
-    """Take what was set out of a complaint about it: a header for the collector may hold a key of its owner's."""
-    record.msg, record.args = "OTEL_EXPORTER_OTLP_HEADERS or the like has an entry that is not name=value", ()
+    """Remove the value from warnings about invalid settings: a header for the collector may contain a key."""
+    record.msg, record.args = (
+        "OTEL_EXPORTER_OTLP_HEADERS or a similar variable has an entry that is not name=value",
+        (),
+    )
     return True
 
 
 @contextmanager
-def _telling(span: Span) -> Iterator[None]:
-    """Within it the span is the current one; how it ends is told by kind and not by text, which may hold anything."""
+def _ending(span: Span) -> Iterator[None]:
+    """Make the span current and end it; of an error only the type is recorded, as its message may contain data."""
     with trace.use_span(span, end_on_exit=True, record_exception=False, set_status_on_exception=False):
         try:
             yield
         except BaseException as error:
             span.set_attribute(ERROR_TYPE, type(error).__name__)
-            if not isinstance(error, ANSWERS):
+            if not isinstance(error, EXPECTED_ERRORS):
                 span.set_status(StatusCode.ERROR)
             raise
