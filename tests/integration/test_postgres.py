@@ -202,7 +202,7 @@ async def test_the_tables_of_a_pre_release_version_are_refused_and_left_alone(em
 async def test_a_database_in_another_encoding_is_refused() -> None:
     with (
         fresh_database(encoding="SQL_ASCII", has_schema=False) as url,
-        pytest.raises(StorageUnavailable, match="not in the encoding UTF8"),
+        pytest.raises(StorageUnavailable, match="encoding of the database is not UTF8"),
     ):
         await open_and_close(url)
 
