@@ -1,4 +1,4 @@
-"""Tables of JSON values in one file, of which each line is a transaction; all of them are in memory, too."""
+"""Tables of JSON values in memory and in one file, in which each line is a transaction."""
 
 import asyncio
 import errno
@@ -18,17 +18,17 @@ T = TypeVar("T")
 
 Key = int | str
 Change = tuple[str, Key, Any]
-"""A table, a key in it, and the new value under it; None takes it out."""
+"""A table, a key and its new value; None deletes the key."""
 
-PATIENCE = 4.0
-"""How long anybody waits for the disk, in seconds, before it counts as not available."""
+CALL_TIMEOUT = 4.0
+"""The maximum time of any call, in seconds."""
 
 
 class Journal:
-    """The file, and what is in it.
+    """The file and its tables.
 
-    Everything is done in one thread, one after the other: so nothing is ever seen half done, and the event loop never
-    waits for the disk. One process has the file; another one is refused.
+    All work runs in one thread, so transactions are isolated and the event loop never waits for the disk. Only one
+    process can open the file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -38,30 +38,30 @@ class Journal:
         self._file: FileIO | None = None
         self._end = 0
         self.tables: defaultdict[str, dict[Key, Any]] = defaultdict(dict)
-        """What there is; looked at and changed only by what ``run`` runs."""
+        """Read and changed only by functions that ``run`` executes."""
 
     async def run(self, work: Callable[[], T]) -> T:
-        """Do some work in the thread, and give what it gives.
+        """Run ``work`` in the thread and return its result.
 
         Raises:
-            StorageUnavailable: the disk fails, or takes too long; it is not known whether the work was done.
+            StorageUnavailable: the disk fails, or takes too long; it is unknown whether the work was done.
         """
         try:
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(CALL_TIMEOUT):
                 return await asyncio.get_running_loop().run_in_executor(self._thread, work)
         except TimeoutError:
             raise StorageUnavailable("the journal does not answer in time") from None
         except OSError as error:
-            # Without the path, which is for nobody's log.
+            # Without the path, which does not belong into a log.
             raise StorageUnavailable(f"the journal fails: {error.strerror}") from error
 
     def open(self) -> None:
-        """Read the file, made if it is missing, and write it anew without what is past.
+        """Read the file, create it if it is missing, and rewrite it without outdated lines.
 
         Raises:
-            StorageUnavailable: another process has it, or it is no journal.
+            StorageUnavailable: another process uses it, or it is not a journal.
         """
-        self._lock = _opened(self._path.with_suffix(".lock"))
+        self._lock = _open(self._path.with_suffix(".lock"))
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._read()
@@ -75,7 +75,7 @@ class Journal:
 
     def _read(self) -> None:
         *lines, _ = self._path.read_bytes().split(b"\n") if self._path.exists() else [b""]
-        # A last line without an end was being written when the process died: nobody has been told that it was stored.
+        # The process crashed while it wrote a last line without a newline, so that transaction was never acknowledged.
         try:
             for line in lines:
                 self._apply(json.loads(line))
@@ -83,14 +83,14 @@ class Journal:
             raise StorageUnavailable("the journal is damaged") from None
 
     def close(self) -> None:
-        """Let go of the file; nothing can be written any more."""
+        """Close the file; later writes fail."""
         for file in (self._file, self._lock):
             if file is not None:
                 file.close()
         self._file = None
 
     def write(self, changes: Iterable[Change]) -> None:
-        """Store changes, all of them or none: on the disk first, then in the tables."""
+        """Store all changes or none: on the disk first, then in the tables."""
         if self._file is None:
             raise StorageUnavailable("the journal is closed")
         changes = list(changes)
@@ -100,17 +100,17 @@ class Journal:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             os.fsync(self._file.fileno())
         except OSError:
-            # Else a half of a line would stand before the next one.
+            # Remove the incomplete line before the next one is appended.
             self._file.truncate(self._end)
             raise
         self._end += len(line)
         self._apply(changes)
 
     def rewrite(self) -> None:
-        """Put a file of what there is in place of the old one, at once and for good."""
+        """Replace the file atomically by one with the current values only."""
         fresh = self._path.with_suffix(".new")
         fresh.unlink(missing_ok=True)
-        file = _opened(fresh)
+        file = _open(fresh)
         try:
             for table, rows in self.tables.items():
                 for key, value in rows.items():
@@ -137,8 +137,8 @@ def _line(changes: list[Change]) -> bytes:
     return json.dumps(changes, separators=(",", ":")).encode() + b"\n"
 
 
-def _opened(path: Path) -> FileIO:
-    """A file to append to, unbuffered, for its owner alone."""
+def _open(path: Path) -> FileIO:
+    """Open a file for appending, unbuffered, with access for its owner only."""
     return FileIO(os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600), "a")
 
 

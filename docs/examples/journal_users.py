@@ -23,10 +23,8 @@ from usersvc.domain.events import UserRegistered
 from usersvc.domain.mail_limits import Reserved, limits, reserve
 from usersvc.domain.user import User
 
-USERS, KEYS, OUTBOX, LIMITS, LAST_GIVEN = "users", "keys", "outbox", "limits", "last"
-"""The tables: users by position, keys by digest, entries by id, limits on mails by digest, and the last position and id
-that were given out.
-"""
+USERS, KEYS, OUTBOX, LIMITS, LAST_NUMBERS = "users", "keys", "outbox", "limits", "last"
+"""The tables: users by position, keys by digest, entries by id, mail limits by digest, and the last position and id."""
 
 
 # --8<-- [start:users]
@@ -43,14 +41,14 @@ class JournalUsers:
 
     @property
     def archive(self) -> Self:
-        """The users as they are stored; the methods of the two ports have different names."""
+        """This object: it implements both ports."""
         return self
 
     async def __aenter__(self) -> Self:
-        """Open the file, made if it is missing.
+        """Open the file; create it if it is missing.
 
         Raises:
-            StorageUnavailable: it cannot be opened, is no journal, or another process has it.
+            StorageUnavailable: it cannot be opened, is not a journal, or is used by another process.
         """
         await self._journal.run(self._open)
         return self
@@ -58,26 +56,24 @@ class JournalUsers:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Let what is in hand finish, and close the file."""
+        """Wait for running work and close the file."""
         await self._journal.run(self._journal.close)
 
     async def add(self, user: User, *, key: IdempotencyKey | None = None) -> None:
-        """See ``Users.add``."""
-        # Read here, since contexts do not follow into threads.
+        # Read here: the thread has another context.
         context = request_context.get()
 
         def work() -> None:
-            changes = [] if key is None else [*self._used(key, user)]
+            changes = [] if key is None else [*self._key_changes(key, user)]
             if user.email.mailbox in self._position_of_mailbox:
                 raise EmailAlreadyRegistered
-            self._write([*changes, *self._added([user], context)])
+            self._write([*changes, *self._user_changes([user], context)])
 
         await self._journal.run(work)
 
     # --8<-- [end:users]
 
     async def add_all(self, users: Sequence[User]) -> list[bool]:
-        """See ``Users.add_all``."""
         context = request_context.get()
 
         def work() -> list[bool]:
@@ -89,32 +85,28 @@ class JournalUsers:
                     mailboxes.add(user.email.mailbox)
                     ids.add(str(user.id))
                 stored.append(free)
-            self._write(self._added([user for user, free in zip(users, stored, strict=True) if free], context))
+            self._write(self._user_changes([user for user, free in zip(users, stored, strict=True) if free], context))
             return stored
 
         return await self._journal.run(work)
 
     async def remove(self, user_id: UUID) -> bool:
-        """See ``Users.remove``."""
-
         def work() -> bool:
             position = self._position_of_id.get(str(user_id))
             if position is None:
                 return False
             tables = self._journal.tables
-            gone: list[Change] = [(USERS, position, None)]
+            removed: list[Change] = [(USERS, position, None)]
             for table in (KEYS, OUTBOX):
-                gone += [(table, key, None) for key, row in tables[table].items() if row["user_id"] == str(user_id)]
-            self._write(gone)
-            # What was written of this person before goes, too.
+                removed += [(table, key, None) for key, row in tables[table].items() if row["user_id"] == str(user_id)]
+            self._write(removed)
+            # Removes the earlier lines about this user as well.
             self._journal.rewrite()
             return True
 
         return await self._journal.run(work)
 
     async def registered_with(self, key: IdempotencyKey, *, at: datetime) -> EarlierRegistration | None:
-        """See ``Users.registered_with``."""
-
         def work() -> EarlierRegistration | None:
             used = self._journal.tables[KEYS].get(key.digest)
             if used is None or used["used_at"] <= timestamp(at - KEY_LIFETIME):
@@ -125,8 +117,6 @@ class JournalUsers:
         return await self._journal.run(work)
 
     async def find(self, user_id: UUID) -> UserView | None:
-        """See ``Users.find``."""
-
         def work() -> UserView | None:
             position = self._position_of_id.get(str(user_id))
             view: UserView | None = None if position is None else self._rows[position]["view"]
@@ -135,14 +125,12 @@ class JournalUsers:
         return await self._journal.run(work)
 
     async def page(self, *, limit: int, order: Order, after: int | None, mailbox: str | None) -> Page:
-        """See ``Users.page``."""
-
         def work() -> Page:
             positions = self._positions
             if mailbox is not None:
                 position = self._position_of_mailbox.get(mailbox)
                 positions = [] if position is None else [position]
-            # One more than asked for tells whether there is a next page.
+            # One more than requested shows whether there is a next page.
             if order is Order.ASC:
                 begin = 0 if after is None else bisect_right(positions, after)
                 shown = positions[begin : begin + limit + 1]
@@ -157,14 +145,12 @@ class JournalUsers:
         return await self._journal.run(work)
 
     async def check(self) -> None:
-        """See ``Users.check``: an empty transaction needs a disk that is not full."""
+        """Write an empty transaction, which fails if the disk is full."""
         await self._journal.run(lambda: self._journal.write([]))
 
-    # --- as its own archive ---
+    # --- the archive ---
 
     async def users(self, *, after: int | None, limit: int) -> list[UserRecord]:
-        """See ``Archive.users``."""
-
         def work() -> list[UserRecord]:
             begin = 0 if after is None else bisect_right(self._positions, after)
             return [self._record(position) for position in self._positions[begin : begin + limit]]
@@ -172,8 +158,6 @@ class JournalUsers:
         return await self._journal.run(work)
 
     async def find_matching(self, *, mailboxes: Sequence[str], ids: Sequence[UUID]) -> list[UserRecord]:
-        """See ``Archive.find_matching``."""
-
         def work() -> list[UserRecord]:
             found = {self._position_of_mailbox.get(mailbox) for mailbox in mailboxes}
             found |= {self._position_of_id.get(str(user_id)) for user_id in ids}
@@ -182,7 +166,6 @@ class JournalUsers:
         return await self._journal.run(work)
 
     async def count(self) -> int:
-        """See ``Archive.count``."""
         return await self._journal.run(lambda: len(self._positions))
 
     # --- in the journal's thread ---
@@ -195,9 +178,9 @@ class JournalUsers:
         self._journal.write((LIMITS, digest, None) for digest in ended)
 
     # --8<-- [start:write]
-    def _added(self, users: Sequence[User], context: RequestContext | None) -> Iterator[Change]:
-        """What stores users and their events, and the numbers that they take."""
-        given = self._journal.tables[LAST_GIVEN]
+    def _user_changes(self, users: Sequence[User], context: RequestContext | None) -> Iterator[Change]:
+        """The changes that store users and their events."""
+        given = self._journal.tables[LAST_NUMBERS]
         position, entry_id = given.get(USERS, 0), given.get(OUTBOX, 0)
         reserved: dict[str, Reserved] = {}
         for user in users:
@@ -215,11 +198,11 @@ class JournalUsers:
                 yield (OUTBOX, entry_id, _row(OutboxEntry(entry_id, event, 0, due_at, reason, context=context)))
         for digest, each in reserved.items():
             yield (LIMITS, digest, {"since": timestamp(each.since), "until": timestamp(each.until)})
-        yield (LAST_GIVEN, USERS, position)
-        yield (LAST_GIVEN, OUTBOX, entry_id)
+        yield (LAST_NUMBERS, USERS, position)
+        yield (LAST_NUMBERS, OUTBOX, entry_id)
 
     def _reserved(self, event: UserRegistered) -> dict[str, Reserved]:
-        """What mails have reserved under the limits on the one about this event."""
+        """The reservations of the mail limits that apply to an event."""
         rows = self._journal.tables[LIMITS]
         return {
             digest: Reserved(*(datetime.fromisoformat(rows[digest][name]) for name in ("since", "until")))
@@ -228,7 +211,7 @@ class JournalUsers:
         }
 
     def _write(self, changes: Iterable[Change]) -> None:
-        """Store changes, and keep up the indexes with what became of users."""
+        """Store changes and update the indexes."""
         changes = list(changes)
         before = {key: self._rows[key] for table, key, _ in changes if table == USERS and key in self._rows}
         self._journal.write(changes)
@@ -248,8 +231,8 @@ class JournalUsers:
         del self._positions[bisect_left(self._positions, position)]
         del self._position_of_mailbox[row["mailbox"]], self._position_of_id[row["view"]["id"]]
 
-    def _used(self, key: IdempotencyKey, user: User) -> Iterator[Change]:
-        """What marks a key as used, and forgets those that have ended."""
+    def _key_changes(self, key: IdempotencyKey, user: User) -> Iterator[Change]:
+        """The changes that store a key and delete expired keys."""
         keys = self._journal.tables[KEYS]
         ended = timestamp(user.registered_at - KEY_LIFETIME)
         yield from [(KEYS, digest, None) for digest, used in keys.items() if used["used_at"] <= ended]
@@ -280,8 +263,6 @@ class JournalOutbox:
         self._rows = journal.tables[OUTBOX]
 
     async def lease(self, *, now: datetime, until: datetime, limit: int, latest: datetime = LAST) -> list[OutboxEntry]:
-        """See ``Outbox.lease``."""
-
         def work() -> list[OutboxEntry]:
             waiting = ((row["due_at"], key) for key, row in self._rows.items() if row["due_at"] is not None)
             due = (
@@ -301,22 +282,17 @@ class JournalOutbox:
         return await self._journal.run(work)
 
     async def delivered(self, entry: OutboxEntry) -> None:
-        """See ``Outbox.delivered``."""
-        await self._answer(entry, lambda: self._journal.write([(OUTBOX, entry.id, None)]))
+        await self._settle(entry, lambda: self._journal.write([(OUTBOX, entry.id, None)]))
 
     async def reschedule(self, entry: OutboxEntry, *, due_at: datetime, reason: str) -> None:
-        """See ``Outbox.reschedule``."""
-        await self._answer(entry, lambda: self._put(replace(entry, due_at=due_at, reason=reason, lease=None)))
+        await self._settle(entry, lambda: self._put(replace(entry, due_at=due_at, reason=reason, lease=None)))
 
     async def dead_letter(self, entry: OutboxEntry, *, reason: str) -> None:
-        """See ``Outbox.dead_letter``."""
-        await self._answer(entry, lambda: self._put(replace(entry, due_at=None, reason=reason, lease=None)))
+        await self._settle(entry, lambda: self._put(replace(entry, due_at=None, reason=reason, lease=None)))
 
     # --8<-- [end:outbox]
 
     async def next_due(self) -> datetime | None:
-        """See ``Outbox.next_due``."""
-
         def work() -> datetime | None:
             first = min((row["due_at"] for row in self._rows.values() if row["due_at"] is not None), default=None)
             return None if first is None else datetime.fromisoformat(first)
@@ -324,14 +300,11 @@ class JournalOutbox:
         return await self._journal.run(work)
 
     async def entries(self, *, after: int | None = None, limit: int | None = None) -> list[OutboxEntry]:
-        """See ``Outbox.entries``."""
         return await self._journal.run(
             lambda: [_entry(key, self._rows[key]) for key in sorted(self._rows) if int(key) > (after or 0)][:limit]
         )
 
     async def retry(self, entry_id: int, *, now: datetime) -> bool:
-        """See ``Outbox.retry``."""
-
         def work() -> bool:
             row = self._rows.get(entry_id)
             if row is None or (row["lease"] is not None and row["due_at"] > timestamp(now)):
@@ -342,8 +315,6 @@ class JournalOutbox:
         return await self._journal.run(work)
 
     async def state(self) -> OutboxState:
-        """See ``Outbox.state``."""
-
         def work() -> OutboxState:
             entries = [_entry(key, row) for key, row in sorted(self._rows.items())]
             pending = [entry for entry in entries if entry.due_at is not None]
@@ -355,7 +326,7 @@ class JournalOutbox:
 
         return await self._journal.run(work)
 
-    async def _answer(self, entry: OutboxEntry, store: Callable[[], None]) -> None:
+    async def _settle(self, entry: OutboxEntry, store: Callable[[], None]) -> None:
         def work() -> None:
             row = self._rows.get(entry.id)
             if row is not None and row["lease"] is not None and row["lease"] == entry.lease:

@@ -24,7 +24,7 @@ class WebhookNotifier:
     """A ``Notifier`` that posts a signed message for each event; an asynchronous context manager.
 
     Headers and signature are those of the Standard Webhooks specification. ``webhook-id`` is the same over retries, so
-    that whoever listens can tell a repetition.
+    that the receiver can recognize a repetition.
     """
 
     def __init__(self, url: str, *, secret: bytes) -> None:
@@ -32,7 +32,7 @@ class WebhookNotifier:
 
         Args:
             url: where messages are posted.
-            secret: the key of the signatures, known to whoever listens.
+            secret: the key of the signatures, shared with the receiver.
         """
         self._url = url
         self._secret = secret
@@ -54,7 +54,7 @@ class WebhookNotifier:
         """See ``Notifier.welcome``.
 
         Raises:
-            Undeliverable: whoever listens refuses this message for good.
+            Undeliverable: the receiver rejects this message permanently.
             aiohttp.ClientError: there is no answer.
             ConnectionError: there is one that does not take the message.
         """
@@ -68,7 +68,7 @@ class WebhookNotifier:
             }
         ).encode()
         headers = {"Content-Type": "application/json", **self._signed(f"welcome-{event.user_id}", body)}
-        # Followed to another place, a message would be shown to whoever is there.
+        # Following a redirect would send the message to another receiver.
         async with self._session.post(self._url, data=body, headers=headers, allow_redirects=False) as answer:
             if answer.status in ABOUT_THE_MESSAGE:
                 raise Undeliverable(f"the hook refuses the message ({answer.status})")

@@ -1,4 +1,4 @@
-"""The adapters that the contract suites run against: whoever writes another one names it here."""
+"""The adapters that the contract suites run against; add another one here."""
 
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager

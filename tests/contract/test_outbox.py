@@ -1,4 +1,4 @@
-"""What every ``Outbox`` has to do, together with the ``Users`` that fill it, run against each of them."""
+"""The contract of every ``Outbox`` adapter, with the ``Users`` that fill it."""
 
 import asyncio
 from collections import Counter
@@ -23,7 +23,7 @@ NOW = datetime(2026, 1, 31, 9, 30, 0, 123, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)
 LONG_AFTER = NOW + 100 * MINUTE
 
-Answer = Callable[[Outbox, OutboxEntry], Coroutine[Any, Any, None]]
+Result = Callable[[Outbox, OutboxEntry], Coroutine[Any, Any, None]]
 
 
 def person(email: str, *, at: datetime = NOW) -> User:
@@ -50,7 +50,7 @@ async def delivered(outbox: Outbox, entry: OutboxEntry) -> None:
     await outbox.delivered(entry)
 
 
-async def postponed(outbox: Outbox, entry: OutboxEntry) -> None:
+async def rescheduled(outbox: Outbox, entry: OutboxEntry) -> None:
     await outbox.reschedule(entry, due_at=NOW + timedelta(days=1), reason="too late")
 
 
@@ -58,7 +58,7 @@ async def dead_letter(outbox: Outbox, entry: OutboxEntry) -> None:
     await outbox.dead_letter(entry, reason="too late")
 
 
-ANSWERS = [delivered, postponed, dead_letter]
+RESULTS = [delivered, rescheduled, dead_letter]
 
 
 @pytest.mark.parametrize("email", ["alice@example.com", "jo\u0308rg.Müller@bücher.example", '"a \\"b"@example.com'])
@@ -100,12 +100,12 @@ async def test_every_user_has_an_event_and_every_event_a_user(views: Views) -> N
     await asyncio.gather(*map(attempt, range(40)))
 
     listed = await views[0].page(limit=100, order=Order.ASC, after=None, mailbox=None)
-    told_of = [str(entry.event.user_id) for entry in await views[1].outbox.entries()]
-    assert [user["id"] for user in listed.users] == told_of
-    assert len(told_of) == 20
+    event_user_ids = [str(entry.event.user_id) for entry in await views[1].outbox.entries()]
+    assert [user["id"] for user in listed.users] == event_user_ids
+    assert len(event_user_ids) == 20
 
 
-async def test_a_leased_entry_is_the_events_and_is_held(users: Store, outbox: Outbox) -> None:
+async def test_a_leased_entry_has_its_event_and_a_lease(users: Store, outbox: Outbox) -> None:
     alice = person("alice@example.com")
     await users.add(alice)
     [entry] = await lease(outbox)
@@ -116,7 +116,7 @@ async def test_a_leased_entry_is_the_events_and_is_held(users: Store, outbox: Ou
     assert await outbox.entries() == [entry]
 
 
-async def test_what_a_wrong_clock_put_off_for_ever_is_taken(users: Store, outbox: Outbox) -> None:
+async def test_an_entry_rescheduled_by_a_wrong_clock_is_leased(users: Store, outbox: Outbox) -> None:
     await add_people(users, "alice", "bob")
     alice, bob = await lease(outbox)
     await outbox.reschedule(alice, due_at=NOW + timedelta(days=3650), reason="busy")
@@ -133,13 +133,13 @@ async def test_an_empty_outbox_has_nothing_to_lease(outbox: Outbox) -> None:
     assert await outbox.entries() == []
 
 
-async def test_what_is_not_due_yet_is_not_leased(users: Store, outbox: Outbox) -> None:
+async def test_an_entry_that_is_not_due_is_not_leased(users: Store, outbox: Outbox) -> None:
     await add_people(users, "alice")
     assert await lease(outbox, at=NOW - timedelta(microseconds=1)) == []
     assert names(await lease(outbox, at=NOW)) == ["alice"]
 
 
-async def test_at_most_as_many_as_wanted_are_leased_the_longest_due_first(users: Store, outbox: Outbox) -> None:
+async def test_the_limit_of_a_lease_is_respected_longest_due_first(users: Store, outbox: Outbox) -> None:
     for name, minutes in {"third": 3, "first": 1, "fourth": 4, "second": 2}.items():
         await users.add(person(f"{name}@example.com", at=NOW + minutes * MINUTE))
 
@@ -147,12 +147,12 @@ async def test_at_most_as_many_as_wanted_are_leased_the_longest_due_first(users:
     assert names(await lease(outbox, at=LONG_AFTER, limit=3)) == ["fourth"]
 
 
-async def test_what_is_due_since_the_same_time_comes_in_order_of_registration(users: Store, outbox: Outbox) -> None:
+async def test_entries_due_at_the_same_time_are_leased_in_order_of_registration(users: Store, outbox: Outbox) -> None:
     await add_people(users, *"dacb")
     assert names(await lease(outbox)) == ["d", "a", "c", "b"]
 
 
-async def test_whoever_leases_holds_alone(views: Views) -> None:
+async def test_an_entry_is_leased_by_one_worker_only(views: Views) -> None:
     await add_people(views[0], *(f"user{n}" for n in range(40)))
     leases = await asyncio.gather(*(lease(views[n % 2].outbox, limit=3) for n in range(20)))
 
@@ -161,7 +161,7 @@ async def test_whoever_leases_holds_alone(views: Views) -> None:
     assert len({(entry.id, entry.lease) for entry in held}) == 40
 
 
-async def test_a_lease_ends(views: Views) -> None:
+async def test_a_lease_expires(views: Views) -> None:
     await add_people(views[0], "alice")
     [first] = await lease(views[0].outbox)
 
@@ -171,7 +171,7 @@ async def test_a_lease_ends(views: Views) -> None:
     assert second.lease != first.lease
 
 
-async def test_what_is_delivered_is_forgotten(users: Store, outbox: Outbox) -> None:
+async def test_a_delivered_entry_is_deleted(users: Store, outbox: Outbox) -> None:
     await add_people(users, "alice", "bob")
     [alice] = await lease(outbox, limit=1)
     await outbox.delivered(alice)
@@ -181,7 +181,7 @@ async def test_what_is_delivered_is_forgotten(users: Store, outbox: Outbox) -> N
     assert await users.find(alice.event.user_id)
 
 
-async def test_what_is_postponed_comes_again_when_it_is_due(users: Store, outbox: Outbox) -> None:
+async def test_a_rescheduled_entry_is_leased_when_it_is_due(users: Store, outbox: Outbox) -> None:
     await add_people(users, "alice")
     [entry] = await lease(outbox)
     due_at = NOW + 5 * MINUTE
@@ -195,20 +195,20 @@ async def test_what_is_postponed_comes_again_when_it_is_due(users: Store, outbox
     assert (again.id, again.attempts, again.reason) == (entry.id, 2, "ConnectionError: größer")
 
 
-async def test_what_is_set_aside_stays_but_does_not_come_again(users: Store, outbox: Outbox) -> None:
+async def test_a_dead_lettered_entry_stays_and_is_not_leased(users: Store, outbox: Outbox) -> None:
     await add_people(users, "alice")
     [entry] = await lease(outbox)
-    await outbox.dead_letter(entry, reason="nobody lives there")
+    await outbox.dead_letter(entry, reason="no such mailbox")
 
     [kept] = await outbox.entries()
     assert (kept.event, kept.attempts) == (entry.event, 1)
-    assert (kept.due_at, kept.reason, kept.lease) == (None, "nobody lives there", None)
+    assert (kept.due_at, kept.reason, kept.lease) == (None, "no such mailbox", None)
     assert await lease(outbox, at=NOW + timedelta(days=1000)) == []
     assert await outbox.next_due() is None
 
 
-@pytest.mark.parametrize("answer", ANSWERS)
-async def test_an_answer_after_somebody_else_has_the_lease_changes_nothing(views: Views, answer: Answer) -> None:
+@pytest.mark.parametrize("answer", RESULTS)
+async def test_a_result_after_another_worker_has_the_lease_changes_nothing(views: Views, answer: Result) -> None:
     await add_people(views[0], "alice")
     [late] = await lease(views[0].outbox)
     [held] = await lease(views[1].outbox, at=NOW + MINUTE)
@@ -217,9 +217,9 @@ async def test_an_answer_after_somebody_else_has_the_lease_changes_nothing(views
     assert await views[0].outbox.entries() == [held]
 
 
-@pytest.mark.parametrize("answer", ANSWERS)
-@pytest.mark.parametrize("first", ANSWERS)
-async def test_a_second_answer_changes_nothing(users: Store, outbox: Outbox, first: Answer, answer: Answer) -> None:
+@pytest.mark.parametrize("answer", RESULTS)
+@pytest.mark.parametrize("first", RESULTS)
+async def test_a_second_result_changes_nothing(users: Store, outbox: Outbox, first: Result, answer: Result) -> None:
     await add_people(users, "alice")
     [entry] = await lease(outbox)
     await first(outbox, entry)
@@ -229,9 +229,9 @@ async def test_a_second_answer_changes_nothing(users: Store, outbox: Outbox, fir
     assert await outbox.entries() == after_the_first
 
 
-@pytest.mark.parametrize("answer", ANSWERS)
-async def test_an_answer_for_what_was_never_leased_changes_nothing(
-    users: Store, outbox: Outbox, answer: Answer
+@pytest.mark.parametrize("answer", RESULTS)
+async def test_a_result_for_an_entry_without_a_lease_changes_nothing(
+    users: Store, outbox: Outbox, answer: Result
 ) -> None:
     await add_people(users, "alice")
     [entry] = await outbox.entries()
@@ -239,17 +239,15 @@ async def test_an_answer_for_what_was_never_leased_changes_nothing(
     assert await outbox.entries() == [entry]
 
 
-async def test_an_answer_still_counts_after_the_end_of_a_lease_that_nobody_else_has(
-    users: Store, outbox: Outbox
-) -> None:
+async def test_a_result_counts_after_an_expired_lease_if_no_other_worker_has_one(users: Store, outbox: Outbox) -> None:
     await add_people(users, "alice")
     [entry] = await lease(outbox)
-    # No clock is involved: the mail has been sent, and nobody is sending it again.
+    # The mail has been sent, and no other worker is sending it.
     await outbox.delivered(entry)
     assert await outbox.entries() == []
 
 
-async def test_next_due_is_when_the_first_is_due_or_ends_being_leased(users: Store, outbox: Outbox) -> None:
+async def test_next_due_is_the_first_due_time_or_end_of_a_lease(users: Store, outbox: Outbox) -> None:
     await users.add(person("later@example.com", at=NOW + 3 * MINUTE))
     await users.add(person("soon@example.com", at=NOW))
     assert await outbox.next_due() == NOW
@@ -259,7 +257,7 @@ async def test_next_due_is_when_the_first_is_due_or_ends_being_leased(users: Sto
     assert await outbox.next_due() == NOW + 3 * MINUTE
 
 
-async def test_entries_are_in_order_of_registration_whatever_became_of_them(users: Store, outbox: Outbox) -> None:
+async def test_entries_are_in_order_of_registration_in_every_state(users: Store, outbox: Outbox) -> None:
     await add_people(users, *"abcd")
     [a, b, *_] = await lease(outbox, limit=3)
     await outbox.reschedule(a, due_at=LONG_AFTER, reason="-")
@@ -267,7 +265,7 @@ async def test_entries_are_in_order_of_registration_whatever_became_of_them(user
     assert names(await outbox.entries()) == ["a", "b", "c", "d"]
 
 
-async def test_an_id_is_never_given_out_again(users: Store, outbox: Outbox) -> None:
+async def test_an_id_is_never_used_again(users: Store, outbox: Outbox) -> None:
     await add_people(users, "alice")
     [alice] = await lease(outbox)
     await outbox.delivered(alice)
@@ -276,20 +274,18 @@ async def test_an_id_is_never_given_out_again(users: Store, outbox: Outbox) -> N
     assert bob.id != alice.id
 
 
-async def test_a_retry_of_what_was_set_aside_makes_it_due_with_its_attempts_forgotten(
-    users: Store, outbox: Outbox
-) -> None:
+async def test_a_retry_of_a_dead_lettered_entry_makes_it_due_without_attempts(users: Store, outbox: Outbox) -> None:
     await add_people(users, "alice")
     [entry] = await lease(outbox)
-    await outbox.dead_letter(entry, reason="nobody lives there")
+    await outbox.dead_letter(entry, reason="no such mailbox")
 
     assert await outbox.retry(entry.id, now=LONG_AFTER)
     assert await outbox.next_due() == LONG_AFTER
     [again] = await lease(outbox, at=LONG_AFTER)
-    assert (again.id, again.attempts, again.reason) == (entry.id, 1, "nobody lives there")
+    assert (again.id, again.attempts, again.reason) == (entry.id, 1, "no such mailbox")
 
 
-async def test_a_retry_of_what_waits_makes_it_due_now(users: Store, outbox: Outbox) -> None:
+async def test_a_retry_of_a_pending_entry_makes_it_due_now(users: Store, outbox: Outbox) -> None:
     await add_people(users, "alice")
     [entry] = await lease(outbox)
     await outbox.reschedule(entry, due_at=LONG_AFTER, reason="-")
@@ -298,7 +294,7 @@ async def test_a_retry_of_what_waits_makes_it_due_now(users: Store, outbox: Outb
     assert names(await lease(outbox, at=NOW + MINUTE)) == ["alice"]
 
 
-async def test_a_retry_of_what_somebody_is_just_trying_changes_nothing(users: Store, outbox: Outbox) -> None:
+async def test_a_retry_of_a_leased_entry_changes_nothing(users: Store, outbox: Outbox) -> None:
     await add_people(users, "alice")
     [held] = await lease(outbox)
 
@@ -311,7 +307,7 @@ async def test_a_retry_of_what_somebody_is_just_trying_changes_nothing(users: St
     assert (waiting.attempts, waiting.due_at, waiting.lease) == (0, NOW + MINUTE, None)
 
 
-async def test_a_retry_of_what_is_not_there_is_told(users: Store, outbox: Outbox) -> None:
+async def test_a_retry_of_an_unknown_entry_returns_false(users: Store, outbox: Outbox) -> None:
     await add_people(users, "alice")
     [alice] = await lease(outbox)
     assert not await outbox.retry(alice.id + 1, now=NOW)
@@ -319,7 +315,7 @@ async def test_a_retry_of_what_is_not_there_is_told(users: Store, outbox: Outbox
     assert not await outbox.retry(alice.id, now=NOW)
 
 
-async def test_the_state_tells_how_many_wait_and_since_when(users: Store, outbox: Outbox) -> None:
+async def test_the_state_counts_pending_entries_and_has_the_time_of_the_oldest(users: Store, outbox: Outbox) -> None:
     assert await outbox.state() == OutboxState(pending=0, dead_lettered=0, oldest=None)
 
     for minutes, name in enumerate(["alice", "bob", "carol"]):
@@ -359,7 +355,7 @@ async def test_mails_to_one_mailbox_under_many_tags_are_spread_over_days(views: 
     assert (held.attempts, held.reason, held.lease, held.is_rate_limited) == (0, RATE_LIMITED, None, True)
 
 
-async def test_a_mail_that_waits_for_a_limit_is_sent_in_its_turn_with_all_its_tries(views: Views) -> None:
+async def test_a_rate_limited_mail_is_sent_in_order_with_all_its_attempts(views: Views) -> None:
     for number in range(MAILBOX.burst + 2):
         await views[0].add(person(f"victim+{number}@example.com"))
 
@@ -381,7 +377,7 @@ async def test_a_mail_that_waits_for_a_limit_is_sent_in_its_turn_with_all_its_tr
     assert (again.id, again.attempts) == (first.id, 2)
 
 
-async def test_a_limit_is_forgotten_with_time(users: Store, outbox: Outbox) -> None:
+async def test_a_mail_limit_expires(users: Store, outbox: Outbox) -> None:
     for number in range(MAILBOX.burst):
         await users.add(person(f"victim+{number}@example.com"))
     later = NOW + 2 * MAILBOX.gap
@@ -401,7 +397,7 @@ async def test_mails_to_one_domain_are_spread(monkeypatch: pytest.MonkeyPatch, u
     assert await due_times(outbox) == [n * MINUTE for n in (0, 0, 0, 1, 2, 3, 0)]
 
 
-async def test_the_limits_hold_for_many_who_are_added_at_once(users: Store, outbox: Outbox) -> None:
+async def test_the_limits_apply_to_users_added_in_one_batch(users: Store, outbox: Outbox) -> None:
     await users.add(person("victim+0@example.com"))
     people = [person(f"victim+{number}@example.com") for number in range(MAILBOX.burst + 2)]
     assert await users.add_all(people) == [False, *[True] * (MAILBOX.burst + 1)]
@@ -418,7 +414,7 @@ async def test_a_refused_user_reserves_no_mail(users: Store, outbox: Outbox) -> 
     assert await due_times(outbox) == [timedelta(0), timedelta(0)]
 
 
-async def test_a_clock_that_was_wrong_delays_nobody_for_long(views: Views) -> None:
+async def test_a_wrong_clock_does_not_delay_mails_for_long(views: Views) -> None:
     await views[0].add(person("victim+0@example.com"))
     await views[1].add(person("victim+1@example.com", at=NOW + timedelta(days=3650)))
     for number in range(2, MAILBOX.burst + 2):
@@ -430,7 +426,7 @@ async def test_a_clock_that_was_wrong_delays_nobody_for_long(views: Views) -> No
     assert "victim+1" in names(await views[0].outbox.lease(now=NOW, until=LONG_AFTER, limit=9, latest=LONG_AFTER))
 
 
-async def test_what_waits_for_a_limit_does_not_count_as_old(users: Store, outbox: Outbox) -> None:
+async def test_a_rate_limited_entry_does_not_count_as_the_oldest(users: Store, outbox: Outbox) -> None:
     for number in range(MAILBOX.burst + 2):
         await users.add(person(f"victim+{number}@example.com"))
     for entry in await lease(outbox, limit=100):
@@ -441,7 +437,7 @@ async def test_what_waits_for_a_limit_does_not_count_as_old(users: Store, outbox
     assert len(await lease(outbox)) == 1
 
 
-async def test_an_entry_keeps_what_led_to_it(users: Store, outbox: Outbox) -> None:
+async def test_an_entry_keeps_its_request_context(users: Store, outbox: Outbox) -> None:
     await users.add(person("alice@example.com"))
     before = request_context.set(RequestContext("one", "0af7651916cd43dd8448eb211c80319c"))
     await users.add(person("bob@example.com"))
@@ -461,17 +457,17 @@ async def test_an_entry_keeps_what_led_to_it(users: Store, outbox: Outbox) -> No
     assert [entry.context for entry in await outbox.entries()] == expected
 
 
-async def test_many_added_at_once_leave_only_the_events_that_they_have(users: Store, outbox: Outbox) -> None:
+async def test_a_batch_stores_only_the_events_of_its_users(users: Store, outbox: Outbox) -> None:
     await users.add(person("alice@example.com"))
     before = request_context.set(RequestContext("one"))
-    told, refused = person("bob@example.com"), person("ALICE@example.com")
-    stored = await users.add_all([replace(person("carol@example.com"), events=()), told, refused])
+    accepted, refused = person("bob@example.com"), person("ALICE@example.com")
+    stored = await users.add_all([replace(person("carol@example.com"), events=()), accepted, refused])
     request_context.reset(before)
 
     assert stored == [True, True, False]
     assert names(await outbox.entries()) == ["alice", "bob"]
     _, entry = await outbox.entries()
-    assert (entry.event, entry.due_at, entry.context) == (told.events[0], NOW, RequestContext("one"))
+    assert (entry.event, entry.due_at, entry.context) == (accepted.events[0], NOW, RequestContext("one"))
 
 
 async def test_who_is_removed_is_not_told_any_more(users: Store, outbox: Outbox) -> None:
@@ -479,7 +475,7 @@ async def test_who_is_removed_is_not_told_any_more(users: Store, outbox: Outbox)
     for each in people:
         await users.add(each)
     [alice] = await lease(outbox, limit=1)
-    await outbox.dead_letter(alice, reason="nobody lives there")
+    await outbox.dead_letter(alice, reason="no such mailbox")
     await users.remove(people[0].id)
     await users.remove(people[2].id)
 
@@ -488,8 +484,8 @@ async def test_who_is_removed_is_not_told_any_more(users: Store, outbox: Outbox)
     assert await outbox.state() == OutboxState(pending=1, dead_lettered=0, oldest=NOW)
 
 
-@pytest.mark.parametrize("answer", ANSWERS)
-async def test_an_answer_for_who_was_removed_meanwhile_changes_nothing(views: Views, answer: Answer) -> None:
+@pytest.mark.parametrize("answer", RESULTS)
+async def test_an_answer_for_who_was_removed_meanwhile_changes_nothing(views: Views, answer: Result) -> None:
     await add_people(views[0], "alice", "bob")
     [alice, bob] = await lease(views[0].outbox)
     assert await views[1].remove(alice.event.user_id)

@@ -61,7 +61,7 @@ async def users(path: Path) -> AsyncIterator[SqliteUsers]:
 # --- storage that goes, and comes back ------------------------------------------------------------------------------
 
 
-async def test_a_file_that_is_moved_away_is_missed_until_it_is_back(path: Path, users: SqliteUsers) -> None:
+async def test_a_moved_file_is_unavailable_until_it_is_back(path: Path, users: SqliteUsers) -> None:
     await users.add(person("alice"))
     elsewhere = path.with_name("elsewhere")
     path.rename(elsewhere)
@@ -74,7 +74,7 @@ async def test_a_file_that_is_moved_away_is_missed_until_it_is_back(path: Path, 
     assert await names(users) == ["alice", "carol"]
 
 
-async def test_a_folder_that_goes_is_missed_until_it_is_back(path: Path, users: SqliteUsers) -> None:
+async def test_a_moved_directory_is_unavailable_until_it_is_back(path: Path, users: SqliteUsers) -> None:
     await users.add(person("alice"))
     elsewhere = path.parent.with_name("elsewhere")
     path.parent.rename(elsewhere)
@@ -90,7 +90,7 @@ async def test_a_folder_that_goes_is_missed_until_it_is_back(path: Path, users: 
     assert await names(users) == ["alice", "carol"]
 
 
-async def test_another_database_in_its_place_is_used_after_a_restart(path: Path, tmp_path: Path) -> None:
+async def test_a_replaced_file_is_used_after_a_restart(path: Path, tmp_path: Path) -> None:
     async with SqliteUsers(path) as users:
         await users.add(person("alice"))
         saved = tmp_path / "saved.db"
@@ -138,7 +138,9 @@ async def test_another_database_beside_the_old_wal_is_not_touched(
 
 
 @pytest.mark.parametrize("content", [b"", b"no database" * 500], ids=["empty", "rubbish"])
-async def test_no_database_in_its_place_is_left_alone(path: Path, users: SqliteUsers, content: bytes) -> None:
+async def test_a_replacement_that_is_not_a_database_is_unchanged(
+    path: Path, users: SqliteUsers, content: bytes
+) -> None:
     await users.add(person("alice"))
     elsewhere = path.parent.with_name("elsewhere")
     path.parent.rename(elsewhere)
@@ -154,7 +156,7 @@ async def test_no_database_in_its_place_is_left_alone(path: Path, users: SqliteU
     assert await names(users) == ["alice", "carol"]
 
 
-async def test_a_file_that_went_while_it_was_written_to_does_not_count(path: Path, users: SqliteUsers) -> None:
+async def test_a_write_to_a_file_moved_meanwhile_is_not_acknowledged(path: Path, users: SqliteUsers) -> None:
     async def go(connection: aiosqlite.Connection) -> None:
         path.rename(path.with_name("elsewhere"))
 
@@ -162,7 +164,7 @@ async def test_a_file_that_went_while_it_was_written_to_does_not_count(path: Pat
         await users._file.write(go)
 
 
-async def test_a_wal_without_its_database_is_not_thrown_away(path: Path, users: SqliteUsers, tmp_path: Path) -> None:
+async def test_a_wal_without_its_database_is_kept(path: Path, users: SqliteUsers, tmp_path: Path) -> None:
     await users.add(person("alice"))
     # As after a crash, with the file itself put elsewhere.
     folder = tmp_path / "crashed"
@@ -186,7 +188,7 @@ async def test_a_wal_without_its_database_is_not_thrown_away(path: Path, users: 
 # --- disks and files that cannot be written to ----------------------------------------------------------------------
 
 
-async def test_a_full_disk_takes_nothing_and_loses_nothing(users: SqliteUsers) -> None:
+async def test_a_full_disk_refuses_writes_and_loses_nothing(users: SqliteUsers) -> None:
     await users.add(person("alice"))
     # SQLite's own idea of a full disk: the file may not grow.
     [[pages]] = await users._file.change("PRAGMA page_count")
@@ -205,7 +207,7 @@ async def test_a_full_disk_takes_nothing_and_loses_nothing(users: SqliteUsers) -
     assert len(await users.outbox.entries()) == stored + 2
 
 
-async def test_a_read_only_file_is_refused_until_it_can_be_written_to(path: Path) -> None:
+async def test_a_read_only_file_is_refused_until_it_is_writable(path: Path) -> None:
     async with SqliteUsers(path) as users:
         await users.add(person("alice"))
     path.chmod(0o444)
@@ -231,7 +233,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("lock", ["IMMEDIATE", "EXCLUSIVE"])
-async def test_all_who_wait_for_a_locked_database_are_told(path: Path, lock: str) -> None:
+async def test_all_calls_on_a_locked_database_fail_in_time(path: Path, lock: str) -> None:
     async with SqliteUsers(path) as users:
         with closing(sqlite3.connect(path, isolation_level=None)) as other:
             other.execute(f"BEGIN {lock}")
@@ -246,7 +248,7 @@ async def test_all_who_wait_for_a_locked_database_are_told(path: Path, lock: str
 
 
 @pytest.mark.usefixtures("impatient")
-async def test_a_disk_that_hangs_holds_nobody(path: Path) -> None:
+async def test_a_frozen_disk_blocks_no_write_forever(path: Path) -> None:
     async with SqliteUsers(path) as users:
         woken = asyncio.Event()
 
@@ -272,7 +274,7 @@ async def test_a_disk_that_hangs_holds_nobody(path: Path) -> None:
 
 
 @pytest.mark.usefixtures("impatient")
-async def test_reading_that_hangs_holds_nobody(path: Path) -> None:
+async def test_a_frozen_read_blocks_no_caller_forever(path: Path) -> None:
     async with SqliteUsers(path) as users:
         woken = threading.Event()
         assert users._file._reader is not None
@@ -288,7 +290,7 @@ async def test_reading_that_hangs_holds_nobody(path: Path) -> None:
         assert await names(users) == ["alice"]
 
 
-async def test_who_goes_in_the_middle_leaves_nothing_half_done(users: SqliteUsers) -> None:
+async def test_a_cancelled_caller_leaves_no_open_transaction(users: SqliteUsers) -> None:
     for steps in range(40):
         registration = asyncio.create_task(users.add(person(f"user{steps}")))
         for _ in range(steps):
@@ -303,7 +305,7 @@ async def test_who_goes_in_the_middle_leaves_nothing_half_done(users: SqliteUser
     assert [entry.event.email.partition("@")[0] for entry in await users.outbox.entries()] == stored
 
 
-async def test_a_write_whose_caller_has_gone_is_undone(users: SqliteUsers) -> None:
+async def test_a_write_of_a_cancelled_caller_is_rolled_back(users: SqliteUsers) -> None:
     begun, woken = asyncio.Event(), asyncio.Event()
 
     async def insert(connection: aiosqlite.Connection) -> None:
@@ -321,7 +323,7 @@ async def test_a_write_whose_caller_has_gone_is_undone(users: SqliteUsers) -> No
     assert [entry.event.email for entry in await users.outbox.entries()] == ["alice@example.com"]
 
 
-async def test_work_that_fails_is_undone_whole(users: SqliteUsers) -> None:
+async def test_failed_work_is_rolled_back(users: SqliteUsers) -> None:
     async def fail(connection: aiosqlite.Connection) -> None:
         await connection.execute("INSERT INTO outbox (user_id, email, occurred_at) VALUES ('1', '', '')")
         raise KeyError
@@ -332,7 +334,7 @@ async def test_work_that_fails_is_undone_whole(users: SqliteUsers) -> None:
     await users.add(person("alice"))
 
 
-async def test_nothing_is_done_after_the_end(path: Path) -> None:
+async def test_a_closed_store_is_unavailable(path: Path) -> None:
     async with SqliteUsers(path) as users:
         pass
     await assert_unavailable(users, "alice")
@@ -342,7 +344,7 @@ async def test_nothing_is_done_after_the_end(path: Path) -> None:
 
 
 @pytest.mark.parametrize("spoil", [lambda path: path.unlink(), lambda path: path.write_bytes(b"x" * 4096)])
-async def test_a_second_opening_that_fails_closes_the_first(
+async def test_a_failed_second_connection_closes_the_first(
     path: Path, monkeypatch: pytest.MonkeyPatch, spoil: Callable[[Path], object]
 ) -> None:
     prepare = sqlite_file._prepare

@@ -51,7 +51,7 @@ async def users(postgres_url: str) -> AsyncIterator[PostgresUsers]:
 
 
 @pytest.mark.parametrize("limit", [1, 7])
-async def test_who_pages_while_many_register_misses_and_repeats_nobody(postgres_url: str, limit: int) -> None:
+async def test_paging_during_registrations_skips_and_repeats_no_user(postgres_url: str, limit: int) -> None:
     registering, each = 8, 40
     async with AsyncExitStack() as stack:
         hosts = [await stack.enter_async_context(PostgresUsers(postgres_url)) for _ in range(3)]
@@ -84,9 +84,7 @@ async def test_who_pages_while_many_register_misses_and_repeats_nobody(postgres_
         assert seen == [record.email for record in await reader.archive.users(after=None, limit=1000)]
 
 
-async def test_a_position_is_drawn_only_when_everybody_with_a_lower_one_is_stored(
-    users: PostgresUsers, postgres_url: str
-) -> None:
+async def test_a_position_is_drawn_after_all_lower_ones_are_committed(users: PostgresUsers, postgres_url: str) -> None:
     other = await asyncpg.connect(postgres_url)
     slow = other.transaction()
     await slow.start()
@@ -123,7 +121,7 @@ ODD = [
 
 
 @pytest.mark.parametrize("order", Order)
-async def test_pages_are_written_byte_for_byte_as_every_store_writes_them(users: PostgresUsers, order: Order) -> None:
+async def test_pages_equal_those_of_other_stores_byte_for_byte(users: PostgresUsers, order: Order) -> None:
     memory = InMemoryUsers()
     for number, email in enumerate(ODD):
         someone = person(email, at=NOW + timedelta(microseconds=10**number))
@@ -134,7 +132,7 @@ async def test_pages_are_written_byte_for_byte_as_every_store_writes_them(users:
         assert written == await memory.page(limit=limit, order=order, after=after, mailbox=None)
 
 
-async def test_times_are_shown_in_utc_wherever_the_server_is(postgres_url: str) -> None:
+async def test_times_are_shown_in_utc_in_any_server_time_zone(postgres_url: str) -> None:
     someone = person("alice@example.com")
     async with PostgresUsers(f"{postgres_url}?timezone=Asia/Kathmandu") as users:
         await users.add(someone)
@@ -157,14 +155,14 @@ def empty_database() -> Iterator[str]:
         yield url
 
 
-async def test_many_can_open_a_new_database_at_once(empty_database: str) -> None:
+async def test_a_new_database_can_be_opened_concurrently(empty_database: str) -> None:
     await asyncio.gather(*(open_and_close(empty_database) for _ in range(8)))
     assert query(empty_database, "SELECT version FROM usersvc_schema_version ORDER BY version") == [
         version + 1 for version in range(len(postgres_schema.MIGRATIONS))
     ]
 
 
-async def test_each_missing_migration_is_run_and_no_other(empty_database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_only_missing_migrations_run(empty_database: str, monkeypatch: pytest.MonkeyPatch) -> None:
     await open_and_close(empty_database)
     later = (*postgres_schema.MIGRATIONS, "CREATE TABLE one (); CREATE TABLE two ()", "CREATE TABLE three ()")
     monkeypatch.setattr(postgres_schema, "MIGRATIONS", later)
@@ -173,9 +171,7 @@ async def test_each_missing_migration_is_run_and_no_other(empty_database: str, m
     assert query(empty_database, "SELECT count(*) FROM pg_tables WHERE tablename IN ('one', 'two', 'three')") == [3]
 
 
-async def test_a_migration_that_fails_leaves_everything_as_it_was(
-    empty_database: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_failed_migration_changes_nothing(empty_database: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(postgres_schema, "MIGRATIONS", (*postgres_schema.MIGRATIONS, "CREATE TABLE one (); nonsense"))
     with pytest.raises(StorageUnavailable, match=r"^PostgreSQL: PostgresSyntaxError \(42601\)$"):
         await open_and_close(empty_database)
@@ -191,7 +187,7 @@ async def test_a_newer_schema_is_refused(empty_database: str) -> None:
         await open_and_close(empty_database)
 
 
-async def test_the_tables_of_a_pre_release_version_are_refused_and_left_alone(empty_database: str) -> None:
+async def test_tables_of_a_pre_release_version_are_refused_and_unchanged(empty_database: str) -> None:
     execute(empty_database, "CREATE TABLE users (); CREATE TABLE usersvc_schema (version integer PRIMARY KEY)")
     execute(empty_database, "INSERT INTO usersvc_schema VALUES (1)")
     with pytest.raises(StorageUnavailable, match="pre-release usersvc or of another program; export the users"):
@@ -202,12 +198,12 @@ async def test_the_tables_of_a_pre_release_version_are_refused_and_left_alone(em
 async def test_a_database_in_another_encoding_is_refused() -> None:
     with (
         fresh_database(encoding="SQL_ASCII", has_schema=False) as url,
-        pytest.raises(StorageUnavailable, match="not in the encoding UTF8"),
+        pytest.raises(StorageUnavailable, match="encoding of the database is not UTF8"),
     ):
         await open_and_close(url)
 
 
-async def test_once_the_schema_is_there_no_right_to_make_tables_is_needed(postgres_url: str) -> None:
+async def test_an_existing_schema_needs_no_right_to_create_tables(postgres_url: str) -> None:
     role = f"usersvc_test_{uuid4().hex[:12]}"
     execute(
         postgres_url,
@@ -226,7 +222,7 @@ async def test_once_the_schema_is_there_no_right_to_make_tables_is_needed(postgr
         execute(postgres_url, f"DROP OWNED BY {role}; DROP ROLE {role}")
 
 
-async def test_what_is_acknowledged_is_on_the_disk(users: PostgresUsers) -> None:
+async def test_acknowledged_users_are_on_the_disk(users: PostgresUsers) -> None:
     settings = await users._pool.run(
         "SELECT current_setting('synchronous_commit'), current_setting('transaction_isolation'),"
         " current_setting('statement_timeout'), current_setting('lock_timeout'),"
@@ -235,7 +231,7 @@ async def test_what_is_acknowledged_is_on_the_disk(users: PostgresUsers) -> None
     assert [tuple(row) for row in settings] == [("on", "read committed", "2s", "1500ms", "5s")]
 
 
-async def test_too_many_to_be_counted_keep_nobody_from_knowing_who_has_waited_longest(
+async def test_the_oldest_entry_is_reported_when_counting_takes_too_long(
     users: PostgresUsers, postgres_url: str
 ) -> None:
     for name in ("alice", "bob"):
@@ -283,7 +279,7 @@ def failing_at_first(postgres_url: str) -> Iterator[Callable[[str], None]]:
 
 @pytest.mark.parametrize("state", ["40001", "40P01", "57P01"])
 @pytest.mark.parametrize("key", [None, KEY])
-async def test_what_the_server_has_undone_is_done_again(
+async def test_rolled_back_statements_are_retried(
     users: PostgresUsers, failing_at_first: Callable[[str], None], state: str, key: IdempotencyKey | None
 ) -> None:
     failing_at_first(state)
@@ -293,7 +289,7 @@ async def test_what_the_server_has_undone_is_done_again(
 
 
 @pytest.mark.parametrize("state", ["25006", "57P01"])
-async def test_no_session_of_a_lost_server_is_used_again(
+async def test_sessions_of_a_lost_server_are_not_used_again(
     users: PostgresUsers, postgres_url: str, failing_at_first: Callable[[str], None], state: str
 ) -> None:
     sessions = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'usersvc'"
@@ -309,7 +305,7 @@ async def test_no_session_of_a_lost_server_is_used_again(
 
 
 @pytest.mark.parametrize("state", ["57014", "53100", "XX000"])
-async def test_what_would_not_go_better_is_told_at_once(
+async def test_permanent_errors_are_not_retried(
     users: PostgresUsers, failing_at_first: Callable[[str], None], state: str
 ) -> None:
     failing_at_first(state)
@@ -320,7 +316,7 @@ async def test_what_would_not_go_better_is_told_at_once(
     assert await names(users) == ["alice"]
 
 
-async def test_a_deadlock_is_tried_again(users: PostgresUsers, postgres_url: str) -> None:
+async def test_a_deadlock_is_retried(users: PostgresUsers, postgres_url: str) -> None:
     alice = person("alice@example.com")
     await users.add(alice)
     # Removing locks a user and then the schema; the other one does it the other way round.
@@ -362,7 +358,7 @@ async def over_a_bad_network(url: str, **sizes: int) -> AsyncIterator[tuple[Post
 
 
 @pytest.mark.parametrize("key", [None, KEY])
-async def test_an_answer_that_is_lost_is_no_failure_and_nobody_is_added_twice(
+async def test_a_lost_response_is_retried_without_adding_a_user_twice(
     postgres_url: str, key: IdempotencyKey | None
 ) -> None:
     async with over_a_bad_network(postgres_url) as (users, network):
@@ -376,7 +372,7 @@ async def test_an_answer_that_is_lost_is_no_failure_and_nobody_is_added_twice(
             await users.add(person("alice@example.com"), key=key)
 
 
-async def test_what_must_not_be_done_twice_is_told_when_its_answer_is_lost(postgres_url: str) -> None:
+async def test_a_lost_response_of_a_statement_that_is_not_idempotent_is_reported(postgres_url: str) -> None:
     async with over_a_bad_network(postgres_url) as (users, network):
         alice, bob = person("alice@example.com"), person("bob@example.com")
         assert await users.add_all([alice]) == [True]
@@ -391,7 +387,7 @@ async def test_what_must_not_be_done_twice_is_told_when_its_answer_is_lost(postg
         assert await names(users) == []
 
 
-async def test_connections_that_were_cut_are_made_anew(postgres_url: str) -> None:
+async def test_lost_connections_are_replaced(postgres_url: str) -> None:
     async with over_a_bad_network(postgres_url) as (users, network):
         for number in range(5):
             await asyncio.gather(*(users.add(person(f"user{number}-{n}@example.com")) for n in range(8)))
@@ -399,7 +395,7 @@ async def test_connections_that_were_cut_are_made_anew(postgres_url: str) -> Non
         assert len(await names(users)) == 40
 
 
-async def test_a_server_that_is_gone_is_told_in_bounded_time_until_it_is_back(
+async def test_a_stopped_server_is_unavailable_in_bounded_time_until_it_returns(
     postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(postgres_pool, "CALL_TIMEOUT", 0.5)
@@ -412,7 +408,7 @@ async def test_a_server_that_is_gone_is_told_in_bounded_time_until_it_is_back(
         assert await names(users) == ["alice", "bob"]
 
 
-async def test_a_network_that_hangs_is_told_in_bounded_time_until_it_flows(
+async def test_a_frozen_network_is_unavailable_in_bounded_time_until_it_recovers(
     postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(postgres_pool, "CALL_TIMEOUT", 0.6)
@@ -448,7 +444,7 @@ async def test_when_one_server_hangs_the_other_is_used(postgres_url: str, monkey
             assert len(await names(users)) == 12
 
 
-async def test_a_server_that_cannot_be_written_to_is_not_used(postgres_url: str) -> None:
+async def test_a_read_only_server_is_not_used(postgres_url: str) -> None:
     with proxy(way_to(postgres_url)) as network:
         url = by_way_of(network.port, postgres_url)
         with pytest.raises(StorageUnavailable, match="TargetServerAttributeNotMatched"):
@@ -456,7 +452,7 @@ async def test_a_server_that_cannot_be_written_to_is_not_used(postgres_url: str)
         await open_and_close(url)
 
 
-async def test_who_finds_no_connection_free_waits_and_is_told_in_bounded_time(
+async def test_waiting_for_a_free_connection_ends_in_bounded_time(
     postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with PostgresUsers(postgres_url, pool_size=1) as users:
@@ -472,16 +468,14 @@ async def test_who_finds_no_connection_free_waits_and_is_told_in_bounded_time(
         assert await names(users) == []
 
 
-async def test_no_more_connections_are_made_than_were_allowed(postgres_url: str) -> None:
+async def test_the_pool_size_is_respected(postgres_url: str) -> None:
     async with PostgresUsers(postgres_url, pool_size=3) as users:
         await asyncio.gather(*(users.add(person(f"user{n}@example.com")) for n in range(30)))
         mine = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
         assert query(postgres_url, f"{mine} AND application_name = 'usersvc'") == [3]
 
 
-async def test_connections_that_nobody_needs_any_more_are_left_to_others(
-    postgres_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_idle_connections_are_closed(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     mine = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'usersvc'"
     monkeypatch.setattr(postgres_pool, "MAX_IDLE_TIME", 2.0)
     async with PostgresUsers(postgres_url, pool_size=5) as users:
@@ -493,7 +487,7 @@ async def test_connections_that_nobody_needs_any_more_are_left_to_others(
         await asyncio.gather(*(users.check() for _ in range(20)))
 
 
-async def test_a_lock_that_is_held_for_long_is_told_until_it_is_gone(
+async def test_a_lock_held_for_long_is_unavailable_until_it_is_released(
     postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(postgres_pool.SETTINGS, "lock_timeout", "100")
@@ -510,7 +504,7 @@ async def test_a_lock_that_is_held_for_long_is_told_until_it_is_gone(
     await other.close()
 
 
-async def test_an_id_that_exists_is_no_taken_mailbox(users: PostgresUsers) -> None:
+async def test_a_duplicate_id_is_not_reported_as_a_taken_mailbox(users: PostgresUsers) -> None:
     alice = person("alice@example.com")
     await users.add(alice)
     with pytest.raises(StorageUnavailable, match=r"^PostgreSQL: UniqueViolationError \(23505\)$"):
@@ -526,7 +520,7 @@ async def test_an_id_that_exists_is_no_taken_mailbox(users: PostgresUsers) -> No
         "postgresql://alice:hunter2@127.0.0.1:{port}/database?sslmode=verify-full&sslrootcert=/no/such/file",
     ],
 )
-async def test_a_server_that_cannot_be_reached_is_told_without_its_address(url: str) -> None:
+async def test_an_unreachable_server_is_reported_without_its_address(url: str) -> None:
     url = url.format(port=free_port())
     with pytest.raises(StorageUnavailable) as refused:
         await open_and_close(url)
@@ -536,7 +530,7 @@ async def test_a_server_that_cannot_be_reached_is_told_without_its_address(url: 
 # --- being told -----------------------------------------------------------------------------------------------------
 
 
-async def test_who_listens_hears_of_what_others_add_and_put_back(postgres_url: str) -> None:
+async def test_a_listener_is_notified_of_additions_and_retries_of_others(postgres_url: str) -> None:
     heard = asyncio.Event()
     async with (
         PostgresUsers(postgres_url) as other,
@@ -560,7 +554,7 @@ async def next_time(heard: asyncio.Event) -> None:
     heard.clear()
 
 
-async def test_who_listens_goes_on_when_the_connection_was_cut(postgres_url: str) -> None:
+async def test_a_listener_reconnects(postgres_url: str) -> None:
     heard = asyncio.Event()
     async with (
         PostgresUsers(postgres_url) as other,
@@ -575,7 +569,7 @@ async def test_who_listens_goes_on_when_the_connection_was_cut(postgres_url: str
         await next_time(heard)
 
 
-async def test_many_notifications_at_once_are_heard_as_few(postgres_url: str) -> None:
+async def test_many_notifications_are_combined(postgres_url: str) -> None:
     count = 0
 
     def heard() -> None:
@@ -592,7 +586,9 @@ async def test_many_notifications_at_once_are_heard_as_few(postgres_url: str) ->
     assert 1 <= count < 100
 
 
-async def test_who_cannot_listen_is_told_once_and_goes_on(postgres_url: str, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_listener_that_cannot_connect_logs_once_and_retries(
+    postgres_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
     async with over_a_bad_network(postgres_url) as (users, network):
         heard = asyncio.Event()
         network.refuse()

@@ -6,7 +6,7 @@ from contextlib import aclosing
 import asyncpg
 import pytest
 
-from tests.contract.test_batches import NAMES, crowd, everybody, names, read
+from tests.contract.test_batches import NAMES, all_batches, many, names, read
 from tests.postgres import by_way_of, query, way_to
 from tests.tcp_proxy import Proxy, proxy
 from usersvc.adapters.postgres import PostgresUsers
@@ -19,7 +19,7 @@ OTHER_SESSIONS = "FROM pg_stat_activity WHERE datname = current_database() AND p
 @pytest.fixture
 async def users(postgres_url: str) -> AsyncIterator[PostgresUsers]:
     async with PostgresUsers(postgres_url, pool_size=1) as users:
-        await users.add_all(crowd())
+        await users.add_all(many())
         yield users
 
 
@@ -32,14 +32,14 @@ def network(postgres_url: str) -> Iterator[Proxy]:
 @pytest.fixture
 async def remote(postgres_url: str, network: Proxy) -> AsyncIterator[PostgresUsers]:
     async with PostgresUsers(by_way_of(network.port, postgres_url), pool_size=1) as users:
-        await users.add_all(crowd())
+        await users.add_all(many())
         yield users
 
 
 async def test_slow_readers_hold_no_transaction_snapshot_lock_or_connection(
     users: PostgresUsers, postgres_url: str
 ) -> None:
-    readers = [everybody(users) for _ in range(5)]
+    readers = [all_batches(users) for _ in range(5)]
     found = [names(await anext(batches)) + names(await anext(batches)) for batches in readers]
     # The only connection of the pool is idle, outside of a transaction.
     assert query(postgres_url, f"SELECT state {OTHER_SESSIONS}") == ["idle"]
@@ -57,7 +57,7 @@ async def test_slow_readers_hold_no_transaction_snapshot_lock_or_connection(
 async def test_a_list_continues_after_connections_were_lost(
     remote: PostgresUsers, network: Proxy, batches_read: int
 ) -> None:
-    async with aclosing(everybody(remote)) as batches:
+    async with aclosing(all_batches(remote)) as batches:
         found = [name for _ in range(batches_read) for name in names(await anext(batches))]
         network.cut()
         found += [name async for batch in batches for name in names(batch)]
@@ -71,11 +71,11 @@ async def test_a_server_lost_in_the_middle_is_reported_in_bounded_time(
     monkeypatch.setattr(postgres_pool, "ANSWER_TIMEOUT", 0.2)
     monkeypatch.setattr(postgres_pool, "CONNECT_TIMEOUT", 0.2)
     monkeypatch.setattr(postgres_pool, "CALL_TIMEOUT", 0.5)
-    async with aclosing(everybody(remote)) as batches:
+    async with aclosing(all_batches(remote)) as batches:
         found = names(await anext(batches)) + names(await anext(batches))
         fault(network)
         with pytest.raises(StorageUnavailable):
             await anext(batches)
     network.refuse(refuses=False)
     network.let_go()
-    assert found + await read(everybody(remote, after=len(found))) == NAMES
+    assert found + await read(all_batches(remote, after=len(found))) == NAMES

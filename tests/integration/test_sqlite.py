@@ -36,7 +36,7 @@ async def test_users_outlive_the_process(tmp_path: Path) -> None:
         assert await users.find(alice.id)
 
 
-async def test_what_is_acknowledged_is_synced_to_a_strict_table_in_wal(tmp_path: Path) -> None:
+async def test_acknowledged_users_are_synced_to_a_strict_table_in_wal(tmp_path: Path) -> None:
     async with SqliteUsers(tmp_path / "users.db") as users:
         [[synchronous]] = await users._file.change("PRAGMA synchronous")
         [[journal]] = await users._file.change("PRAGMA journal_mode")
@@ -56,7 +56,7 @@ async def test_another_process_sees_a_user_at_once_and_can_write(tmp_path: Path)
         assert await one.find(bob.id)
 
 
-async def test_many_can_open_a_new_file_at_once(tmp_path: Path) -> None:
+async def test_a_new_file_can_be_opened_concurrently(tmp_path: Path) -> None:
     everybody = [SqliteUsers(tmp_path / "users.db") for _ in range(8)]
     await asyncio.gather(*(users.__aenter__() for users in everybody))
     try:
@@ -68,7 +68,7 @@ async def test_many_can_open_a_new_file_at_once(tmp_path: Path) -> None:
             await users.__aexit__(None, None, None)
 
 
-async def test_who_disappears_while_somebody_pages_moves_nobody(tmp_path: Path) -> None:
+async def test_a_removal_while_paging_moves_no_other_user(tmp_path: Path) -> None:
     async with SqliteUsers(tmp_path / "users.db") as users:
         for name in "abcdef":
             await users.add(person(f"{name}@example.com"))
@@ -81,7 +81,7 @@ async def test_who_disappears_while_somebody_pages_moves_nobody(tmp_path: Path) 
     assert [user["email"][0] for user in first.users + second.users] == ["a", "b", "c", "e"]
 
 
-async def test_a_position_is_not_given_out_again(tmp_path: Path) -> None:
+async def test_a_position_is_not_used_again(tmp_path: Path) -> None:
     async with SqliteUsers(tmp_path / "users.db") as users:
         for name in "ab":
             await users.add(person(f"{name}@example.com"))
@@ -96,12 +96,12 @@ async def test_a_position_is_not_given_out_again(tmp_path: Path) -> None:
     assert [user["email"] for user in after_b.users] == ["c@example.com"]
 
 
-async def test_a_missing_folder_is_told(tmp_path: Path) -> None:
+async def test_a_missing_directory_is_unavailable(tmp_path: Path) -> None:
     with pytest.raises(StorageUnavailable, match="cannot open the database: No such file or directory"):
         await open_and_close(tmp_path / "missing" / "users.db")
 
 
-async def test_a_file_that_is_no_database_is_told_and_left_alone(tmp_path: Path) -> None:
+async def test_a_file_that_is_not_a_database_is_refused_and_unchanged(tmp_path: Path) -> None:
     file = tmp_path / "users.db"
     file.write_bytes(b"this is no database" * 100)
     with pytest.raises(StorageUnavailable, match=r"cannot open .*: file is not a database"):
@@ -109,7 +109,7 @@ async def test_a_file_that_is_no_database_is_told_and_left_alone(tmp_path: Path)
     assert file.read_bytes() == b"this is no database" * 100
 
 
-async def test_a_lost_table_is_told_as_unavailable(tmp_path: Path) -> None:
+async def test_a_lost_table_is_unavailable(tmp_path: Path) -> None:
     async with SqliteUsers(tmp_path / "users.db") as users:
         with sqlite3.connect(tmp_path / "users.db") as file:
             file.execute("DROP TABLE users")
@@ -120,7 +120,7 @@ async def test_a_lost_table_is_told_as_unavailable(tmp_path: Path) -> None:
             await users.add(person("alice@example.com"))
 
 
-async def test_a_lock_held_for_too_long_is_told_as_unavailable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_lock_held_for_too_long_is_unavailable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "users.db"
     monkeypatch.setattr(sqlite_file, "BUSY_TIMEOUT", 0.05)
     async with SqliteUsers(path) as users:
@@ -136,7 +136,7 @@ async def test_a_lock_held_for_too_long_is_told_as_unavailable(tmp_path: Path, m
         await users.add(person("alice@example.com"))
 
 
-async def test_a_new_file_locked_for_too_long_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_new_file_locked_for_too_long_is_unavailable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "users.db"
     monkeypatch.setattr(sqlite_file, "OPENING_TIMEOUT", 0.1)
     file = sqlite3.connect(path, isolation_level=None)
@@ -146,7 +146,7 @@ async def test_a_new_file_locked_for_too_long_is_told(tmp_path: Path, monkeypatc
     file.close()
 
 
-async def test_an_id_that_exists_is_no_taken_mailbox(tmp_path: Path) -> None:
+async def test_a_duplicate_id_is_not_reported_as_a_taken_mailbox(tmp_path: Path) -> None:
     alice, bob = person("alice@example.com"), person("bob@example.com")
     async with SqliteUsers(tmp_path / "users.db") as users:
         await users.add(alice)
@@ -154,7 +154,7 @@ async def test_an_id_that_exists_is_no_taken_mailbox(tmp_path: Path) -> None:
             await users.add(User(alice.id, bob.email, bob.age, bob.password_hash, bob.registered_at))
 
 
-async def test_looking_whether_it_can_be_written_to_does_not_undo_an_upgrade(tmp_path: Path) -> None:
+async def test_check_does_not_undo_a_migration(tmp_path: Path) -> None:
     path = tmp_path / "users.db"
     async with SqliteUsers(path) as users:
         with closing(sqlite3.connect(path)) as file:
@@ -164,7 +164,7 @@ async def test_looking_whether_it_can_be_written_to_does_not_undo_an_upgrade(tmp
             assert file.execute("PRAGMA user_version").fetchone() == (99,)
 
 
-async def test_nothing_is_acknowledged_once_the_log_beside_the_file_is_gone(tmp_path: Path) -> None:
+async def test_no_write_is_acknowledged_after_the_wal_was_removed(tmp_path: Path) -> None:
     path = tmp_path / "users.db"
     async with SqliteUsers(path) as users:
         await users.add(person("alice@example.com"))
@@ -179,14 +179,14 @@ def modes(folder: Path) -> dict[str, int]:
     return {file.name: file.stat().st_mode & 0o777 for file in folder.iterdir()}
 
 
-async def test_the_file_is_for_its_owner_alone(tmp_path: Path) -> None:
+async def test_only_the_owner_can_access_the_file(tmp_path: Path) -> None:
     async with SqliteUsers(tmp_path / "users.db") as users:
         await users.add(person("alice@example.com"))
         found = modes(tmp_path)
     assert found == dict.fromkeys(("users.db", "users.db-wal", "users.db-shm"), 0o600)
 
 
-async def test_a_lease_reads_the_first_rows_of_indexes_and_sorts_nothing(tmp_path: Path) -> None:
+async def test_a_lease_uses_indexes_without_sorting(tmp_path: Path) -> None:
     path = tmp_path / "users.db"
     async with SqliteUsers(path):
         with closing(sqlite3.connect(path)) as connection:
@@ -198,7 +198,7 @@ async def test_a_lease_reads_the_first_rows_of_indexes_and_sorts_nothing(tmp_pat
     assert not [step for step in plan if "B-TREE" in step]
 
 
-async def test_limits_on_mails_that_have_ended_are_deleted(tmp_path: Path) -> None:
+async def test_expired_mail_limits_are_deleted(tmp_path: Path) -> None:
     path = tmp_path / "users.db"
     async with SqliteUsers(path) as users:
         for number in range(10):

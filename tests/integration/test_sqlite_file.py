@@ -60,9 +60,7 @@ async def fill(users: SqliteUsers, megabytes: int) -> None:
 ADDS_A_COLUMN = "ALTER TABLE users ADD COLUMN colour TEXT; CREATE INDEX users_colour ON users (colour)"
 
 
-async def test_each_missing_migration_is_run_and_keeps_who_is_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_each_missing_migration_runs_and_keeps_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     old, new = tmp_path / "old.db", tmp_path / "new.db"
     async with SqliteUsers(old) as users:
         await users.add(person("alice"))
@@ -78,7 +76,7 @@ async def test_each_missing_migration_is_run_and_keeps_who_is_there(
     assert maintenance.damage(old) == []
 
 
-async def test_a_migration_that_fails_leaves_all_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_failed_migration_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     await open_and_close(tmp_path / "users.db")
     before = schema(tmp_path / "users.db")
     monkeypatch.setattr(sqlite_schema, "MIGRATIONS", (*sqlite_schema.MIGRATIONS, "DROP TABLE users; CREATE TABLE ("))
@@ -98,9 +96,7 @@ async def test_a_migration_that_fails_leaves_all_as_it_was(tmp_path: Path, monke
     ],
     ids=["newer", "pre-release 1", "pre-release 5", "another program"],
 )  # fmt: skip
-async def test_a_file_of_another_schema_is_refused_and_keeps_every_byte(
-    tmp_path: Path, script: str, reason: str
-) -> None:
+async def test_a_file_of_another_schema_is_refused_and_unchanged(tmp_path: Path, script: str, reason: str) -> None:
     make(tmp_path / "users.db", f"CREATE TABLE users (something, other); {script}")
     before = (tmp_path / "users.db").read_bytes()
     with pytest.raises(StorageUnavailable, match=reason) as refusal:
@@ -132,7 +128,7 @@ for line in sys.stdin:
 
 
 @pytest.mark.parametrize("added", [0, 1])
-def test_processes_that_start_at_once_make_or_upgrade_one_file(
+def test_concurrent_processes_create_or_migrate_one_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, added: int
 ) -> None:
     later = (*sqlite_schema.MIGRATIONS, ADDS_A_COLUMN)[: 1 + added]
@@ -188,7 +184,7 @@ async def spoilt(path: Path, *, first: int, last: int) -> None:
         (4096 * 20, 4096 * 90, "damaged|malformed"),
     ],
 )
-async def test_a_damaged_file_is_refused_and_left_alone(tmp_path: Path, first: int, last: int, what: str) -> None:
+async def test_a_damaged_file_is_refused_and_unchanged(tmp_path: Path, first: int, last: int, what: str) -> None:
     path = tmp_path / "users.db"
     await spoilt(path, first=first, last=last)
     before = path.read_bytes()
@@ -198,7 +194,7 @@ async def test_a_damaged_file_is_refused_and_left_alone(tmp_path: Path, first: i
     assert path.read_bytes() == before
 
 
-async def test_a_large_damaged_file_opens_and_tells_when_it_is_met(
+async def test_a_large_damaged_file_opens_and_reading_the_damage_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "users.db"
@@ -211,7 +207,7 @@ async def test_a_large_damaged_file_opens_and_tells_when_it_is_met(
     assert maintenance.damage(path)
 
 
-async def test_damage_is_met_only_by_those_who_ask_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_damage_fails_only_reads_of_the_damaged_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "users.db"
     async with SqliteUsers(path) as users:
         await users.add_all([person(f"user{number}") for number in range(1000)])
@@ -238,7 +234,7 @@ async def test_damage_is_met_only_by_those_who_ask_for_it(tmp_path: Path, monkey
     assert {type(page) for page in everybody if isinstance(page, BaseException)} == {StorageUnavailable}
 
 
-async def test_a_file_that_is_well_has_no_damage(tmp_path: Path) -> None:
+async def test_an_intact_file_has_no_damage(tmp_path: Path) -> None:
     path = tmp_path / "users.db"
     async with SqliteUsers(path):
         assert maintenance.damage(path) == []
@@ -250,7 +246,7 @@ async def test_a_file_that_is_well_has_no_damage(tmp_path: Path) -> None:
 # --- the write-ahead log --------------------------------------------------------------------------------------------
 
 
-async def test_the_wal_stays_small_and_goes_at_the_end(tmp_path: Path) -> None:
+async def test_the_wal_stays_small_and_is_removed_on_close(tmp_path: Path) -> None:
     wal = tmp_path / "users.db-wal"
     async with SqliteUsers(tmp_path / "users.db") as users:
         sizes = []
@@ -261,7 +257,7 @@ async def test_the_wal_stays_small_and_goes_at_the_end(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["users.db"]
 
 
-async def test_a_wal_grown_under_a_long_read_is_cut_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_wal_that_grew_during_a_long_read_is_truncated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sqlite_file, "WAL_LIMIT", MEGABYTE)
     wal = tmp_path / "users.db-wal"
     async with SqliteUsers(tmp_path / "users.db") as users:
@@ -278,7 +274,7 @@ async def test_a_wal_grown_under_a_long_read_is_cut_back(tmp_path: Path, monkeyp
 # --- copies ---------------------------------------------------------------------------------------------------------
 
 
-async def test_a_copy_is_of_one_moment_and_one_file(tmp_path: Path) -> None:
+async def test_a_backup_is_a_consistent_snapshot_in_one_file(tmp_path: Path) -> None:
     path, copy = tmp_path / "users.db", tmp_path / "copy.db"
     async with SqliteUsers(path) as users:
         path.chmod(0o600)

@@ -21,9 +21,9 @@ class InMemoryOutbox:
         self._last_id = 0
 
     def put(self, event: UserRegistered) -> None:
-        """Add an event, due as soon as the limits on mails allow."""
+        """Add an event, due as soon as the mail limits allow."""
         due_at, reserved = reserve(event, self._reserved)
-        self._forget_ended(event.occurred_at)
+        self._delete_expired_limits(event.occurred_at)
         self._reserved |= reserved
         self._last_id += 1
         self._entries[self._last_id] = OutboxEntry(
@@ -35,8 +35,8 @@ class InMemoryOutbox:
             context=request_context.get(),
         )
 
-    def _forget_ended(self, now: datetime) -> None:
-        # A few each time, in turn: more than a mail adds.
+    def _delete_expired_limits(self, now: datetime) -> None:
+        # A few each time, more than a mail adds; the others move to the end.
         for digest, reserved in [*islice(self._reserved.items(), 4)]:
             del self._reserved[digest]
             if reserved.until > now:
@@ -57,15 +57,15 @@ class InMemoryOutbox:
         return leased
 
     async def delivered(self, entry: OutboxEntry) -> None:
-        if self._is_held(entry):
+        if self._has_lease(entry):
             del self._entries[entry.id]
 
     async def reschedule(self, entry: OutboxEntry, *, due_at: datetime, reason: str) -> None:
-        if self._is_held(entry):
+        if self._has_lease(entry):
             self._entries[entry.id] = replace(entry, due_at=due_at, reason=reason, lease=None)
 
     async def dead_letter(self, entry: OutboxEntry, *, reason: str) -> None:
-        if self._is_held(entry):
+        if self._has_lease(entry):
             self._entries[entry.id] = replace(entry, due_at=None, reason=reason, lease=None)
 
     async def next_due(self) -> datetime | None:
@@ -89,10 +89,10 @@ class InMemoryOutbox:
             oldest=next((entry.event.occurred_at for entry in pending if not entry.is_rate_limited), None),
         )
 
-    def forget(self, user_id: UUID) -> None:
+    def remove_user(self, user_id: UUID) -> None:
         """Delete the entries of this user."""
         self._entries = {key: entry for key, entry in self._entries.items() if entry.event.user_id != user_id}
 
-    def _is_held(self, entry: OutboxEntry) -> bool:
-        held = self._entries.get(entry.id)
-        return held is not None and held.lease is not None and held.lease == entry.lease
+    def _has_lease(self, entry: OutboxEntry) -> bool:
+        stored = self._entries.get(entry.id)
+        return stored is not None and stored.lease is not None and stored.lease == entry.lease

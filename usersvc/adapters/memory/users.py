@@ -18,7 +18,7 @@ from usersvc.domain.user import User
 class InMemoryUsers:
     """A ``Users`` that lives as long as the process.
 
-    Everything happens between two awaits of one event loop, so it needs no lock.
+    No method awaits anything, so none needs a lock.
     """
 
     def __init__(self) -> None:
@@ -27,24 +27,24 @@ class InMemoryUsers:
         self.archive = InMemoryArchive(self._table)
 
     async def add(self, user: User, *, key: IdempotencyKey | None = None) -> None:
-        people = self._table
-        self._forget_keys(user.registered_at)
-        if key is not None and key.digest in people.keys:
+        table = self._table
+        self._delete_expired_keys(user.registered_at)
+        if key is not None and key.digest in table.keys:
             raise IdempotencyKeyUsed
-        if user.email.mailbox in people.position_of_mailbox:
+        if user.email.mailbox in table.position_of_mailbox:
             raise EmailAlreadyRegistered
         self._put(user)
         if key is not None:
-            people.keys[key.digest] = user.id, user.registered_at
+            table.keys[key.digest] = user.id, user.registered_at
 
     async def add_all(self, users: Sequence[User]) -> list[bool]:
-        people = self._table
+        table = self._table
         stored = []
         for user in users:
-            free = user.email.mailbox not in people.position_of_mailbox and user.id not in people.position_of_id
-            if free:
+            is_free = user.email.mailbox not in table.position_of_mailbox and user.id not in table.position_of_id
+            if is_free:
                 self._put(user)
-            stored.append(free)
+            stored.append(is_free)
         return stored
 
     def _put(self, user: User) -> None:
@@ -66,7 +66,7 @@ class InMemoryUsers:
         position = self._table.position_of_id.get(user_id)
         if position is None:
             return False
-        self.outbox.forget(self._table.remove(position))
+        self.outbox.remove_user(self._table.remove(position))
         return True
 
     async def registered_with(self, key: IdempotencyKey, *, at: datetime) -> EarlierRegistration | None:
@@ -76,7 +76,7 @@ class InMemoryUsers:
         user = self._table.users[self._table.position_of_id[used[0]]]
         return EarlierRegistration(_view(user), user.password_hash)
 
-    def _forget_keys(self, at: datetime) -> None:
+    def _delete_expired_keys(self, at: datetime) -> None:
         keys = self._table.keys
         while keys:
             digest, (_, used_at) = next(iter(keys.items()))
@@ -93,7 +93,7 @@ class InMemoryUsers:
         if mailbox is not None:
             position = self._table.position_of_mailbox.get(mailbox)
             positions = [] if position is None else [position]
-        # One more than asked for tells whether there is a next page.
+        # One row more than requested shows whether there is a next page.
         if order is Order.ASC:
             begin = 0 if after is None else bisect_right(positions, after)
             shown = positions[begin : begin + limit + 1]
@@ -109,7 +109,7 @@ class InMemoryUsers:
         )
 
     async def check(self) -> None:
-        """See ``Users.check``; memory always answers."""
+        """Return: memory is always available."""
 
 
 def _view(user: UserRecord) -> UserView:

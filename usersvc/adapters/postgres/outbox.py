@@ -12,11 +12,11 @@ from usersvc.application.outbox_entries import LAST, RATE_LIMITED, OutboxEntry, 
 from usersvc.domain.events import UserRegistered
 from usersvc.domain.mail_limits import limits
 
-FORGOTTEN_AT_ONCE = 100
-"""How many ended keys, and limits, one registration deletes; more than it adds, and few enough to cost nothing."""
+EXPIRED_BATCH = 100
+"""The maximum number of expired keys, and of expired mail limits, that one registration deletes."""
 
 _UNLIMITED = "(attempts > 0 OR reason IS NULL)"
-"""An entry that no limit on mails puts off; an index has the same words."""
+"""The condition of entries that no mail limit delays; the index ``outbox_unlimited`` has the same one."""
 
 
 class PostgresOutbox:
@@ -26,34 +26,32 @@ class PostgresOutbox:
         self._pool = pool
 
     def listen(self, wake: Callable[[], None]) -> AbstractAsyncContextManager[None]:
-        """Have something called, while the context lasts, when any process on any host has made an entry due.
+        """Call ``wake``, while the context lasts, when a process on any host has made an entry due.
 
-        It is a courtesy, which a connection that fails can interrupt: who is called looks by itself too, every now and
-        then. CockroachDB and YugabyteDB notify nobody, nor does PgBouncer when it shares sessions; that is noticed,
-        logged once, and all there is to it.
+        Notifications may be lost, and PgBouncer in transaction mode has none, so the caller has to poll as well.
         """
         return listening(self._pool, wake)
 
     async def lease(self, *, now: datetime, until: datetime, limit: int, latest: datetime = LAST) -> list[OutboxEntry]:
-        # Who comes second does not wait for the first, but takes what is left. A lease whose answer is lost is nobody's
-        # until it ends. Each half reads the first rows of an index, and the ids are an array, since a join would be
-        # planned for many more than there are: the cost does not grow with the number of entries.
+        # Concurrent calls skip each other's rows. Each half reads the first rows of an index, and the ids are an array
+        # because a join would be planned for many more rows, so the cost does not grow with the number of entries. If
+        # the response is lost, the entries stay leased until the lease expires.
         rows = await self._pool.run(
             f"""
             WITH due AS (
                 SELECT id AS due_id, due_at AS since FROM outbox WHERE due_at <= $1
                 ORDER BY due_at, id LIMIT $3 FOR UPDATE SKIP LOCKED
             ),
-            put_off AS (
+            delayed AS (
                 SELECT id AS due_id, due_at AS since FROM outbox WHERE due_at > $2 AND {_UNLIMITED}
                 ORDER BY due_at LIMIT $3 - (SELECT count(*) FROM due) FOR UPDATE SKIP LOCKED
             ),
-            taken AS (SELECT * FROM due UNION ALL SELECT * FROM put_off),
+            selected AS (SELECT * FROM due UNION ALL SELECT * FROM delayed),
             leased AS (
                 UPDATE outbox SET attempts = attempts + 1, due_at = $4, lease = gen_random_uuid()
-                WHERE id = ANY (ARRAY(SELECT due_id FROM taken)) RETURNING {ENTRY}
+                WHERE id = ANY (ARRAY(SELECT due_id FROM selected)) RETURNING {ENTRY}
             )
-            SELECT {ENTRY} FROM leased JOIN taken ON id = due_id ORDER BY since, id
+            SELECT {ENTRY} FROM leased JOIN selected ON id = due_id ORDER BY since, id
             """,  # noqa: S608  # constants
             now,
             latest,
@@ -63,13 +61,13 @@ class PostgresOutbox:
         return [entry_of(row) for row in rows]
 
     async def delivered(self, entry: OutboxEntry) -> None:
-        await self._answer("DELETE FROM outbox", entry)
+        await self._settle("DELETE FROM outbox", entry)
 
     async def reschedule(self, entry: OutboxEntry, *, due_at: datetime, reason: str) -> None:
-        await self._answer("UPDATE outbox SET due_at = $3, reason = $4, lease = NULL", entry, due_at, reason)
+        await self._settle("UPDATE outbox SET due_at = $3, reason = $4, lease = NULL", entry, due_at, reason)
 
     async def dead_letter(self, entry: OutboxEntry, *, reason: str) -> None:
-        await self._answer("UPDATE outbox SET due_at = NULL, reason = $3, lease = NULL", entry, reason)
+        await self._settle("UPDATE outbox SET due_at = NULL, reason = $3, lease = NULL", entry, reason)
 
     async def next_due(self) -> datetime | None:
         [[due_at]] = await self._pool.run("SELECT min(due_at) FROM outbox WHERE due_at IS NOT NULL")
@@ -100,44 +98,44 @@ class PostgresOutbox:
         return bool(changed)
 
     async def state(self) -> OutboxState:
-        # The first entry that is pending is the oldest, as far as clocks went right. It is found at once, and asked for
-        # by itself: when so many wait that they are not counted within STATEMENT_TIMEOUT, it is what matters.
+        # Ids follow the time of registration, so the first pending entry is the oldest. It is read by itself because
+        # counting many entries may take longer than STATEMENT_TIMEOUT.
         first = await self._pool.run(
             f"SELECT occurred_at FROM outbox WHERE due_at IS NOT NULL AND {_UNLIMITED} ORDER BY id LIMIT 1"  # noqa: S608  # a constant
         )
         oldest = first[0]["occurred_at"] if first else None
         try:
-            [[pending, in_all]] = await self._pool.run(
+            [[pending, total]] = await self._pool.run(
                 "SELECT (SELECT count(*) FROM outbox WHERE due_at IS NOT NULL), (SELECT count(*) FROM outbox)"
             )
         except StorageUnavailable:
             return OutboxState(pending=None, dead_lettered=None, oldest=oldest)
-        return OutboxState(pending=pending, dead_lettered=in_all - pending, oldest=oldest)
+        return OutboxState(pending=pending, dead_lettered=total - pending, oldest=oldest)
 
-    async def _answer(self, change: str, entry: OutboxEntry, *values: object) -> None:
+    async def _settle(self, change: str, entry: OutboxEntry, *values: object) -> None:
         await self._pool.run(f"{change} WHERE id = $1 AND lease = $2", entry.id, entry.lease, *values)
 
 
-def insert_events(told: str, context: int) -> str:
-    """What stores events in the outbox, as ``mail_limits.reserve`` does: all mails under one limit together.
+def insert_events(events: str, context: int) -> str:
+    """The CTEs that store events in the outbox; ``mail_limits.reserve`` in SQL, for all events at once.
 
     Args:
-        told: gives the events, of the columns user_id, email, occurred_at and number, which counts them.
-        context: the first of seven parameters: three of the cause, then of all limits on all events the number of the
-            event, the digest, the gap, and the burst as a time.
+        events: a query of the columns user_id, email, occurred_at and number (1, 2, ...).
+        context: the number of the first of seven parameters: three of the request context, four of
+            ``limit_parameters``.
     """
     return f"""
-told AS ({told}),
+events AS ({events}),
 limited AS (
-    SELECT number, occurred_at, digest, gap, burst FROM told JOIN unnest(
+    SELECT number, occurred_at, digest, gap, burst FROM events JOIN unnest(
         ${context + 3}::bigint[], ${context + 4}::text[], ${context + 5}::interval[], ${context + 6}::interval[]
     ) AS given (number, digest, gap, burst) USING (number)
 ),
-ended AS (
+expired_limits AS (
     DELETE FROM mail_limits WHERE digest = ANY (ARRAY(
         SELECT digest FROM mail_limits
         WHERE until <= (SELECT min(occurred_at) FROM limited) AND digest <> ALL (${context + 4}::text[])
-        ORDER BY until LIMIT {FORGOTTEN_AT_ONCE} FOR UPDATE SKIP LOCKED
+        ORDER BY until LIMIT {EXPIRED_BATCH} FOR UPDATE SKIP LOCKED
     ))
 ),
 reserved AS (
@@ -155,17 +153,17 @@ due AS (
         SELECT *, sum(gap) OVER (PARTITION BY digest ORDER BY number DESC) - gap AS behind FROM limited
     ) AS each JOIN reserved USING (digest) GROUP BY number, occurred_at
 ),
-put AS (
+inserted AS (
     INSERT INTO outbox (user_id, email, occurred_at, due_at, reason, request_id, trace_id, span_id)
     SELECT user_id, email, occurred_at, due_at, CASE WHEN due_at > occurred_at THEN '{RATE_LIMITED}' END,
         ${context}::text, ${context + 1}::text, ${context + 2}::text
-    FROM told JOIN due USING (number) ORDER BY number
+    FROM events JOIN due USING (number) ORDER BY number
 )
 """  # noqa: S608  # constants
 
 
 def limit_parameters(events: Sequence[UserRegistered]) -> list[list[object]]:
-    """The last four parameters of ``_put``."""
+    """Number of the event, digest, gap, and burst as an interval, of all limits on all events."""
     rows = [
         (number, digest, limit.gap, limit.burst * limit.gap)
         for number, event in enumerate(events, start=1)

@@ -6,23 +6,20 @@ from usersvc.adapters.postgres.pool import Connection, PostgresPool, storage_err
 from usersvc.application.errors import StorageUnavailable
 
 UPGRADING, ADDING = 0x75736572_7376_0001, 0x75736572_7376_0002
-"""Advisory locks of this service; the figures mean nothing, but have to be nobody else's in the database.
+"""The keys of this service's advisory locks: arbitrary, but unique in the database.
 
-CockroachDB takes the calls and locks nothing, YugabyteDB knows them in its latest versions only: there, a row of a
-table that is locked with ``FOR UPDATE`` has to do the same.
+CockroachDB accepts the calls but locks nothing; a port to it has to lock a row with ``FOR UPDATE``.
 """
 OPENING_TIMEOUT = 60
-"""How long a start waits for another process that upgrades, and for others to leave a table alone, in seconds."""
+"""How long a start waits for the migration of another process and for locks on tables, in seconds."""
 
 MIGRATIONS = (
-    # Positions come from a sequence without a cache, and only to who holds the lock ADDING: see PostgresUsers.add.
-    # COLLATE "C": an index in the order of a locale is wrong once the system's locales change, and a mailbox would be
-    # free again. Citus: a table has to be distributed by a column of its every UNIQUE constraint; of these tables it
-    # could only make reference tables.
-    # due_at is null for an entry that is dead-lettered, and the end of the lease for one that is leased.
-    # outbox_unlimited has all entries but those that the limits on mails put off: see PostgresOutbox.lease.
-    # mail_limits: see usersvc.domain.mail_limits. A row has no effect from its second time on. An outbox is all
-    # change, and small: by default vacuum would come only after a fifth of it had changed.
+    # users_position is used only while holding the lock ADDING: see usersvc.adapters.postgres.users.
+    # COLLATE "C": an index in the order of a locale becomes corrupt when the system's locales change.
+    # due_at: null for a dead-lettered entry, the end of the lease for a leased one.
+    # outbox_unlimited: entries that no mail limit delays, see PostgresOutbox.lease.
+    # mail_limits: see usersvc.domain.mail_limits; a row has no effect after `until`.
+    # autovacuum: these tables change all the time; the default waits until a fifth of the rows has changed.
     """
     CREATE TABLE users (
         position bigint PRIMARY KEY,
@@ -64,26 +61,26 @@ MIGRATIONS = (
     CREATE INDEX idempotency_keys_user_id ON idempotency_keys (user_id);
     """,
 )
-"""What leads from each schema version to the next.
+"""The statements that lead from each schema version to the next.
 
-While some hosts have been given a new version of the service and others have not, both work on one schema: a migration
-may add, and take away only what the version before has not used.
+During a rolling upgrade two releases use one schema, so a migration may remove only what the previous release did not
+use.
 """
 
 
 async def upgrade(pool: PostgresPool) -> None:
-    """Bring the schema up to date: in one transaction, one process at a time.
+    """Migrate the schema, in one transaction and one process at a time.
 
     Raises:
-        StorageUnavailable: the server cannot be reached, or is not fit; or the schema is of a newer version, of a
+        StorageUnavailable: the server cannot be reached or is unsuitable, or the schema is of a newer version, of a
             pre-release version, or of another program.
     """
     with storage_errors():
         connection = await pool.connect()
         try:
             if await connection.fetchval("SHOW server_encoding") != "UTF8":
-                raise StorageUnavailable("the database is not in the encoding UTF8")
-            # Looking needs no lock, and no right to make tables.
+                raise StorageUnavailable("the encoding of the database is not UTF8")
+            # Reading the version needs neither a lock nor the right to create tables.
             if await _version(connection) < len(MIGRATIONS):
                 await _upgrade(connection)
         finally:
@@ -94,11 +91,11 @@ async def _upgrade(connection: Connection) -> None:
     async with connection.transaction():
         for setting in ("lock_timeout", "idle_in_transaction_session_timeout"):
             await connection.execute(f"SET LOCAL {setting} = '{OPENING_TIMEOUT}s'")
-        # A change of a large table takes what it takes.
+        # Migrating a large table may take long.
         await connection.execute("SET LOCAL statement_timeout = 0")
         await connection.execute("SELECT pg_advisory_xact_lock($1)", UPGRADING)
         await connection.execute("CREATE TABLE IF NOT EXISTS usersvc_schema_version (version integer PRIMARY KEY)")
-        # Asked again: another process may have been quicker.
+        # Read again: another process may have migrated meanwhile.
         for version in range(await _version(connection), len(MIGRATIONS)):
             try:
                 await connection.execute(MIGRATIONS[version])

@@ -10,7 +10,7 @@ import asyncpg
 
 from usersvc.adapters.postgres.archive import PostgresArchive
 from usersvc.adapters.postgres.listener import CHANNEL
-from usersvc.adapters.postgres.outbox import FORGOTTEN_AT_ONCE, PostgresOutbox, insert_events, limit_parameters
+from usersvc.adapters.postgres.outbox import EXPIRED_BATCH, PostgresOutbox, insert_events, limit_parameters
 from usersvc.adapters.postgres.pool import PostgresPool
 from usersvc.adapters.postgres.rows import VIEW, plain_uuid, view_of_row
 from usersvc.adapters.postgres.schema import ADDING, upgrade
@@ -22,53 +22,50 @@ from usersvc.domain.errors import EmailAlreadyRegistered
 from usersvc.domain.user import PasswordHash, User
 
 POOL_SIZE = 5
-"""How many connections a process has, beside the one that it listens on."""
+"""The number of connections of a process, without the one that listens for notifications."""
 
-# PostgreSQL writes the JSON of a whole page, which is sent as it is. Its own functions for objects add spaces.
+# PostgreSQL writes the JSON of a whole page, which is sent unchanged. Its functions for JSON objects add spaces.
 _LINE = """
 '{"id":"' || id || '","email":' || to_json(email) || ',"age":' || age || ',"registered_at":"'
     || to_char(registered_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z') || '"}'
 """
 
-# Something in the log, so that the end of a statement waits for the disk, and for those in synchronous_standby_names.
-# CockroachDB and YugabyteDB have no such log; there, a row has to be written as it was.
-_WRITTEN = "pg_logical_emit_message(true, 'usersvc', ''::text)"
+# Writes to the WAL, so that the commit waits for the disk and for synchronous_standby_names. CockroachDB and YugabyteDB
+# have no such function; a port to them has to rewrite a row.
+_WRITE_TO_WAL = "pg_logical_emit_message(true, 'usersvc', ''::text)"
 
-# One statement, and so one transaction and one way to the server and back, with no moment in which a client that hangs
-# could hold the lock. It is that lock, held until the transaction is over and taken before the position is drawn, that
-# makes positions follow the order in which users become visible: those of a sequence alone, drawn by transactions that
-# go on side by side, would not. So transactions that add are stored one after the other, as fast as the server's disk
-# can sync; all others go on beside them. CockroachDB and YugabyteDB: see ADDING. A counter in a row that each addition
-# updates gives the same order there.
-_TURN = f"turn AS MATERIALIZED (SELECT pg_advisory_xact_lock({ADDING}))"
+# The lock makes positions follow the order in which users become visible: it is taken before the position is drawn and
+# held until the commit. So transactions that add users run one after the other; all others run concurrently. An
+# addition is one statement and one transaction, so a client that hangs cannot hold the lock.
+_LOCK = f"locked AS MATERIALIZED (SELECT pg_advisory_xact_lock({ADDING}))"
 
-# Both keys and mailboxes are settled by constraints, whatever this statement's snapshot has missed while it waited. A
-# key whose user is not added, since the mailbox is taken, breaks the constraint key_of_a_user, and nothing is stored.
+# Constraints decide about keys and mailboxes, because the statement's snapshot is older than the lock. A key whose user
+# is not added, since the mailbox is taken, violates the constraint key_of_a_user, and nothing is stored.
 _KEY = f"""
-forgotten AS (
+expired_keys AS (
     DELETE FROM idempotency_keys WHERE digest IN (
         SELECT digest FROM idempotency_keys WHERE used_at <= $18 AND digest <> $17
-        ORDER BY used_at LIMIT {FORGOTTEN_AT_ONCE} FOR UPDATE SKIP LOCKED
+        ORDER BY used_at LIMIT {EXPIRED_BATCH} FOR UPDATE SKIP LOCKED
     )
 ),
-named AS (
-    INSERT INTO idempotency_keys (digest, user_id, used_at) SELECT $17, $1, $6 FROM turn
+claimed AS (
+    INSERT INTO idempotency_keys (digest, user_id, used_at) SELECT $17, $1, $6 FROM locked
     ON CONFLICT (digest) DO UPDATE SET user_id = excluded.user_id, used_at = excluded.used_at
     WHERE idempotency_keys.used_at <= $18
     RETURNING digest
 )
 """  # noqa: S608  # a constant
 
-_TOLD = """
+_EVENTS = """
     SELECT event.* FROM added, unnest($7::uuid[], $8::text[], $9::timestamptz[])
         WITH ORDINALITY AS event (user_id, email, occurred_at, number)
 """
 
-_TOLD_OF_ALL = """
+_EVENTS_OF_ALL = """
     SELECT event.user_id, event.email, event.occurred_at, event.number
     FROM added JOIN unnest($7::uuid[], $8::text[], $9::uuid[], $10::text[], $11::timestamptz[])
-        WITH ORDINALITY AS event (holder, mailbox, user_id, email, occurred_at, number)
-        ON added.id = event.holder AND added.mailbox = event.mailbox
+        WITH ORDINALITY AS event (owner_id, mailbox, user_id, email, occurred_at, number)
+        ON added.id = event.owner_id AND added.mailbox = event.mailbox
 """
 
 _ADD = f"""
@@ -78,17 +75,17 @@ added AS (
     ON CONFLICT (mailbox) DO NOTHING
     RETURNING id
 ),
-{insert_events(_TOLD, context=10)}
+{insert_events(_EVENTS, context=10)}
 SELECT pg_notify('{CHANNEL}', '') FROM added
 """  # noqa: S608  # a constant
 
-# Who comes first in the batch is first in line for the mailbox and the id. Pairs of both are different ones here.
+# The first of several users with one mailbox or id is stored. The pairs of both are distinct.
 _ADD_ALL = f"""
-WITH {_TURN},
+WITH {_LOCK},
 added AS (
     INSERT INTO users (position, id, mailbox, email, age, password_hash, registered_at)
     SELECT nextval('users_position'), id, mailbox, email, age, password_hash, registered_at FROM (
-        SELECT given.* FROM turn,
+        SELECT given.* FROM locked,
             unnest($1::uuid[], $2::text[], $3::text[], $4::integer[], $5::text[], $6::timestamptz[])
             WITH ORDINALITY AS given (id, mailbox, email, age, password_hash, registered_at, number)
         ORDER BY number
@@ -96,37 +93,37 @@ added AS (
     ON CONFLICT DO NOTHING
     RETURNING id, mailbox
 ),
-{insert_events(_TOLD_OF_ALL, context=12)}
-SELECT id, mailbox, CASE WHEN EXISTS (SELECT FROM told) THEN pg_notify('{CHANNEL}', '') END FROM added
+{insert_events(_EVENTS_OF_ALL, context=12)}
+SELECT id, mailbox, CASE WHEN EXISTS (SELECT FROM events) THEN pg_notify('{CHANNEL}', '') END FROM added
 """  # noqa: S608  # a constant
 
-_ADD_WITHOUT_KEY = f"WITH {_TURN}, allowed AS (SELECT FROM turn), {_ADD}"
+_ADD_WITHOUT_KEY = f"WITH {_LOCK}, allowed AS (SELECT FROM locked), {_ADD}"
 
-_ADD_WITH_KEY = f"WITH {_TURN}, {_KEY}, allowed AS (SELECT FROM named), {_ADD}"
+_ADD_WITH_KEY = f"WITH {_LOCK}, {_KEY}, allowed AS (SELECT FROM claimed), {_ADD}"
 
 
 class PostgresUsers:
     """A ``Users`` in a PostgreSQL database; an asynchronous context manager that opens and closes it.
 
-    ``outbox`` and ``archive`` are the same database. Every method is one statement.
+    ``outbox`` and ``archive`` use the same database. Every method is one statement.
     """
 
     def __init__(self, url: str, *, pool_size: int = POOL_SIZE) -> None:
-        """Make it, without a connection.
+        """Create the store, without a connection.
 
         Args:
             url: see ``PostgresPool``.
-            pool_size: how many connections there are at most, beside one for whoever listens.
+            pool_size: the maximum number of connections, without the one that listens for notifications.
         """
         self._pool = PostgresPool(url, pool_size)
         self.outbox = PostgresOutbox(self._pool)
         self.archive = PostgresArchive(self._pool)
 
     async def __aenter__(self) -> Self:
-        """Connect, and bring the schema up to date.
+        """Connect, and migrate the schema.
 
         Raises:
-            StorageUnavailable: the server cannot be reached, or is not fit; or the schema is of a newer version.
+            StorageUnavailable: the server cannot be reached or is unsuitable, or its schema is newer.
         """
         await upgrade(self._pool)
         await self._pool.open()
@@ -161,21 +158,21 @@ class PostgresUsers:
             else:
                 added = await self._pool.run(_ADD_WITH_KEY, *values, key.digest, user.registered_at - KEY_LIFETIME)
         except StorageUnavailable as error:
-            broken = error.__cause__
-            if isinstance(broken, asyncpg.ForeignKeyViolationError) and broken.constraint_name == "key_of_a_user":
+            violation = error.__cause__
+            if isinstance(violation, asyncpg.ForeignKeyViolationError) and violation.constraint_name == "key_of_a_user":
                 raise EmailAlreadyRegistered from None
             raise
-        # It may have been this user who took the mailbox and the key, by a first attempt whose answer was lost.
-        if not added and not await self._pool.run(f"SELECT {_WRITTEN} FROM users WHERE id = $1", user.id):  # noqa: S608  # a constant
+        # This user may have been stored by a first attempt whose response was lost.
+        if not added and not await self._pool.run(f"SELECT {_WRITE_TO_WAL} FROM users WHERE id = $1", user.id):  # noqa: S608  # a constant
             raise EmailAlreadyRegistered if key is None else IdempotencyKeyUsed
 
     async def add_all(self, users: Sequence[User]) -> list[bool]:
         context = request_context.get()
-        # A second one with the same mailbox and the same id is refused in any case.
-        different: dict[tuple[UUID, str], User] = {}
+        # A repeated pair of mailbox and id is never stored.
+        distinct: dict[tuple[UUID, str], User] = {}
         for user in users:
-            different.setdefault((user.id, user.email.mailbox), user)
-        given = different.values()
+            distinct.setdefault((user.id, user.email.mailbox), user)
+        given = distinct.values()
         events = [(user, event) for user in given for event in user.events]
         rows = await self._pool.run_once(
             _ADD_ALL,
@@ -198,28 +195,28 @@ class PostgresUsers:
         new = {(plain_uuid(row["id"]), row["mailbox"]) for row in rows}
         stored = []
         for user in users:
-            who = user.id, user.email.mailbox
-            stored.append(who in new)
-            new.discard(who)
+            pair = user.id, user.email.mailbox
+            stored.append(pair in new)
+            new.discard(pair)
         return stored
 
     async def remove(self, user_id: UUID) -> bool:
-        # Its keys go with it: see key_of_a_user. The outbox is gone through whole: it is small, unless mails cannot be
-        # delivered, and an index would be one more to be kept by each registration and each mail.
-        gone = await self._pool.run_once(
+        # key_of_a_user deletes the keys. The outbox is scanned: it is usually small, and an index on user_id would slow
+        # down each registration and each mail.
+        removed = await self._pool.run_once(
             """
-            WITH told AS (DELETE FROM outbox WHERE user_id = $1)
+            WITH mails AS (DELETE FROM outbox WHERE user_id = $1)
             DELETE FROM users WHERE id = $1 RETURNING id
             """,
             user_id,
         )
-        return bool(gone)
+        return bool(removed)
 
     async def registered_with(self, key: IdempotencyKey, *, at: datetime) -> EarlierRegistration | None:
-        # Who was stored when a connection was lost may be on this server alone, until something behind it is elsewhere.
+        # A user stored when a connection was lost may not have reached the standby yet; the write waits for it.
         rows = await self._pool.run(
             f"""
-            SELECT {VIEW}, password_hash, {_WRITTEN} FROM users
+            SELECT {VIEW}, password_hash, {_WRITE_TO_WAL} FROM users
             WHERE id = (SELECT user_id FROM idempotency_keys WHERE digest = $1 AND used_at > $2)
             """,  # noqa: S608  # a constant
             key.digest,
@@ -242,8 +239,8 @@ class PostgresUsers:
             conditions.append(f"mailbox = ${len(values)}")
         where = f"WHERE {' AND '.join(conditions)}" if conditions else ""
         last = "max" if order is Order.ASC else "min"
-        # One more than asked for tells whether there is a next page.
-        [(lines, how_many, furthest)] = await self._pool.run(
+        # One row more than requested shows whether there is a next page.
+        [(lines, count, last_position)] = await self._pool.run(
             f"""
             SELECT
                 convert_to(string_agg({_LINE}, chr(10) ORDER BY position {order}), 'UTF8'), count(*), {last}(position)
@@ -251,11 +248,13 @@ class PostgresUsers:
             """,  # noqa: S608  # constants
             *values,
         )
-        if how_many <= limit:
+        if count <= limit:
             return Page(lines=lines or b"", next_after=None)
-        # Behind the place just before the one too many, which nobody has or will have.
-        return Page(lines=lines.rpartition(b"\n")[0], next_after=furthest - 1 if order is Order.ASC else furthest + 1)
+        # The next page begins with the extra row, so right after the position before it.
+        return Page(
+            lines=lines.rpartition(b"\n")[0], next_after=last_position - 1 if order is Order.ASC else last_position + 1
+        )
 
     async def check(self) -> None:
-        """See ``Users.check``: a page is read, and something is written to the log, which takes a primary with room."""
-        await self._pool.run(f"SELECT {_WRITTEN}, (SELECT position FROM users LIMIT 1)")  # noqa: S608  # a constant
+        """Read a row and write to the WAL, which fails on a standby and on a full disk."""
+        await self._pool.run(f"SELECT {_WRITE_TO_WAL}, (SELECT position FROM users LIMIT 1)")  # noqa: S608  # a constant

@@ -16,13 +16,13 @@ from usersvc.application.request_context import request_context
 from usersvc.domain.events import UserRegistered
 from usersvc.domain.mail_limits import Reserved, limits, reserve
 
-FORGOTTEN_AT_ONCE = 100
-"""How many ended keys, and limits, one registration deletes; more than it adds, and few enough to cost nothing."""
+EXPIRED_BATCH = 100
+"""The maximum number of expired keys, and of expired mail limits, that one registration deletes."""
 
 _UNLIMITED = "(attempts > 0 OR reason IS NULL)"
-"""An entry that no limit on mails puts off; an index has the same words."""
+"""The condition of entries that no mail limit delays; the index ``outbox_unlimited`` has the same one."""
 
-# In two halves, each of which reads the first rows of an index: the cost does not grow with the number of entries.
+# Each half reads the first rows of an index, so the cost does not grow with the number of entries.
 _DUE = f"""
     SELECT * FROM (SELECT {ENTRY} FROM outbox WHERE due_at <= ?1 ORDER BY due_at, id LIMIT ?3)
     UNION ALL
@@ -39,11 +39,11 @@ class SqliteOutbox:
 
     async def lease(self, *, now: datetime, until: datetime, limit: int, latest: datetime = LAST) -> list[OutboxEntry]:
         due = timestamp(now), timestamp(latest)
-        # Looking is cheap and harms nobody; a write transaction is neither.
+        # A read is cheap; a write transaction locks the file.
         if not await self._file.read(_DUE, (*due, 1)):
             return []
 
-        async def take(connection: aiosqlite.Connection) -> list[OutboxEntry]:
+        async def lease_due(connection: aiosqlite.Connection) -> list[OutboxEntry]:
             rows = await connection.execute_fetchall(_DUE, (*due, limit))
             leased = [
                 replace(entry, attempts=entry.attempts + 1, due_at=until, lease=str(uuid4()))
@@ -55,16 +55,16 @@ class SqliteOutbox:
             )
             return leased
 
-        return await self._file.write(take)
+        return await self._file.write(lease_due)
 
     async def delivered(self, entry: OutboxEntry) -> None:
-        await self._answer("DELETE FROM outbox", [], entry)
+        await self._settle("DELETE FROM outbox", [], entry)
 
     async def reschedule(self, entry: OutboxEntry, *, due_at: datetime, reason: str) -> None:
-        await self._answer("UPDATE outbox SET due_at = ?, reason = ?, lease = NULL", [timestamp(due_at), reason], entry)
+        await self._settle("UPDATE outbox SET due_at = ?, reason = ?, lease = NULL", [timestamp(due_at), reason], entry)
 
     async def dead_letter(self, entry: OutboxEntry, *, reason: str) -> None:
-        await self._answer("UPDATE outbox SET due_at = NULL, reason = ?, lease = NULL", [reason], entry)
+        await self._settle("UPDATE outbox SET due_at = NULL, reason = ?, lease = NULL", [reason], entry)
 
     async def next_due(self) -> datetime | None:
         [[due_at]] = await self._file.read("SELECT min(due_at) FROM outbox WHERE due_at IS NOT NULL")
@@ -89,8 +89,8 @@ class SqliteOutbox:
         return bool(changed)
 
     async def state(self) -> OutboxState:
-        # The first entry that is pending is the oldest, as far as clocks went right.
-        [[pending, in_all, oldest]] = await self._file.read(
+        # Ids follow the time of registration, so the first pending entry is the oldest.
+        [[pending, total, oldest]] = await self._file.read(
             f"""
             SELECT (SELECT count(*) FROM outbox WHERE due_at IS NOT NULL), (SELECT count(*) FROM outbox),
                 (SELECT occurred_at FROM outbox WHERE due_at IS NOT NULL AND {_UNLIMITED} ORDER BY id LIMIT 1)
@@ -98,16 +98,16 @@ class SqliteOutbox:
         )
         return OutboxState(
             pending=pending,
-            dead_lettered=in_all - pending,
+            dead_lettered=total - pending,
             oldest=None if oldest is None else datetime.fromisoformat(oldest),
         )
 
-    async def _answer(self, change: str, values: list[str], entry: OutboxEntry) -> None:
+    async def _settle(self, change: str, values: list[str], entry: OutboxEntry) -> None:
         await self._file.change(f"{change} WHERE id = ? AND lease = ?", (*values, entry.id, entry.lease))
 
 
 async def insert_events(connection: aiosqlite.Connection, events: Sequence[UserRegistered]) -> None:
-    """Store events in the outbox, due as soon as the limits on mails allow."""
+    """Store events in the outbox, due as soon as the mail limits allow."""
     context = request_context.get()
     for event in events:
         occurred_at = timestamp(event.occurred_at)
@@ -131,7 +131,7 @@ async def insert_events(connection: aiosqlite.Connection, events: Sequence[UserR
 
 
 async def _reserve(connection: aiosqlite.Connection, event: UserRegistered) -> datetime:
-    """When the mail about an event is due; forgets some limits that have ended."""
+    """Reserve the mail of an event and return when it is due; delete some expired limits."""
     digests = json.dumps([*limits(event)])
     rows = await connection.execute_fetchall(
         "SELECT digest, since, until FROM mail_limits WHERE digest IN (SELECT value FROM json_each(?))", [digests]
@@ -144,10 +144,10 @@ async def _reserve(connection: aiosqlite.Connection, event: UserRegistered) -> d
             SELECT digest FROM mail_limits WHERE until <= ? ORDER BY until LIMIT ?
         )
         """,
-        (timestamp(event.occurred_at), FORGOTTEN_AT_ONCE),
+        (timestamp(event.occurred_at), EXPIRED_BATCH),
     )
     await connection.executemany(
         "INSERT OR REPLACE INTO mail_limits (digest, since, until) VALUES (?, ?, ?)",
-        [(digest, timestamp(each.since), timestamp(each.until)) for digest, each in after.items()],
+        [(digest, timestamp(limit.since), timestamp(limit.until)) for digest, limit in after.items()],
     )
     return due_at

@@ -15,7 +15,7 @@ import aiosqlite
 from usersvc.adapters.sqlite.archive import SqliteArchive
 from usersvc.adapters.sqlite.coalesced_reads import CoalescedReads
 from usersvc.adapters.sqlite.database import DatabaseFile
-from usersvc.adapters.sqlite.outbox import FORGOTTEN_AT_ONCE, SqliteOutbox, insert_events
+from usersvc.adapters.sqlite.outbox import EXPIRED_BATCH, SqliteOutbox, insert_events
 from usersvc.adapters.sqlite.rows import VIEW, view_of_row
 from usersvc.application.clock import timestamp
 from usersvc.application.idempotency import KEY_LIFETIME, EarlierRegistration, IdempotencyKey, IdempotencyKeyUsed
@@ -23,17 +23,17 @@ from usersvc.application.read_models import Order, Page, UserView, view_of
 from usersvc.domain.errors import EmailAlreadyRegistered
 from usersvc.domain.user import User
 
-# SQLite writes the JSON, of a whole page in one step: the thread that reads needs Python's lock once, not for each row.
-# A subquery with a limit is read in its own order.
+# SQLite writes the JSON of a whole page, so the reading thread needs Python's lock once and not for each row. The rows
+# keep the order of the limited subquery.
 _LINES = """group_concat(
     json_object('id', id, 'email', email, 'age', age, 'registered_at', registered_at), char(10)
 )"""
 
 
 class SqliteUsers:
-    """A ``Users`` in a SQLite file; an asynchronous context manager that opens and closes it.
+    """A ``Users`` in an SQLite file; an asynchronous context manager that opens and closes it.
 
-    Reads have a connection of their own, and so never wait for a write. ``outbox`` and ``archive`` are the same file.
+    ``outbox`` and ``archive`` use the same file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -43,10 +43,10 @@ class SqliteUsers:
         self.archive = SqliteArchive(self._file)
 
     async def __aenter__(self) -> Self:
-        """Open the file, made if it is missing, and bring its schema up to date.
+        """Open the file, create it if it is missing, and migrate its schema.
 
         Raises:
-            StorageUnavailable: the file cannot be opened, is no SQLite database, or is of a newer schema.
+            StorageUnavailable: the file cannot be opened, is not an SQLite database, or has a newer schema.
         """
         await self._file.open()
         return self
@@ -62,7 +62,7 @@ class SqliteUsers:
 
         async def insert(connection: aiosqlite.Connection) -> None:
             if key is not None:
-                await _use(connection, key, user)
+                await _use_key(connection, key, user)
             try:
                 await connection.execute(
                     f"INSERT INTO users ({VIEW}, mailbox, password_hash) VALUES (?, ?, ?, ?, ?, ?)",  # noqa: S608  # constants
@@ -77,7 +77,7 @@ class SqliteUsers:
         await self._file.write(insert)
 
     async def add_all(self, users: Sequence[User]) -> list[bool]:
-        # One statement for all of them: with one for each, the write lock would be held several times as long.
+        # One statement for all users: with one for each, the write lock would be held several times as long.
         rows = json.dumps([(*view_of(user).values(), user.email.mailbox, user.password_hash) for user in users])
 
         async def insert(connection: aiosqlite.Connection) -> list[bool]:
@@ -93,10 +93,10 @@ class SqliteUsers:
             new = set(map(tuple, returned))
             stored = []
             for user in users:
-                who = str(user.id), user.email.mailbox
-                stored.append(who in new)
-                # A second one like the first was refused.
-                new.discard(who)
+                pair = str(user.id), user.email.mailbox
+                stored.append(pair in new)
+                # A repeated pair was not stored again.
+                new.discard(pair)
             await insert_events(
                 connection,
                 [event for user, is_new in zip(users, stored, strict=True) if is_new for event in user.events],
@@ -109,8 +109,8 @@ class SqliteUsers:
 
         async def delete(connection: aiosqlite.Connection) -> bool:
             cursor = await connection.execute("DELETE FROM users WHERE id = ?", [str(user_id)])
-            # Both tables are gone through whole, which takes 28 ms with 100,000 entries and 300,000 keys. Indexes
-            # for it alone would make each registration two fifths slower to store.
+            # Both tables are scanned: 28 ms for 100,000 entries and 300,000 keys. Indexes on user_id would make each
+            # registration two fifths slower to store.
             await connection.execute("DELETE FROM outbox WHERE user_id = ?", [str(user_id)])
             await connection.execute("DELETE FROM idempotency_keys WHERE user_id = ?", [str(user_id)])
             return bool(cursor.rowcount)
@@ -139,7 +139,7 @@ class SqliteUsers:
             conditions["mailbox = ?"] = mailbox
         where = f"WHERE {' AND '.join(conditions)}" if conditions else ""
         last = "max" if order is Order.ASC else "min"
-        # One more than asked for tells whether there is a next page. All of it is one value: see CoalescedReads.
+        # One row more than requested shows whether there is a next page. One value, as CoalescedReads needs.
         found: bytes = await self._pages.value(
             f"""
             SELECT CAST(count(*) || ' ' || ifnull({last}(position), 0) || ' ' || ifnull({_LINES}, '') AS BLOB) FROM (
@@ -148,42 +148,42 @@ class SqliteUsers:
             """,  # noqa: S608  # constants
             [*conditions.values(), limit + 1],
         )
-        how_many, furthest, lines = found.split(b" ", 2)
-        if int(how_many) <= limit:
+        count, last_position, lines = found.split(b" ", 2)
+        if int(count) <= limit:
             return Page(lines=lines, next_after=None)
-        # Behind the place just before the one too many, which nobody has or will have.
-        next_after = int(furthest) - 1 if order is Order.ASC else int(furthest) + 1
+        # The next page begins with the extra row, so right after the position before it.
+        next_after = int(last_position) - 1 if order is Order.ASC else int(last_position) + 1
         return Page(lines=lines.rpartition(b"\n")[0], next_after=next_after)
 
     async def check(self) -> None:
-        """See ``Users.check``: a page is read, and one is written as it was, which needs a disk that is not full."""
+        """Read a page and rewrite one unchanged, which fails if the disk is full."""
 
-        async def write_as_it_was(connection: aiosqlite.Connection) -> None:
-            # Asked for, not assumed: a newer program may have upgraded the file meanwhile.
+        async def rewrite_version(connection: aiosqlite.Connection) -> None:
+            # Read first: a newer release may have migrated the file meanwhile.
             [[version]] = await connection.execute_fetchall("PRAGMA user_version")
             await connection.execute(f"PRAGMA user_version = {version}")
 
-        await asyncio.gather(self._file.read("SELECT 1 FROM users LIMIT 1"), self._file.write(write_as_it_was))
+        await asyncio.gather(self._file.read("SELECT 1 FROM users LIMIT 1"), self._file.write(rewrite_version))
 
 
-async def _use(connection: aiosqlite.Connection, key: IdempotencyKey, user: User) -> None:
-    """Store a key for a user who is about to be stored, and forget some that have ended."""
-    ended = timestamp(user.registered_at - KEY_LIFETIME)
+async def _use_key(connection: aiosqlite.Connection, key: IdempotencyKey, user: User) -> None:
+    """Store the key of a user who is about to be stored, and delete some expired keys."""
+    expired = timestamp(user.registered_at - KEY_LIFETIME)
     await connection.execute(
         """
         DELETE FROM idempotency_keys WHERE digest IN (
             SELECT digest FROM idempotency_keys WHERE used_at <= ? ORDER BY used_at LIMIT ?
         )
         """,
-        (ended, FORGOTTEN_AT_ONCE),
+        (expired, EXPIRED_BATCH),
     )
-    # Nor does a key outlive its user.
+    # A key whose user was removed may be used again.
     await connection.execute(
         """
         DELETE FROM idempotency_keys WHERE digest = ?
         AND (used_at <= ? OR NOT EXISTS (SELECT 1 FROM users WHERE id = user_id))
         """,
-        (key.digest, ended),
+        (key.digest, expired),
     )
     cursor = await connection.execute(
         "INSERT INTO idempotency_keys (digest, user_id, used_at) VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
