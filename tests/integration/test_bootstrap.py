@@ -48,7 +48,7 @@ async def test_the_whole_service_is_plugged_together(
     assert openapi["components"]["schemas"]["Registration"]["properties"]["password"]["minLength"] == 9
     assert "sent a welcome mail to alice@example.com" in caplog.text
     assert "USERSVC_BCRYPT_COST is under 10" in caplog.text
-    assert "nothing protects GET /users" in caplog.text
+    assert "GET /users and /metrics are open" in caplog.text
     assert (tmp_path / "users.db").exists() == (kind == "sqlite")
 
 
