@@ -1,4 +1,4 @@
-"""The composition root: the only place that plugs concrete adapters into the application."""
+"""The composition root: the only module that names concrete adapters."""
 
 import gc
 import logging
@@ -41,14 +41,14 @@ WEAK_COST = 10
 
 
 def create_service_app(settings: Settings, *, lease: timedelta = LEASE) -> web.Application:
-    """The whole service as an aiohttp application; it opens what it needs when it starts.
+    """The whole service as an aiohttp application, which opens its resources when it starts.
 
     Args:
         settings: as read from the environment.
-        lease: how long a crashed process keeps others from the notifications that it had in hand.
+        lease: how long the mails that a crashed process was sending stay leased.
 
     Raises:
-        InvalidSetting: tracing is on, and a variable of OpenTelemetry's has a value that it does not accept.
+        InvalidSetting: tracing is on, and an OTEL_... variable has an invalid value.
     """
     metrics = PrometheusMetrics()
     tracing = _tracing(settings)
@@ -82,26 +82,17 @@ def create_service_app(settings: Settings, *, lease: timedelta = LEASE) -> web.A
     async def resources() -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
             if tracing is not None:
-                # Closed last, when everything has been told.
+                # Closed last, after the last span.
                 await stack.enter_async_context(tracing)
             if not isinstance(users, InMemoryUsers):
                 await stack.enter_async_context(users)
             await stack.enter_async_context(hasher)
             if shared_counts is not None:
                 await stack.enter_async_context(shared_counts)
-            if settings.bcrypt_cost < WEAK_COST:
-                log.warning("USERSVC_BCRYPT_COST is under %d: hashes are quick to guess", WEAK_COST)
             await stack.enter_async_context(dispatcher)
             if not isinstance(users, InMemoryUsers | SqliteUsers):
                 await stack.enter_async_context(users.outbox.listen(dispatcher.wake))
-            if settings.smtp is not None and settings.smtp.exposes_password:
-                log.warning("USERSVC_SMTP_URL sends its password unprotected: use smtps:// or smtp+starttls://")
-            for name in settings.without_effect:
-                log.warning("%s has no effect in this version", name)
-            if settings.admin_token is None:
-                log.warning("nothing protects GET /users and /metrics: whoever reaches the service can list everybody")
-            elif len(settings.admin_token) < MIN_TOKEN_LENGTH:
-                log.warning("USERSVC_ADMIN_TOKEN has under %d characters: it may be guessed", MIN_TOKEN_LENGTH)
+            _log_warnings(settings)
             yield
 
     return create_app(
@@ -122,6 +113,20 @@ def create_service_app(settings: Settings, *, lease: timedelta = LEASE) -> web.A
     )
 
 
+def _log_warnings(settings: Settings) -> None:
+    """Log the settings that are accepted but weak or unknown."""
+    if settings.bcrypt_cost < WEAK_COST:
+        log.warning("USERSVC_BCRYPT_COST is under %d: the hashes are too fast to compute", WEAK_COST)
+    if settings.smtp is not None and settings.smtp.exposes_password:
+        log.warning("USERSVC_SMTP_URL sends the password unencrypted: use smtps:// or smtp+starttls://")
+    for name in settings.without_effect:
+        log.warning("%s has no effect in this version", name)
+    if settings.admin_token is None:
+        log.warning("without USERSVC_ADMIN_TOKEN, GET /users and /metrics are open: any client can list all users")
+    elif len(settings.admin_token) < MIN_TOKEN_LENGTH:
+        log.warning("USERSVC_ADMIN_TOKEN has under %d characters: it may be guessed", MIN_TOKEN_LENGTH)
+
+
 def _tracing(settings: Settings) -> "OpenTelemetryTracing | None":
     if settings.tracing == "off":
         return None
@@ -130,7 +135,7 @@ def _tracing(settings: Settings) -> "OpenTelemetryTracing | None":
 
         return OpenTelemetryTracing()
     except ValueError as error:
-        raise InvalidSetting(f"USERSVC_TRACING accepts otlp with variables OTEL_... that are right: {error}") from None
+        raise InvalidSetting(f"USERSVC_TRACING accepts otlp only with valid OTEL_... variables: {error}") from None
 
 
 def _shared_counts(settings: Settings) -> "RedisCounts | None":
@@ -165,22 +170,22 @@ def _failure_limit(settings: Settings, shared_counts: "RedisCounts | None") -> "
 
 
 def create_users(settings: Settings) -> "InMemoryUsers | SqliteUsers | PostgresUsers":
-    """The users and their outbox, where the settings say; all but those in memory are opened on entering them."""
+    """The store of the settings, not opened yet."""
     match settings.database:
         case MemoryDatabase():
             return InMemoryUsers()
         case SqliteDatabase(path):
             return SqliteUsers(path)
         case PostgresDatabase(url):
-            # Its driver is an extra, and takes time and memory that the others need not pay for.
+            # The driver is an extra, and slow to import.
             from usersvc.adapters.postgres import PostgresUsers  # noqa: PLC0415
 
             return PostgresUsers(url, pool_size=settings.database_pool_size)
 
 
 @asynccontextmanager
-async def opened_store(settings: Settings) -> AsyncIterator[Store]:
-    """The store that the settings name, open while this is entered; a database file is made if it is missing.
+async def open_storage(settings: Settings) -> AsyncIterator[Store]:
+    """Open the store of the settings; a missing database file is created.
 
     Raises:
         StorageUnavailable: it cannot be opened.
@@ -193,12 +198,12 @@ async def opened_store(settings: Settings) -> AsyncIterator[Store]:
 
 
 async def check_storage(settings: Settings) -> None:
-    """Open the storage once as the service would, and close it.
+    """Open the store as the service does, and close it.
 
     Raises:
         StorageUnavailable: it cannot be opened.
     """
-    async with opened_store(settings) as store:
+    async with open_storage(settings) as store:
         await store.check()
 
 
@@ -211,16 +216,14 @@ def _notifier(settings: Settings) -> Notifier:
 
 
 def create_asgi_app() -> AiohttpASGI:
-    """The whole service from the environment, for ``uvicorn --factory``.
-
-    For a process of its own: it calls ``gc.freeze``.
+    """The whole service from the environment, for ``uvicorn --factory``; when started, it calls ``gc.freeze``.
 
     Raises:
-        SystemExit: with code 2, after one line on standard error, for a setting that is not accepted.
+        SystemExit: with code 2, after a message on standard error, for an invalid setting.
     """
     settings = settings_or_exit()
     configure_logging(settings.log_level, settings.log_format)
-    with _exit_for_bad_settings():
+    with _exit_on_invalid_setting():
         app = create_service_app(settings)
     # After the handler that opens the resources.
     app.on_startup.append(_freeze)
@@ -237,16 +240,16 @@ def settings_or_exit() -> Settings:
     """The settings from the environment.
 
     Raises:
-        SystemExit: with code 2, after one line on standard error, for a setting that is not accepted.
+        SystemExit: with code 2, after a message on standard error, for an invalid setting.
     """
-    with _exit_for_bad_settings():
+    with _exit_on_invalid_setting():
         return Settings.from_environment()
 
 
 @contextmanager
-def _exit_for_bad_settings() -> Iterator[None]:
+def _exit_on_invalid_setting() -> Iterator[None]:
     try:
         yield
     except InvalidSetting as error:
-        print(f"usersvc: {error}", file=sys.stderr)  # noqa: T201  # as before there is a log
+        print(f"usersvc: {error}", file=sys.stderr)  # noqa: T201  # logging is not configured yet
         raise SystemExit(2) from None

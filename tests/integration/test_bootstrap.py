@@ -26,7 +26,7 @@ ALICE = {"email": "alice@example.com", "password": "correct horse battery", "age
 
 
 @pytest.mark.parametrize("kind", ["memory", "sqlite", "postgres"])
-async def test_the_whole_service_is_plugged_together(
+async def test_the_whole_service_is_assembled(
     kind: str, tmp_path: Path, request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture
 ) -> None:
     database: Database = SqliteDatabase(tmp_path / "users.db")
@@ -48,16 +48,16 @@ async def test_the_whole_service_is_plugged_together(
     assert openapi["components"]["schemas"]["Registration"]["properties"]["password"]["minLength"] == 9
     assert "sent a welcome mail to alice@example.com" in caplog.text
     assert "USERSVC_BCRYPT_COST is under 10" in caplog.text
-    assert "nothing protects GET /users" in caplog.text
+    assert "GET /users and /metrics are open" in caplog.text
     assert (tmp_path / "users.db").exists() == (kind == "sqlite")
 
 
-async def test_a_token_that_is_easy_to_guess_is_reported(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_short_admin_token_is_reported(caplog: pytest.LogCaptureFixture) -> None:
     async with TestServer(create_service_app(Settings(database=MemoryDatabase(), admin_token="guess-me"))):
         assert "USERSVC_ADMIN_TOKEN has under 22 characters" in caplog.text
 
 
-async def test_on_postgresql_a_registration_elsewhere_is_told_of_here_at_once(
+async def test_on_postgresql_a_registration_on_another_host_is_delivered_at_once(
     postgres_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     settings = Settings(database=PostgresDatabase(postgres_url), bcrypt_cost=4)
@@ -93,7 +93,7 @@ async def test_objects_of_the_start_are_excluded_from_garbage_collection(
         gc.unfreeze()
 
 
-def test_a_bad_setting_ends_the_process_with_one_line_and_code_2(
+def test_an_invalid_setting_exits_with_one_line_and_2(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -112,12 +112,12 @@ def entries(database: Path) -> list[OutboxEntry]:
     return fill(database)
 
 
-def test_an_empty_outbox_is_told_apart_from_a_list(usersvc: Commands) -> None:
+def test_list_reports_an_empty_outbox_on_standard_error(usersvc: Commands) -> None:
     fill(usersvc.database)
     assert usersvc("outbox", "list") == (0, "", "the outbox is empty\n")
 
 
-def test_the_list_has_a_line_for_each_entry_without_addresses(usersvc: Commands) -> None:
+def test_list_prints_one_line_per_mail_without_addresses(usersvc: Commands) -> None:
     alice, bob = fill(usersvc.database, "alice@example.com", "bob@example.com")
     fail_first(usersvc.database, for_good=True)
     code, out, err = usersvc("outbox", "list")
@@ -129,7 +129,7 @@ def test_the_list_has_a_line_for_each_entry_without_addresses(usersvc: Commands)
     ]
 
 
-def test_one_entry_is_shown_in_full_as_json(usersvc: Commands) -> None:
+def test_show_prints_one_mail_as_json(usersvc: Commands) -> None:
     [entry] = fill(usersvc.database, "jörg@bücher.example")
     fail_first(usersvc.database, for_good=True, reason="größer")
     code, out, err = usersvc("outbox", "show", str(entry.id))
@@ -150,12 +150,12 @@ def test_one_entry_is_shown_in_full_as_json(usersvc: Commands) -> None:
 
 @pytest.mark.parametrize("command", ["show", "retry"])
 @pytest.mark.parametrize("entry_id", ["0", "2", "99999999999999999999999"])
-def test_an_entry_that_is_not_there_is_told(usersvc: Commands, command: str, entry_id: str) -> None:
+def test_a_missing_mail_is_reported(usersvc: Commands, command: str, entry_id: str) -> None:
     fill(usersvc.database, "alice@example.com")
     assert usersvc.fails("outbox", command, entry_id) == f"the outbox has no mail {entry_id}"
 
 
-def test_a_retry_makes_an_entry_due_now(usersvc: Commands) -> None:
+def test_retry_makes_a_mail_due_now(usersvc: Commands) -> None:
     before = datetime.now(UTC)
     [entry] = fill(usersvc.database, "alice@example.com")
     fail_first(usersvc.database, for_good=False)
@@ -167,7 +167,7 @@ def test_a_retry_makes_an_entry_due_now(usersvc: Commands) -> None:
     assert waiting.attempts == 0
 
 
-def test_a_retry_of_all_is_of_those_that_were_set_aside(usersvc: Commands) -> None:
+def test_retry_all_reschedules_dead_lettered_mails_only(usersvc: Commands) -> None:
     fill(usersvc.database, "alice@example.com", "bob@example.com", "carol@example.com")
     fail_first(usersvc.database, for_good=True)
     fail_first(usersvc.database, for_good=False)
@@ -180,7 +180,7 @@ def test_a_retry_of_all_is_of_those_that_were_set_aside(usersvc: Commands) -> No
     assert usersvc("outbox", "retry", "--all") == (0, "0 rescheduled\n", "")
 
 
-def test_an_outbox_of_many_pages_is_gone_through_to_its_end(usersvc: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_outbox_of_several_pages_is_read_to_its_end(usersvc: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(keyset, "BATCH", 2)
     there = fill(usersvc.database, *(f"{name}@example.com" for name in "abcde"))
     for _ in there[:4]:
@@ -194,7 +194,7 @@ def test_an_outbox_of_many_pages_is_gone_through_to_its_end(usersvc: Commands, m
     assert usersvc("outbox", "retry", "--all") == (0, "4 rescheduled\n", "")
 
 
-def test_a_retry_of_what_is_being_sent_is_told(usersvc: Commands) -> None:
+def test_retry_of_a_leased_mail_is_refused(usersvc: Commands) -> None:
     [entry] = fill(usersvc.database, "alice@example.com")
 
     async def hold() -> list[OutboxEntry]:
@@ -222,7 +222,7 @@ def test_a_retry_of_what_is_being_sent_is_told(usersvc: Commands) -> None:
         ["db", "check", "users.db"],
     ],
 )
-def test_wrong_arguments_are_code_2(usersvc: Commands, arguments: list[str]) -> None:
+def test_wrong_arguments_exit_with_2(usersvc: Commands, arguments: list[str]) -> None:
     code, out, err = usersvc(*arguments)
     assert (code, out) == (2, "")
     assert err.startswith("Usage: usersvc")
@@ -239,7 +239,9 @@ ON_A_DATABASE = [
 
 
 @pytest.mark.parametrize("arguments", ON_A_DATABASE)
-def test_a_bad_setting_is_code_2(usersvc: Commands, monkeypatch: pytest.MonkeyPatch, arguments: list[str]) -> None:
+def test_an_invalid_setting_exits_with_2(
+    usersvc: Commands, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+) -> None:
     monkeypatch.setenv("USERSVC_DATABASE_URL", "mysql://user:hunter2@host/db")
     code, out, err = usersvc(*arguments)
     assert (code, out) == (2, "")
@@ -249,7 +251,9 @@ def test_a_bad_setting_is_code_2(usersvc: Commands, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("arguments", ON_A_DATABASE)
-def test_memory_is_no_file(usersvc: Commands, monkeypatch: pytest.MonkeyPatch, arguments: list[str]) -> None:
+def test_commands_refuse_a_database_in_memory(
+    usersvc: Commands, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+) -> None:
     monkeypatch.setenv("USERSVC_DATABASE_URL", "memory://")
     if arguments[0] == "db":
         expected = "this command needs a SQLite file, which USERSVC_DATABASE_URL does not name"
@@ -259,13 +263,13 @@ def test_memory_is_no_file(usersvc: Commands, monkeypatch: pytest.MonkeyPatch, a
 
 
 @pytest.mark.parametrize("arguments", ON_A_DATABASE)
-def test_a_missing_database_is_told_and_not_made(usersvc: Commands, arguments: list[str]) -> None:
+def test_a_missing_database_is_reported_and_not_created(usersvc: Commands, arguments: list[str]) -> None:
     assert usersvc.fails(*arguments) == f"no database at {usersvc.database}"
     assert list(usersvc.database.parent.iterdir()) == []
 
 
 @pytest.mark.parametrize("arguments", ON_A_DATABASE)
-def test_a_file_that_is_no_database_is_told_and_left_alone(usersvc: Commands, arguments: list[str]) -> None:
+def test_a_file_that_is_not_a_database_is_reported_and_unchanged(usersvc: Commands, arguments: list[str]) -> None:
     usersvc.database.write_bytes(b"this is no database" * 100)
     assert "file is not a database" in usersvc.fails(*arguments)
     assert usersvc.database.read_bytes() == b"this is no database" * 100
@@ -273,7 +277,7 @@ def test_a_file_that_is_no_database_is_told_and_left_alone(usersvc: Commands, ar
 
 
 @pytest.mark.parametrize("arguments", ON_A_DATABASE)
-def test_a_newer_schema_is_told(usersvc: Commands, arguments: list[str]) -> None:
+def test_a_newer_schema_is_reported(usersvc: Commands, arguments: list[str]) -> None:
     fill(usersvc.database)
     with closing(sqlite3.connect(usersvc.database)) as file:
         file.execute("PRAGMA user_version = 99")
@@ -284,7 +288,7 @@ def test_a_newer_schema_is_told(usersvc: Commands, arguments: list[str]) -> None
         assert "99" in usersvc.fails(*arguments)
 
 
-def test_a_backup_is_one_whole_database(usersvc: Commands, tmp_path: Path) -> None:
+def test_backup_writes_one_complete_database(usersvc: Commands, tmp_path: Path) -> None:
     fill(usersvc.database, "alice@example.com", "bob@example.com")
     copy = tmp_path / "copy of today.db"
     assert usersvc("db", "backup", copy) == (0, f"saved to {copy}\n", "")
@@ -293,7 +297,7 @@ def test_a_backup_is_one_whole_database(usersvc: Commands, tmp_path: Path) -> No
     assert entries(copy) == entries(usersvc.database)
 
 
-def test_a_backup_never_takes_the_place_of_a_file(usersvc: Commands, tmp_path: Path) -> None:
+def test_backup_does_not_replace_a_file(usersvc: Commands, tmp_path: Path) -> None:
     fill(usersvc.database, "alice@example.com")
     precious = tmp_path / "precious"
     precious.write_text("do not lose me")
@@ -303,19 +307,19 @@ def test_a_backup_never_takes_the_place_of_a_file(usersvc: Commands, tmp_path: P
     assert precious.read_text() == "do not lose me"
 
 
-def test_a_backup_to_nowhere_is_told(usersvc: Commands, tmp_path: Path) -> None:
+def test_backup_to_a_missing_folder_is_reported(usersvc: Commands, tmp_path: Path) -> None:
     fill(usersvc.database)
     assert "cannot write" in usersvc.fails("db", "backup", tmp_path / "missing" / "copy.db")
 
 
-def test_a_backup_is_nobody_elses_to_read_than_the_database(usersvc: Commands, tmp_path: Path) -> None:
+def test_a_backup_is_readable_by_its_owner_only(usersvc: Commands, tmp_path: Path) -> None:
     fill(usersvc.database)
     usersvc.database.chmod(0o600)
     usersvc("db", "backup", tmp_path / "copy.db")
     assert (tmp_path / "copy.db").stat().st_mode & 0o777 == 0o600
 
 
-def test_a_backup_while_somebody_writes_is_what_was_there_at_one_moment(usersvc: Commands, tmp_path: Path) -> None:
+def test_a_backup_during_writes_is_consistent(usersvc: Commands, tmp_path: Path) -> None:
     fill(usersvc.database)
     going_on, enough = threading.Event(), threading.Event()
 
@@ -353,12 +357,12 @@ def test_a_backup_while_somebody_writes_is_what_was_there_at_one_moment(usersvc:
     assert sizes[0] >= 20
 
 
-def test_a_sound_database_is_ok(usersvc: Commands) -> None:
+def test_check_prints_ok(usersvc: Commands) -> None:
     fill(usersvc.database, "alice@example.com")
     assert usersvc("db", "check") == (0, "ok\n", "")
 
 
-def test_damage_is_told_in_one_line(usersvc: Commands) -> None:
+def test_check_reports_damage_in_one_line(usersvc: Commands) -> None:
     fill(usersvc.database, *(f"user{n}@example.com" for n in range(300)))
     with closing(sqlite3.connect(usersvc.database)) as file:
         [page_size] = file.execute("PRAGMA page_size").fetchone()
@@ -372,7 +376,7 @@ def test_damage_is_told_in_one_line(usersvc: Commands) -> None:
     assert told.startswith(("the database is damaged: ", "cannot read "))
 
 
-def test_an_index_that_lacks_a_row_is_damage(usersvc: Commands) -> None:
+def test_check_finds_rows_missing_in_an_index(usersvc: Commands) -> None:
     fill(usersvc.database, *(f"user{n}@example.com" for n in range(20)))
     with closing(sqlite3.connect(usersvc.database)) as file:
         file.execute("PRAGMA writable_schema = ON")
@@ -384,7 +388,7 @@ def test_an_index_that_lacks_a_row_is_damage(usersvc: Commands) -> None:
     assert told.endswith("; and 16 more")
 
 
-def test_a_table_that_is_missing_is_damage(usersvc: Commands) -> None:
+def test_check_finds_a_missing_table(usersvc: Commands) -> None:
     fill(usersvc.database, "alice@example.com")
     with closing(sqlite3.connect(usersvc.database)) as file:
         file.execute("DROP TABLE outbox")
@@ -393,7 +397,7 @@ def test_a_table_that_is_missing_is_damage(usersvc: Commands) -> None:
     assert "table outbox is missing or changed" in told
 
 
-def test_a_backup_takes_nobodys_place(usersvc: Commands, tmp_path: Path) -> None:
+def test_a_backup_does_not_replace_a_file_created_meanwhile(usersvc: Commands, tmp_path: Path) -> None:
     fill(usersvc.database, "alice@example.com")
     notes = tmp_path / "copy.db.unfinished"
     notes.write_text("notes")
@@ -403,7 +407,7 @@ def test_a_backup_takes_nobodys_place(usersvc: Commands, tmp_path: Path) -> None
     assert (tmp_path / "copy.db").stat().st_mode & 0o777 == 0o600
 
 
-def test_commands_work_as_processes(usersvc: Commands, tmp_path: Path) -> None:
+def test_commands_run_as_processes(usersvc: Commands, tmp_path: Path) -> None:
     settings = {"USERSVC_DATABASE_URL": "sqlite:///users.db"}
     command = (sys.executable, "-m", "usersvc")
     missing = run_to_end(tmp_path, settings, (*command, "db", "check"))
@@ -419,7 +423,7 @@ def test_commands_work_as_processes(usersvc: Commands, tmp_path: Path) -> None:
     assert json.loads(shown.stdout)["email"] == "jörg@example.com"
 
 
-def test_a_reader_who_has_seen_enough_is_no_failure_to_tell_of(usersvc: Commands) -> None:
+def test_a_broken_pipe_is_not_reported(usersvc: Commands) -> None:
     fill(usersvc.database, *(f"user{n}@example.com" for n in range(10)))
     reading, writing = os.pipe()
     os.close(reading)
@@ -439,7 +443,7 @@ def test_a_reader_who_has_seen_enough_is_no_failure_to_tell_of(usersvc: Commands
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize("arguments", [["outbox", "list"], ["users", "export"], ["config", "check"], ["--version"]])
-def test_a_full_disk_behind_standard_output_is_told_in_one_line(
+def test_a_full_disk_behind_standard_output_is_reported_in_one_line(
     usersvc: Commands, monkeypatch: pytest.MonkeyPatch, unbuffered: str, arguments: list[str]
 ) -> None:
     fill(usersvc.database, "alice@example.com")
@@ -461,7 +465,7 @@ def test_a_full_disk_behind_standard_output_is_told_in_one_line(
         ("users list --limit 1 2>&- | wc -l", Outcome(0, "1\n", "")),
     ],
 )
-def test_streams_that_are_closed_are_no_surprise(usersvc: Commands, line: str, ended: Outcome) -> None:
+def test_closed_standard_streams_are_handled(usersvc: Commands, line: str, ended: Outcome) -> None:
     fill(usersvc.database, "alice@example.com", "carol@example.com")
     found = subprocess.run(
         ["sh", "-c", f"{sys.executable} -m usersvc {line}"], capture_output=True, text=True, check=False
@@ -469,7 +473,7 @@ def test_streams_that_are_closed_are_no_surprise(usersvc: Commands, line: str, e
     assert Outcome(found.returncode, found.stdout.strip(" "), found.stderr) == ended
 
 
-def test_a_name_of_a_file_cannot_begin_a_line(usersvc: Commands) -> None:
+def test_control_characters_of_a_file_name_are_escaped(usersvc: Commands) -> None:
     assert usersvc.fails("users", "import", "no\n\x1b[2Jwhere.csv") == (
         r"cannot read no\n\x1b[2Jwhere.csv: No such file or directory"
     )

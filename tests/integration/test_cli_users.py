@@ -120,7 +120,7 @@ def people(count: int) -> str:
 # --- list, show, delete ---------------------------------------------------------------------------------------------
 
 
-def test_a_list_has_a_line_for_each_and_tells_how_it_goes_on(usersvc: Commands) -> None:
+def test_list_prints_one_line_per_user_and_how_to_continue(usersvc: Commands) -> None:
     alice, bob, carol = usersvc.register("alice@example.com", "bob@example.com", "carol@example.com")
     code, out, err = usersvc("users", "list", "--limit", "2")
     assert (code, out.splitlines()) == (
@@ -133,7 +133,7 @@ def test_a_list_has_a_line_for_each_and_tells_how_it_goes_on(usersvc: Commands) 
     assert newest.out.startswith(str(carol.id))
 
 
-def test_a_list_for_scripts_is_one_object_a_line(usersvc: Commands) -> None:
+def test_list_json_prints_one_object_per_line(usersvc: Commands) -> None:
     [user] = usersvc.register("jörg@bücher.example")
     code, out, err = usersvc("users", "list", "--json")
     assert (code, err) == (0, "")
@@ -147,13 +147,13 @@ def test_a_list_for_scripts_is_one_object_a_line(usersvc: Commands) -> None:
     ]
 
 
-def test_an_empty_list_is_told(usersvc: Commands) -> None:
+def test_list_reports_that_there_are_no_users(usersvc: Commands) -> None:
     usersvc.register()
     assert usersvc("users", "list") == (0, "", "no users\n")
 
 
 @pytest.mark.parametrize("spelling", ["Alice@example.com", "ALICE@EXAMPLE.COM", None])
-def test_a_user_is_shown_by_id_and_by_any_spelling_of_the_address(usersvc: Commands, spelling: str | None) -> None:
+def test_show_accepts_an_id_and_any_spelling_of_the_address(usersvc: Commands, spelling: str | None) -> None:
     [alice] = usersvc.register("Alice@example.com")
     code, out, err = usersvc("users", "show", spelling or str(alice.id), "--json")
     assert (code, err) == (0, "")
@@ -162,7 +162,7 @@ def test_a_user_is_shown_by_id_and_by_any_spelling_of_the_address(usersvc: Comma
 
 
 @pytest.mark.parametrize("command", [["show"], ["delete", "--yes"]])
-def test_who_is_not_there_is_told(usersvc: Commands, command: list[str]) -> None:
+def test_a_missing_user_is_reported(usersvc: Commands, command: list[str]) -> None:
     usersvc.register("alice@example.com")
     for who in ("bob@example.com", ID):
         assert usersvc.fails("users", *command, who) == "no user has this id or address"
@@ -171,7 +171,7 @@ def test_who_is_not_there_is_told(usersvc: Commands, command: list[str]) -> None
     assert "Give the id of a user (a UUID) or an email address." in err
 
 
-def test_who_is_deleted_goes_with_mail_and_key(usersvc: Commands) -> None:
+def test_delete_removes_mails_and_idempotency_keys(usersvc: Commands) -> None:
     alice, bob = usersvc.register("alice@example.com", "bob@example.com")
     assert usersvc("users", "delete", "--yes", "ALICE@example.com") == (0, f"deleted {alice.id}\n", "")
 
@@ -183,7 +183,7 @@ def test_who_is_deleted_goes_with_mail_and_key(usersvc: Commands) -> None:
 
 
 @pytest.mark.parametrize(("answer", "left"), [("y\n", 0), ("n\n", 1), ("\n", 1), ("", 1)])
-def test_whoever_deletes_is_asked_first(
+def test_delete_asks_for_confirmation(
     usersvc: Commands, monkeypatch: pytest.MonkeyPatch, answer: str, left: int
 ) -> None:
     [alice] = usersvc.register("alice@example.com")
@@ -199,7 +199,7 @@ def test_whoever_deletes_is_asked_first(
 # --- import ---------------------------------------------------------------------------------------------------------
 
 
-def test_users_of_another_system_are_taken_over_and_can_log_in_nobody_is_told(usersvc: Commands) -> None:
+def test_import_stores_users_with_verifiable_hashes_and_sends_no_mail(usersvc: Commands) -> None:
     old = "$2y$05$abcdefghijklmnopqrstuuJle.iZ0HydI0pt1p.fYQNcC2ygoDkde"
     file = usersvc.write(
         "users.csv", f"{HEAD.strip()},id,registered_at\nA@example.com,41,{old},{ID},2001-02-03T04:05:06Z\n"
@@ -219,7 +219,7 @@ def test_users_of_another_system_are_taken_over_and_can_log_in_nobody_is_told(us
         assert runner.run(verifies())
 
 
-def test_an_import_can_be_run_again(usersvc: Commands) -> None:
+def test_import_can_be_repeated(usersvc: Commands) -> None:
     file = usersvc.write("users.csv", people(7))
     assert usersvc("users", "import", file).out == "7 imported, 0 already there, 0 rejected\n"
     before = usersvc.stored()
@@ -234,9 +234,7 @@ BAD = (
 
 
 @pytest.mark.parametrize("options", [[], ["--dry-run"]])
-def test_rejected_lines_are_told_by_number_and_reason_and_written_down_whole(
-    usersvc: Commands, options: list[str]
-) -> None:
+def test_rejected_lines_are_reported_and_written_to_a_file(usersvc: Commands, options: list[str]) -> None:
     file = usersvc.write("users.csv", BAD)
     code, out, err = usersvc("users", "import", "--rejected", "rejected", *options, file)
 
@@ -263,7 +261,7 @@ def test_rejected_lines_are_told_by_number_and_reason_and_written_down_whole(
 
 
 @pytest.mark.parametrize("newest", [False, True])
-def test_a_long_list_is_read_in_parts(usersvc: Commands, monkeypatch: pytest.MonkeyPatch, newest: bool) -> None:
+def test_a_long_list_is_read_in_pages(usersvc: Commands, monkeypatch: pytest.MonkeyPatch, newest: bool) -> None:
     monkeypatch.setattr(keyset, "BATCH", 2)
     people = usersvc.register(*(f"{name}@example.com" for name in "abcde"))
     expected = [str(person.id) for person in people][:: -1 if newest else 1]
@@ -278,7 +276,7 @@ def test_a_long_list_is_read_in_parts(usersvc: Commands, monkeypatch: pytest.Mon
             assert err == ""
 
 
-def test_quotation_marks_that_are_never_closed_are_told_and_who_came_before_is_there(usersvc: Commands) -> None:
+def test_unclosed_quotation_marks_stop_the_import_after_the_lines_before(usersvc: Commands) -> None:
     file = usersvc.write("users.csv", f'{people(3)}a@example.com,30,"{HASH}\n{people(700)}')
     assert usersvc.fails("users", "import", file) == (
         "lines 5 to 706 are malformed CSV (unexpected end of data); nothing was read from line 5 on; "
@@ -287,7 +285,7 @@ def test_quotation_marks_that_are_never_closed_are_told_and_who_came_before_is_t
     assert len(usersvc.stored()) == 3
 
 
-def test_a_dry_run_looks_at_who_is_there_and_stores_nothing(usersvc: Commands) -> None:
+def test_a_dry_run_compares_with_stored_users_and_stores_nothing(usersvc: Commands) -> None:
     usersvc.register("alice@example.com")
     before = usersvc.stored()
     file = usersvc.write("users.csv", f"{HEAD}Alice@example.com,30,{HASH}\nbob@example.com,30,{HASH}\n")
@@ -297,27 +295,27 @@ def test_a_dry_run_looks_at_who_is_there_and_stores_nothing(usersvc: Commands) -
     assert usersvc.stored() == before
 
 
-def test_a_dry_run_makes_no_database(usersvc: Commands) -> None:
+def test_a_dry_run_creates_no_database(usersvc: Commands) -> None:
     file = usersvc.write("users.csv", people(3))
     assert usersvc("users", "import", "--dry-run", file).out.startswith("3 would be imported")
     assert [*usersvc.folder.iterdir()] == [file]
 
 
-def test_many_rejections_do_not_flood_the_terminal(usersvc: Commands) -> None:
+def test_only_the_first_rejections_are_printed(usersvc: Commands) -> None:
     file = usersvc.write("users.csv", HEAD + f"nobody,30,{HASH}\n" * 25)
     code, _, err = usersvc("users", "import", file)
     assert code == 3
     assert err.splitlines()[9:] == ["line 11: email invalid-email", "and 15 more; --rejected FILE writes all of them"]
 
 
-def test_columns_that_a_user_does_not_have_are_refused_before_anything_is_stored(usersvc: Commands) -> None:
+def test_unknown_columns_are_refused_before_anything_is_stored(usersvc: Commands) -> None:
     file = usersvc.write("users.csv", f"name,{HEAD}Al,alice@example.com,30,{HASH}\n")
     assert usersvc.fails("users", "import", file) == ("unknown columns: 'name'; see --ignore-unknown")
     assert usersvc("users", "import", "--ignore-unknown", file).code == 0
     assert len(usersvc.stored()) == 1
 
 
-def test_ndjson_is_taken_from_standard_input(usersvc: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_import_reads_ndjson_from_standard_input(usersvc: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
     content = json.dumps({"email": "alice@example.com", "age": 30, "password_hash": HASH}).encode()
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
     assert usersvc("users", "import", "--format", "ndjson", "-").out.startswith("1 imported")
@@ -334,14 +332,14 @@ def test_ndjson_is_taken_from_standard_input(usersvc: Commands, monkeypatch: pyt
         (["--rejected", "no/where", "users.csv"], "cannot write no/where: No such file or directory"),
     ],
 )
-def test_a_file_that_cannot_be_used_is_told(usersvc: Commands, arguments: list[str], told: str) -> None:
+def test_an_unusable_file_is_reported(usersvc: Commands, arguments: list[str], told: str) -> None:
     usersvc.write("users.csv", people(1))
     assert usersvc.fails("users", "import", *arguments) == told
     assert Path("users.csv").read_text() == people(1)
     assert not usersvc.database.exists()
 
 
-def test_users_who_cannot_be_counted_in_time_are_exported(usersvc: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_export_works_if_users_cannot_be_counted_in_time(usersvc: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
     async def count(_: SqliteArchive) -> int:
         raise StorageUnavailable("PostgreSQL: QueryCanceledError (57014)")
 
@@ -354,9 +352,7 @@ def test_users_who_cannot_be_counted_in_time_are_exported(usersvc: Commands, mon
     assert re.search(r"ing {2}\[[-#]+\] {2}2\b", err)
 
 
-def test_a_file_that_may_not_be_read_is_told_like_one_that_is_not_there(
-    usersvc: Commands, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unreadable_file_is_reported_like_a_missing_one(usersvc: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
     readable = Path.open
 
     def refuse(path: Path, *how: Any, **otherwise: Any) -> Any:
@@ -373,7 +369,7 @@ def test_a_file_that_may_not_be_read_is_told_like_one_that_is_not_there(
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_stops_an_import_between_two_batches_and_the_rest_comes_later(
+def test_a_signal_stops_an_import_between_batches_and_a_second_run_completes_it(
     usersvc: Commands, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
     monkeypatch.setattr(user_import, "STORED_AT_ONCE", 3)
@@ -401,7 +397,7 @@ def test_a_signal_stops_an_import_between_two_batches_and_the_rest_comes_later(
 
 
 @pytest.mark.parametrize("form", ["csv", "ndjson"])
-def test_what_is_exported_with_hashes_is_imported_elsewhere_as_it_was(
+def test_an_export_with_hashes_is_imported_unchanged(
     usersvc: Commands, monkeypatch: pytest.MonkeyPatch, form: str
 ) -> None:
     usersvc.register("=1+1@example.com", "+a@example.com", "'b@example.com", "'=c@example.com", '"x y"@example.com')
@@ -417,9 +413,7 @@ def test_what_is_exported_with_hashes_is_imported_elsewhere_as_it_was(
     assert usersvc.stored() == before
 
 
-def test_an_export_to_standard_output_is_public_and_nothing_else_is_there(
-    usersvc: Commands, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_export_to_standard_output_writes_public_data_only(usersvc: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(keyset, "BATCH", 2)
     usersvc.register(*(f"jörg{n}@example.com" for n in range(5)))
     code, out, err = usersvc("users", "export")
@@ -429,14 +423,14 @@ def test_an_export_to_standard_output_is_public_and_nothing_else_is_there(
     assert usersvc("users", "export", "--format", "csv").out.splitlines()[0] == "id,email,age,registered_at"
 
 
-def test_an_export_never_takes_the_place_of_a_file(usersvc: Commands) -> None:
+def test_export_does_not_replace_a_file(usersvc: Commands) -> None:
     usersvc.register("alice@example.com")
     precious = usersvc.write("precious.csv", "do not lose me")
     assert usersvc.fails("users", "export", precious) == f"{precious} exists already"
     assert precious.read_text() == "do not lose me"
 
 
-def test_an_export_that_fails_leaves_no_file(usersvc: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_export_leaves_no_file(usersvc: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(keyset, "BATCH", 2)
     usersvc.register(*(f"user{n}@example.com" for n in range(5)))
     before = {*usersvc.folder.iterdir()}
@@ -463,26 +457,28 @@ ON_A_STORE = [
 
 
 @pytest.mark.parametrize("arguments", ON_A_STORE)
-def test_a_database_that_is_missing_is_told_and_not_made(usersvc: Commands, arguments: list[str]) -> None:
+def test_a_missing_database_is_reported_and_not_created(usersvc: Commands, arguments: list[str]) -> None:
     assert usersvc.fails(*arguments) == f"no database at {usersvc.database}"
     assert [*usersvc.folder.iterdir()] == []
 
 
 @pytest.mark.parametrize("arguments", [*ON_A_STORE, ["users", "import", "people.csv"]])
-def test_memory_is_nobody_elses(usersvc: Commands, monkeypatch: pytest.MonkeyPatch, arguments: list[str]) -> None:
+def test_commands_refuse_a_database_in_memory(
+    usersvc: Commands, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+) -> None:
     usersvc.write("people.csv", people(1))
     monkeypatch.setenv("USERSVC_DATABASE_URL", "memory://")
     assert usersvc.fails(*arguments) == ("USERSVC_DATABASE_URL is memory://, which only the service itself can access")
 
 
 @pytest.mark.parametrize("arguments", [*ON_A_STORE, ["users", "import", "people.csv"]])
-def test_a_file_that_is_no_database_is_told(usersvc: Commands, arguments: list[str]) -> None:
+def test_a_file_that_is_not_a_database_is_reported(usersvc: Commands, arguments: list[str]) -> None:
     usersvc.write("people.csv", people(1))
     usersvc.database.write_bytes(b"this is no database" * 100)
     assert "file is not a database" in usersvc.fails(*arguments)
 
 
-def test_the_outbox_is_listed_for_scripts_too(usersvc: Commands) -> None:
+def test_outbox_list_json_prints_one_object_per_line(usersvc: Commands) -> None:
     [alice] = usersvc.register("alice@example.com")
     [line] = usersvc("outbox", "list", "--json").out.splitlines()
     assert json.loads(line)["user_id"] == str(alice.id)
@@ -491,7 +487,7 @@ def test_the_outbox_is_listed_for_scripts_too(usersvc: Commands) -> None:
 # --- settings -------------------------------------------------------------------------------------------------------
 
 
-def test_a_secret_in_a_file_is_told_by_the_name_of_the_file(usersvc: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_check_names_the_file_of_a_secret(usersvc: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
     usersvc.write("token", "hunter2-hunter2\n")
     usersvc.write("mail", "smtps://user:hunter2@mail.example.com\n")
     monkeypatch.setenv("USERSVC_ADMIN_TOKEN_FILE", "token")
@@ -505,7 +501,7 @@ def test_a_secret_in_a_file_is_told_by_the_name_of_the_file(usersvc: Commands, m
     assert told["USERSVC_SMTP_URL"] == "(set) [mail]"
 
 
-def test_settings_are_told_with_their_sources_and_without_secrets(
+def test_check_lists_settings_with_sources_and_without_secrets(
     usersvc: Commands, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usersvc.write(".env", "USERSVC_PORT=8081\nUSERSVC_ADMIN_TOKEN=hunter2-hunter2-hunter2\nUSERSVC_HOST=example.com\n")
@@ -535,7 +531,7 @@ def test_settings_are_told_with_their_sources_and_without_secrets(
     assert "hunter2" not in json.dumps(document)
 
 
-def test_the_default_that_is_told_can_be_set(usersvc: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_listed_default_can_be_set(usersvc: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("USERSVC_DATABASE_URL")
     document = json.loads(usersvc("config", "check", "--json").out)
     assert document["settings"]["USERSVC_DATABASE_URL"]["value"] == "sqlite:///usersvc.db"
@@ -548,7 +544,7 @@ def test_the_default_that_is_told_can_be_set(usersvc: Commands, monkeypatch: pyt
     }
 
 
-def test_a_bad_setting_is_told_with_code_2(usersvc: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_check_exits_with_2_for_an_invalid_setting(usersvc: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("USERSVC_ADMIN_TOKEN", "hunter 2")
     code, out, err = usersvc("config", "check")
     assert (code, out, err.count("\n")) == (2, "", 1)
@@ -574,7 +570,7 @@ EVERY_COMMAND = [
 
 
 @pytest.mark.parametrize("command", EVERY_COMMAND)
-def test_every_command_explains_itself(usersvc: Commands, command: list[str]) -> None:
+def test_every_command_has_help(usersvc: Commands, command: list[str]) -> None:
     long, short = usersvc(*command, "--help"), usersvc(*command, "-h")
     assert long == short
     assert (long.code, long.err) == (0, "")

@@ -43,14 +43,14 @@ def test_a_message_cannot_forge_a_line(capsys: pytest.CaptureFixture[str]) -> No
     assert " one\\r\\ntwo \\ud800 \\x1b[31m \\u2028 ü 🔑 " in line
 
 
-def test_nor_can_what_stands_beside_it(capsys: pytest.CaptureFixture[str]) -> None:
+def test_extra_fields_cannot_forge_a_line(capsys: pytest.CaptureFixture[str]) -> None:
     configure_logging("info", "console")
     logging.getLogger("x").info("one", extra={"client": "a\nb\x1b[31m"})
     [line] = capsys.readouterr().err.splitlines()
     assert "client=a\\nb\\x1b[31m" in line
 
 
-def test_the_level_counts(capsys: pytest.CaptureFixture[str]) -> None:
+def test_lines_below_the_level_are_dropped(capsys: pytest.CaptureFixture[str]) -> None:
     configure_logging("warning", "console")
     logging.getLogger("x").info("not this")
     logging.getLogger("x").warning("but this")
@@ -61,7 +61,7 @@ def test_the_level_counts(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("log_format", ["console", "json"])
-def test_an_error_is_told_by_kind_and_place_and_not_by_its_text(
+def test_an_error_is_logged_with_type_and_frames_but_without_its_text(
     log_format: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     configure_logging("info", log_format)
@@ -99,7 +99,7 @@ def test_statements_with_their_values_are_not_logged(capsys: pytest.CaptureFixtu
     assert capsys.readouterr().err == ""
 
 
-def test_uvicorns_access_log_is_off_since_it_holds_queries(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_access_log_of_uvicorn_is_off_as_it_has_queries(capsys: pytest.CaptureFixture[str]) -> None:
     configure_logging("debug", "console")
     logging.getLogger("uvicorn.access").info("GET /users?email=alice@example.com")
     assert capsys.readouterr().err == ""
@@ -116,7 +116,7 @@ def lines_of(log_format: str, capsys: pytest.CaptureFixture[str]) -> list[str]:
     return capsys.readouterr().err.splitlines()
 
 
-def test_every_line_names_the_request_that_led_to_it(capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_line_has_the_id_of_its_request(capsys: pytest.CaptureFixture[str]) -> None:
     without, within, another = map(json.loads, lines_of("json", capsys))
     assert "request_id" not in without
     assert (within["request_id"], within["trace_id"]) == ("one", "0af7651916cd43dd8448eb211c80319c")
@@ -128,7 +128,7 @@ def test_every_line_names_the_request_that_led_to_it(capsys: pytest.CaptureFixtu
     assert "request_id=two" in another
 
 
-def test_a_terminal_has_colours_unless_it_is_asked_not_to(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_terminal_has_colours_unless_no_color_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
     record = logging.makeLogRecord({"name": "x", "msg": "hello", "levelname": "INFO"})
     monkeypatch.delenv("NO_COLOR", raising=False)
     assert "\x1b[" not in formatter("console").format(record)
@@ -142,7 +142,7 @@ def test_a_terminal_has_colours_unless_it_is_asked_not_to(monkeypatch: pytest.Mo
 @pytest.mark.parametrize(
     "logger", ["uvicorn", "uvicorn.error", "aiohttp.server", "aiohttp.web", "asyncio", "py.warnings"]
 )
-def test_what_libraries_say_looks_like_the_rest(logger: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_lines_of_libraries_have_the_same_format(logger: str, capsys: pytest.CaptureFixture[str]) -> None:
     configure_logging("info", "json")
     logging.getLogger(logger).info("running on %s", "x", extra={"color_message": "\x1b[1m%s"})
     told = json.loads(capsys.readouterr().err)
@@ -175,12 +175,12 @@ def test_addresses_are_masked(log_format: str, said: str, shown: str, capsys: py
         ('"a" and "alice@home"@example.com', '"a" and "a***@h***@example.com'),
     ],
 )
-def test_so_are_those_in_quotation_marks(said: str, shown: str) -> None:
+def test_quoted_addresses_are_masked(said: str, shown: str) -> None:
     assert masked(said) == shown
 
 
 @given(st.text(), st.text())
-def test_masking_keeps_the_rest_and_of_an_address_one_character(before: str, after: str) -> None:
+def test_masking_keeps_the_first_character_and_the_rest_of_the_text(before: str, after: str) -> None:
     shown = masked(f"{before} alice.b@example.com {after}")
     assert " a***@example.com " in shown
     assert "lice.b" not in shown

@@ -19,7 +19,7 @@ def read(**settings: str) -> Settings:
     return Settings.from_environment({f"USERSVC_{name.upper()}": value for name, value in settings.items()})
 
 
-def test_the_defaults_are_the_contracts() -> None:
+def test_defaults() -> None:
     settings = read()
 
     assert (settings.host, settings.port, settings.workers) == ("127.0.0.1", 8000, 1)
@@ -34,7 +34,7 @@ def test_the_defaults_are_the_contracts() -> None:
     assert settings.trusted_proxies == settings.cors_origins == ()
 
 
-def test_an_empty_variable_is_none() -> None:
+def test_an_empty_variable_means_the_default() -> None:
     assert read(port="", database_url="", password_pepper="", admin_token="") == read()
 
 
@@ -211,7 +211,7 @@ def test_the_database_may_be_a_postgresql_server_whose_address_is_a_secret(url: 
         ("mail_from", "Service <service@example.com>"),
     ],
 )
-def test_a_bad_value_is_refused_by_name_and_not_repeated(name: str, value: str) -> None:
+def test_an_invalid_value_is_refused_by_name_and_not_repeated(name: str, value: str) -> None:
     with pytest.raises(InvalidSetting) as refused:
         read(**{name: value})
 
@@ -233,7 +233,7 @@ def test_settings_and_the_composition_root_are_imported_without_extras() -> None
     assert subprocess.check_output([sys.executable, "-c", program], text=True) == "set()\n"
 
 
-def test_memory_is_for_one_process() -> None:
+def test_memory_requires_one_process() -> None:
     with pytest.raises(InvalidSetting, match="USERSVC_WORKERS accepts 1"):
         read(database_url="memory://", workers="2")
 
@@ -334,7 +334,7 @@ def test_a_file_without_a_secret_is_refused(tmp_path: Path, content: bytes, file
         read(admin_token_file=str(tmp_path / file))
 
 
-def test_a_secret_is_set_in_one_way(tmp_path: Path) -> None:
+def test_a_secret_as_variable_and_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "token").write_text("hunter2")
     with pytest.raises(
         InvalidSetting, match=r"^USERSVC_ADMIN_TOKEN_FILE accepts a file only when USERSVC_ADMIN_TOKEN is"
@@ -342,7 +342,7 @@ def test_a_secret_is_set_in_one_way(tmp_path: Path) -> None:
         read(admin_token="hunter2", admin_token_file=str(tmp_path / "token"))
 
 
-def test_what_is_no_secret_has_no_file() -> None:
+def test_only_secrets_are_read_from_files() -> None:
     assert read(port_file="/etc/hostname").without_effect == ("USERSVC_PORT_FILE",)
 
 
@@ -358,7 +358,7 @@ def test_an_empty_rate_is_no_limit() -> None:
         ("tracing", "otlp", "otel"),
     ],
 )
-def test_what_needs_a_library_that_is_missing_names_the_extra(
+def test_a_setting_that_needs_a_missing_extra_names_it(
     monkeypatch: pytest.MonkeyPatch, name: str, value: str, extra: str
 ) -> None:
     monkeypatch.setattr("usersvc.config.find_spec", lambda _: None)
@@ -452,14 +452,14 @@ def test_a_line_of_the_env_file_that_sets_nothing_is_refused(
         Settings.from_environment()
 
 
-def test_an_env_file_that_cannot_be_read_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreadable_env_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / ".env").mkdir()
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InvalidSetting, match=r"^\.env cannot be read: Is a directory\.$"):
         Settings.from_environment()
 
 
-def test_a_name_that_is_no_setting_is_noticed() -> None:
+def test_unknown_variables_are_listed() -> None:
     assert read(password_min_lenght="15", rate_limit_shop="x", port="1", register_rate="").without_effect == (
         "USERSVC_PASSWORD_MIN_LENGHT",
         "USERSVC_RATE_LIMIT_SHOP",

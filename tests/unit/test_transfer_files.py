@@ -55,7 +55,7 @@ def test_a_csv_line_is_read_by_the_names_in_the_first() -> None:
         b"email,age,password_hash,id,registered_at\na@b.c,30,x,,\n",
     ],
 )
-def test_what_other_programs_write_is_read(content: bytes) -> None:
+def test_csv_of_other_programs_is_read(content: bytes) -> None:
     [line] = lines(content)
     assert line.values == {"email": "a@b.c", "age": 30, "password_hash": "x"}
 
@@ -74,18 +74,18 @@ def test_what_other_programs_write_is_read(content: bytes) -> None:
         (b"email,age,password_hash,name,\x1b[2J\n", r"'name', '\x1b[2J'; see --ignore-unknown"),
     ],
 )
-def test_a_first_line_that_does_not_name_the_columns_is_refused_up_front(head: bytes, told: str) -> None:
+def test_a_first_line_without_the_columns_is_refused(head: bytes, told: str) -> None:
     with pytest.raises(Failure) as refused:
         lines(head + b"a@b.c,30,x,y,z\n")
     assert told in str(refused.value)
 
 
-def test_unknown_columns_are_passed_over_when_that_is_asked_for() -> None:
+def test_unknown_columns_are_ignored_on_request() -> None:
     [line] = lines(b"name,email,age,password_hash\nAl,a@b.c,30,x\n", ignore_unknown=True)
     assert line.values == {"email": "a@b.c", "age": 30, "password_hash": "x"}
 
 
-def test_lines_that_cannot_be_understood_hold_up_nobody() -> None:
+def test_an_invalid_csv_record_does_not_stop_the_others() -> None:
     found = lines(
         HEAD
         + b"a@b.c,30\n"
@@ -184,7 +184,7 @@ def test_an_ndjson_line_is_read() -> None:
         (b'{"email":"' + b"a" * MAX_RECORD_BYTES + b'"}', "too-long"),
     ],
 )
-def test_an_ndjson_line_that_cannot_be_understood_holds_up_nobody(content: bytes, code: str) -> None:
+def test_an_invalid_ndjson_line_does_not_stop_the_others(content: bytes, code: str) -> None:
     broken, after = lines(content + b'\n{"email":"b@b.c"}\n', Format.NDJSON)
     assert (codes(broken), broken.values) == ([code], {})
     assert (after.number, after.values) == (2, {"email": "b@b.c"})
@@ -198,7 +198,7 @@ def test_an_ndjson_line_that_is_too_long_is_read_but_not_kept() -> None:
     assert source.bytes_read == 10 * MAX_RECORD_BYTES + 1 + 18
 
 
-def test_unknown_members_are_passed_over_when_that_is_asked_for() -> None:
+def test_unknown_members_are_ignored_on_request() -> None:
     [line] = lines(b'{"email":"a@b.c","name":"Al"}', Format.NDJSON, ignore_unknown=True)
     assert line.values == {"email": "a@b.c"}
 
@@ -214,7 +214,7 @@ def flaws(**changed: Any) -> list[tuple[str, str]]:
     return [(violation.field, violation.code) for violation in refused.value.violations]
 
 
-def test_what_has_the_shape_of_a_user_is_one() -> None:
+def test_a_record_is_converted() -> None:
     user_id = uuid4()
     values = GOOD | {"id": str(user_id).upper(), "registered_at": "2001-02-03t04:05:06.5+02:00"}
     assert load_row(values) == ImportRow(
@@ -222,7 +222,7 @@ def test_what_has_the_shape_of_a_user_is_one() -> None:
     )
 
 
-def test_all_flaws_are_told_at_once_those_of_rules_too() -> None:
+def test_all_violations_are_reported_at_once_with_those_of_rules() -> None:
     assert flaws(email="nobody", age="thirty", password_hash="hunter2", id="1", registered_at="now") == [
         ("age", "wrong-type"),
         ("id", "invalid-uuid"),
@@ -254,7 +254,7 @@ def test_all_flaws_are_told_at_once_those_of_rules_too() -> None:
         ("registered_at", "0001-01-01T00:00:00+01:00", "invalid-time"),
     ],
 )
-def test_a_flaw_is_told_by_its_code(name: str, value: object, code: str) -> None:
+def test_a_wrong_value_has_a_code(name: str, value: object, code: str) -> None:
     assert flaws(**{name: value}) == [(name, code)]
 
 
@@ -276,7 +276,7 @@ def is_formula(cell: str) -> bool:
 @example('"x; =1+1;"@example.com')
 @example("\xa0=1+1")
 @example(" '=1+1")
-def test_a_cell_is_harmless_and_comes_back(cell: str) -> None:
+def test_an_escaped_cell_is_no_formula_and_is_unescaped(cell: str) -> None:
     # Also where a semicolon ends a cell.
     for part in escape(cell).split(";"):
         assert not is_formula(part)
@@ -300,13 +300,13 @@ def test_a_cell_is_harmless_and_comes_back(cell: str) -> None:
         ('"a = b"@example.com', '"a = b"@example.com'),
     ],
 )
-def test_a_formula_has_an_apostrophe_before_it(cell: str, written: str) -> None:
+def test_a_formula_is_escaped_with_an_apostrophe(cell: str, written: str) -> None:
     assert escape(cell) == written
     assert unescape(written) == cell
 
 
 @pytest.mark.parametrize("cell", ["'bob@example.com", "alice@example.com", "a=b@example.com", ""])
-def test_cells_of_others_stay_as_they_are(cell: str) -> None:
+def test_unescape_leaves_other_cells_unchanged(cell: str) -> None:
     assert unescape(cell) == cell
 
 
@@ -345,7 +345,7 @@ def records(draw: st.DrawFn) -> UserRecord:
 
 @pytest.mark.parametrize("form", Format)
 @given(everybody=st.lists(records(), max_size=5))
-def test_what_is_exported_is_imported_as_it_was(form: Format, everybody: Sequence[UserRecord]) -> None:
+def test_an_export_is_read_unchanged(form: Format, everybody: Sequence[UserRecord]) -> None:
     writer = Writer(form, with_password_hashes=True)
     content = writer.head() + b"".join(writer.body([record]) for record in everybody)
     assert [load_row(line.values) for line in lines(content, form)] == [
@@ -373,7 +373,7 @@ RECORD = UserRecord(
 )
 
 
-def test_a_csv_file_looks_like_this() -> None:
+def test_csv_output() -> None:
     writer = Writer(Format.CSV, with_password_hashes=False)
     assert writer.head() + writer.body([RECORD]) == (
         b"id,email,age,registered_at\r\n"
@@ -382,7 +382,7 @@ def test_a_csv_file_looks_like_this() -> None:
 
 
 @pytest.mark.parametrize("form", Format)
-def test_hashes_are_written_only_when_asked_for(form: Format) -> None:
+def test_hashes_are_written_on_request_only(form: Format) -> None:
     with_hashes, without = (Writer(form, with_password_hashes=wanted) for wanted in (True, False))
     assert b"password_hash" not in without.head() + without.body([RECORD])
     assert HASH.encode() not in without.head() + without.body([RECORD])
@@ -390,7 +390,7 @@ def test_hashes_are_written_only_when_asked_for(form: Format) -> None:
     assert HASH.encode() in with_hashes.body([RECORD])
 
 
-def test_an_ndjson_line_looks_like_this() -> None:
+def test_ndjson_output() -> None:
     written = Writer(Format.NDJSON, with_password_hashes=False).body([RECORD])
     assert written.endswith(b"\n")
     assert json.loads(written) == {

@@ -30,7 +30,7 @@ async def open_store(settings: "Settings", *, create: bool = False) -> AsyncIter
     Raises:
         Failure: it is in the memory of the service, its file is missing, or it is unavailable.
     """
-    from usersvc.bootstrap import opened_store
+    from usersvc.bootstrap import open_storage
     from usersvc.config import MemoryDatabase, SqliteDatabase
 
     database = settings.database
@@ -39,7 +39,7 @@ async def open_store(settings: "Settings", *, create: bool = False) -> AsyncIter
     if isinstance(database, SqliteDatabase) and not create:
         _require_file(database)
     with storage_failures():
-        async with opened_store(settings) as store:
+        async with open_storage(settings) as store:
             yield store
 
 

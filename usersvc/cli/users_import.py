@@ -114,14 +114,14 @@ def _import(loop: "asyncio.Runner", settings: "Settings", *, dry_run: bool) -> I
     from dataclasses import replace
 
     from usersvc.application.user_import import DryRun, UserImport
-    from usersvc.bootstrap import opened_store
+    from usersvc.bootstrap import open_storage
     from usersvc.cli.stores import enter, open_store
     from usersvc.config import MemoryDatabase, SqliteDatabase
 
     opening = open_store(settings, create=True)
     if dry_run and isinstance(settings.database, SqliteDatabase) and not settings.database.path.exists():
         # A dry run does not create it.
-        opening = opened_store(replace(settings, database=MemoryDatabase()))
+        opening = open_storage(replace(settings, database=MemoryDatabase()))
     with enter(loop, opening) as store:
         if dry_run:
             dry = DryRun(store.archive)
