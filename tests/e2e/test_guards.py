@@ -23,6 +23,8 @@ ORIGIN = "https://app.example.com"
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """A service with a token, which pages of two origins may use."""
     settings = {"USERSVC_ADMIN_TOKEN": TOKEN, "USERSVC_CORS_ORIGINS": f"{ORIGIN},http://localhost:3000"}
+    # Wrong tokens are limited for each address.
+    settings["USERSVC_TRUSTED_PROXIES"] = "127.0.0.1"
     with running(tmp_path_factory.mktemp("guarded"), settings) as service:
         yield service
 
