@@ -18,7 +18,9 @@ def test_every_test_that_is_named_exists() -> None:
 
 
 def test_every_module_that_is_named_exists() -> None:
-    named = {each for each in QUOTED if re.fullmatch(r"(web|adapters|application|domain|server)/(\S+\.(py|txt))?", each)}
+    named = {
+        each for each in QUOTED if re.fullmatch(r"(web|adapters|application|domain|server)/(\S+\.(py|txt))?", each)
+    }
     assert len(named) > 10
     assert [each for each in named if not (ROOT / "usersvc" / each).exists()] == []
 
