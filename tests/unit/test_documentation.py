@@ -85,7 +85,7 @@ def test_every_setting_that_a_document_names_is_one() -> None:
 
 
 def test_the_secrets_that_may_be_in_files_are_named() -> None:
-    [named] = re.findall(r"^Those that hold secrets \(([^)]*)\)", TEXT_OF["configure.md"], re.MULTILINE)
+    [named] = re.findall(r"^Settings that hold secrets \(([^)]*)\)", TEXT_OF["configure.md"], re.MULTILINE)
     assert re.findall(r"USERSVC_[A-Z_]+", named) == list(SECRETS)
 
 
