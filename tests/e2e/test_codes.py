@@ -5,6 +5,7 @@ import socket
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 from uuid import uuid4
@@ -109,13 +110,14 @@ def without_storage(place: Place) -> RawResponse:
 def overloaded(place: Place) -> RawResponse:
     # At this cost a hash takes longer than the test.
     service = place.service(USERSVC_BCRYPT_COST="16", USERSVC_HASH_WORKERS="1", USERSVC_HASH_QUEUE="0")
-    body = json.dumps(person()).encode()
-    head = "POST /register HTTP/1.1\r\nHost: test\r\nContent-Type: application/json"
-    with closing(socket.create_connection(service.address, DEADLINE)) as first:
-        first.sendall(f"{head}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
-        # Until the first one is at work, there is room for one.
-        while (answer := ask(service, "POST", "/register", headers=JSON, body=b"{")).status == 400:
-            pass
+    with ExitStack() as stack:
+        clients = [stack.enter_context(closing(socket.create_connection(service.address, DEADLINE))) for _ in range(2)]
+        for client in clients:
+            body = json.dumps(person()).encode()
+            head = "POST /register HTTP/1.1\r\nHost: test\r\nContent-Type: application/json\r\nConnection: close"
+            client.sendall(f"{head}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
+        [[refused, *_], _, _] = select.select(clients, [], [], DEADLINE)
+        answer = RawResponse.read(b"".join(iter(partial(refused.recv, 65536), b"")))
     service.kill()
     return answer
 

@@ -111,8 +111,10 @@ def test_a_full_queue_refuses_registrations_at_once_until_clients_go(start: Star
         for path in ("/livez", "/readyz", "/users?limit=50"):
             assert client.get(path).status_code == 200
         assert client.get("/users").json()["data"] == []
-        for body in (b"", b"{", b'{"age": 17}', b"\xff" * 20_000):
-            assert_overloaded(slow.talk(_request(body)))
+        for body, expected in ((b"", 400), (b"{", 400), (b'{"age": 17}', 422), (b"\xff" * 20_000, 413)):
+            assert status(slow.talk(_request(body))) == expected
+        [body] = bodies(1)
+        assert_overloaded(slow.talk(_request(body)))
         # All of that took less time than a hash.
         assert people.waiting == PLACES
 

@@ -81,14 +81,6 @@ class BcryptPasswordHasher:
         """
         return await self._threads.run(partial(self._verify, password, password_hash))
 
-    def check_capacity(self) -> None:
-        """Return if a password would be accepted now.
-
-        Raises:
-            QueueFull: the queue is full.
-        """
-        self._threads.check_capacity()
-
     @cached_property
     def _pepper_id(self) -> str:
         # Slow, and so for the threads that hash, which are the only ones to ask.

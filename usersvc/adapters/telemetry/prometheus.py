@@ -213,9 +213,11 @@ class PrometheusMetrics:
         began = time.perf_counter()
         self.hashing_pending.inc()
         try:
-            with self.refusals():
-                yield
+            yield
             self.hashing_seconds.labels(operation).observe(time.perf_counter() - began)
+        except QueueFull:
+            self.hashing_refused.inc()
+            raise
         finally:
             self.hashing_pending.dec()
 
@@ -224,15 +226,6 @@ class PrometheusMetrics:
         """Measure an attempt to deliver, successful or not."""
         with self.notification_seconds.time():
             yield
-
-    @contextmanager
-    def refusals(self) -> Iterator[None]:
-        """Count registrations that are rejected because the hashing queue is full."""
-        try:
-            yield
-        except QueueFull:
-            self.hashing_refused.inc()
-            raise
 
 
 def begin_anew(directory: Path) -> None:
