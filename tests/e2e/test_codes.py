@@ -1,6 +1,7 @@
 """Each code of the contract, provoked through a real socket; the documentation tells of each where it can happen."""
 
 import json
+import select
 import socket
 import sys
 from collections.abc import Callable, Iterator
