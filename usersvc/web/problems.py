@@ -66,7 +66,7 @@ class RequestTimeout(RequestRefused):
 
 
 class MalformedHttp(RequestRefused):
-    """The request is not valid HTTP/1.1 (RFC 9112)."""
+    """The request is not valid HTTP (RFC 9112)."""
 
 
 class TargetTooLong(RequestRefused):
@@ -140,7 +140,7 @@ PROBLEMS: Mapping[str, Problem] = {
             "malformed-http",
             400,
             "Malformed HTTP",
-            "The request is not valid HTTP/1.1 (RFC 9112).",
+            "The request is not valid HTTP (RFC 9112).",
             (MalformedHttp,),
         ),
         Problem(
