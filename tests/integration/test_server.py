@@ -12,7 +12,7 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
-from usersvc.server.http_protocol import HardenedProtocol
+from usersvc.server.http_protocol import MAX_HEAD, HardenedProtocol
 
 
 @pytest.mark.parametrize(
@@ -251,6 +251,15 @@ async def test_a_connection_is_closed_when_a_response_ends_before_the_body() -> 
         client = await clients.sending(post(b"/early", b"x"))
         assert await client.status() == 200
         assert await client.status() == 0
+
+
+async def test_a_large_body_does_not_allow_a_larger_trailer() -> None:
+    body = b"x" * 1_000_000
+    head = b"POST /work HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+    async with Server().listening(1) as clients:
+        # The field does not end: it is refused before it is complete.
+        client = await clients.sending(head + b"%x\r\n%s\r\n0\r\nX-Long: %s" % (len(body), body, b"x" * 2 * MAX_HEAD))
+        assert await client.status() == 431
 
 
 async def test_closing_does_not_wait_for_a_client_that_does_not_read(monkeypatch: pytest.MonkeyPatch) -> None:

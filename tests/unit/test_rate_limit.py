@@ -104,6 +104,13 @@ async def test_memory_is_bounded_and_the_oldest_goes_first(clock: Clock) -> None
     assert (await ask("192.0.2.1"))["RateLimit"] == '"register";r=1;t=60'
 
 
+async def test_a_full_memory_drops_no_count_for_a_key_that_it_has() -> None:
+    memory = BoundedMemory(max_clients=2)
+    for key in ("oldest", "newest", "oldest"):
+        await memory.incr(key, 60)
+    assert (await memory.get("oldest"), await memory.get("newest")) == (2, 1)
+
+
 class Elsewhere:
     """Counts of several processes, which may be out of reach."""
 

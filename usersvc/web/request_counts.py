@@ -68,6 +68,8 @@ class BoundedMemory(Storage):
         """Count, in a window of ``expiry`` seconds that starts with the first; return the count."""
         now = time.monotonic()
         self._drop_ended(now)
+        if key not in self._counts and len(self._counts) >= self._max_clients:
+            self._counts.popitem(last=False)
         count, ends = self._counts.get(key, (0, now + expiry))
         self._counts[key] = count + amount, ends
         return count + amount
@@ -99,7 +101,7 @@ class BoundedMemory(Storage):
     def _drop_ended(self, now: float) -> None:
         while self._counts:
             _, ends = next(iter(self._counts.values()))
-            if ends > now and len(self._counts) < self._max_clients:
+            if ends > now:
                 return
             self._counts.popitem(last=False)
 
