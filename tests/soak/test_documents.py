@@ -44,13 +44,13 @@ $ curl -i http://127.0.0.1:8000/livez \\
 HTTP/1.1 200 OK
 date: Sat, 31 Jan 2026 09:30:00 GMT
 content-type: application/json
-x-request-id: 1
 x-content-type-options: nosniff
 cache-control: no-store
 content-security-policy: default-src 'none'; frame-ancestors 'none'
 x-frame-options: DENY
 referrer-policy: no-referrer
 cross-origin-resource-policy: same-origin
+x-request-id: 1
 content-length: 24
 
 {"data":{"status":"ok"}}
