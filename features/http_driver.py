@@ -22,7 +22,7 @@ from tests.e2e.server import SERVE, Service, run_to_end, running
 from usersvc.adapters.bcrypt.hasher import MIN_COST, BcryptPasswordHasher
 from usersvc.application.clock import utc_now
 from usersvc.application.read_models import UserView
-from usersvc.domain.user import Password, PasswordHash
+from usersvc.domain.password import Password, PasswordHash
 
 TIME_LIMIT = 10.0
 """For one answer, in seconds."""

@@ -20,9 +20,11 @@ from usersvc.application.mail_delivery import MailDelivery
 from usersvc.application.read_models import Order, UserView
 from usersvc.application.registration import IdempotencyKeyReused, UserRegistrationService
 from usersvc.application.user_queries import UserQueryService
+from usersvc.domain.email_address import EmailAddress
 from usersvc.domain.errors import EmailAlreadyRegistered, ValidationFailed
 from usersvc.domain.events import UserRegistered
-from usersvc.domain.user import EmailAddress, Password, PasswordHash, User
+from usersvc.domain.password import Password, PasswordHash
+from usersvc.domain.user import User
 
 T = TypeVar("T")
 

@@ -11,7 +11,7 @@ from usersvc.application.readiness import Readiness
 from usersvc.application.registration import UserRegistrationService
 from usersvc.application.user_queries import UserQueryService
 from usersvc.domain.events import UserRegistered
-from usersvc.domain.user import Password, PasswordHash
+from usersvc.domain.password import Password, PasswordHash
 from usersvc.web.app import create_app
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from usersvc import setting_parsers as parsers
 from usersvc.adapters.server_url import SmtpServer
-from usersvc.domain.user import Password
+from usersvc.domain.password import Password
 from usersvc.setting_parsers import (
     MIN_TOKEN_LENGTH,
     Database,

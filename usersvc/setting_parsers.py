@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from usersvc.adapters.server_url import SmtpServer, check_postgres_url, check_redis_url
+from usersvc.domain.email_address import EmailAddress
 from usersvc.domain.errors import ValidationFailed
-from usersvc.domain.user import EmailAddress
 
 if TYPE_CHECKING:
     from limits import RateLimitItem

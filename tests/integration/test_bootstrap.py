@@ -14,7 +14,8 @@ from usersvc.application.mail_delivery import POLL_INTERVAL
 from usersvc.asgi import AiohttpASGI
 from usersvc.bootstrap import create_asgi_app, create_service_app
 from usersvc.config import Database, MemoryDatabase, PostgresDatabase, Settings, SqliteDatabase
-from usersvc.domain.user import PasswordHash, User
+from usersvc.domain.password import PasswordHash
+from usersvc.domain.user import User
 
 
 def person(email: str) -> User:

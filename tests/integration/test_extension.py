@@ -26,7 +26,8 @@ from usersvc.application.errors import StorageUnavailable, Undeliverable
 from usersvc.application.idempotency import IdempotencyKey
 from usersvc.application.read_models import Order, view_of
 from usersvc.domain.events import UserRegistered
-from usersvc.domain.user import PasswordHash, User
+from usersvc.domain.password import PasswordHash
+from usersvc.domain.user import User
 
 ROOT = Path(__file__).parents[2]
 NOW = datetime(2026, 1, 31, 9, 30, tzinfo=UTC)

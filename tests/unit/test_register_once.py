@@ -10,7 +10,8 @@ from usersvc.application.idempotency import EarlierRegistration, IdempotencyKey,
 from usersvc.application.registration import IdempotencyKeyReused, Registered, UserRegistrationService
 from usersvc.application.user_queries import UserQueryService
 from usersvc.domain.errors import EmailAlreadyRegistered, ValidationFailed
-from usersvc.domain.user import Password, PasswordHash, User
+from usersvc.domain.password import Password, PasswordHash
+from usersvc.domain.user import User
 
 ALICE: dict[str, Any] = {"email": "Alice@example.com", "password": "correct horse battery", "age": 30}
 NOW = datetime(2026, 1, 31, 9, 30, tzinfo=UTC)

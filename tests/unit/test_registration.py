@@ -10,7 +10,8 @@ from usersvc.application.idempotency import IdempotencyKey
 from usersvc.application.read_models import Order, UserView
 from usersvc.application.registration import UserRegistrationService
 from usersvc.domain.errors import EmailAlreadyRegistered, ValidationFailed
-from usersvc.domain.user import Password, PasswordHash, User
+from usersvc.domain.password import Password, PasswordHash
+from usersvc.domain.user import User
 
 ALICE = {"email": "alice@example.com", "password": "correct horse battery", "age": 30}
 

@@ -7,7 +7,7 @@ from tests.fakes import quick_service
 from usersvc.adapters.memory import InMemoryUsers
 from usersvc.application.read_models import Order
 from usersvc.application.user_queries import UserQueryService
-from usersvc.domain.user import EmailAddress
+from usersvc.domain.email_address import EmailAddress
 
 
 async def test_page_can_be_restricted_to_a_mailbox() -> None:

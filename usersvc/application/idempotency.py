@@ -7,7 +7,7 @@ from typing import Self
 
 from usersvc.application.read_models import UserView
 from usersvc.domain.errors import DomainError
-from usersvc.domain.user import PasswordHash
+from usersvc.domain.password import PasswordHash
 
 KEY_LIFETIME = timedelta(hours=24)
 """How long a key is stored."""

@@ -9,7 +9,8 @@ from usersvc.application.idempotency import EarlierRegistration, IdempotencyKey
 from usersvc.application.outbox_entries import LAST, OutboxEntry, OutboxState
 from usersvc.application.read_models import Order, Page, UserRecord, UserView
 from usersvc.domain.events import UserRegistered
-from usersvc.domain.user import Password, PasswordHash, User
+from usersvc.domain.password import Password, PasswordHash
+from usersvc.domain.user import User
 
 
 class Users(Protocol):

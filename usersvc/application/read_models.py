@@ -8,7 +8,8 @@ from typing import TypedDict
 from uuid import UUID
 
 from usersvc.application.clock import timestamp
-from usersvc.domain.user import PasswordHash, User
+from usersvc.domain.password import PasswordHash
+from usersvc.domain.user import User
 
 
 class UserView(TypedDict):

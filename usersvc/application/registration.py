@@ -9,7 +9,8 @@ from usersvc.application.idempotency import EarlierRegistration, IdempotencyKey,
 from usersvc.application.ports import PasswordHasher, Users
 from usersvc.application.read_models import UserView, view_of
 from usersvc.domain.errors import DomainError, Violation
-from usersvc.domain.user import Password, Registration, User
+from usersvc.domain.password import Password
+from usersvc.domain.user import Registration, User
 
 
 class IdempotencyKeyReused(DomainError):

@@ -7,7 +7,7 @@ from uuid import UUID
 from usersvc.application.keyset import in_pages
 from usersvc.application.ports import UserQueries
 from usersvc.application.read_models import Order, Page, UserView
-from usersvc.domain.user import EmailAddress
+from usersvc.domain.email_address import EmailAddress
 
 
 class UserQueryService:

@@ -16,8 +16,6 @@ from usersvc.domain.errors import ValidationFailed, Violation, collect
 from usersvc.domain.events import UserRegistered
 from usersvc.domain.password import Password, PasswordHash
 
-__all__ = ("Age", "EmailAddress", "Password", "PasswordHash", "Registration", "User")
-
 
 @dataclass(frozen=True, slots=True)
 class Age:
