@@ -36,7 +36,7 @@ class EmailAlreadyRegistered(DomainError):
 
 
 def collect(violations: list[Violation], make: Callable[[], T]) -> T | None:
-    """Call ``make`` and return its result; if it raises ``ValidationFailed``, extend ``violations`` and return None."""
+    """Return the result of ``make``; if it raises ``ValidationFailed``, extend ``violations`` and return None."""
     try:
         return make()
     except ValidationFailed as error:

@@ -1,7 +1,6 @@
 """The user: the aggregate that holds every business rule about users.
 
-``User.register`` is the only way to create a new user; ``User.imported`` takes over users of another system. The rules
-are constants and methods of ``User`` and its value objects; the OpenAPI document reads the constants.
+The rules are constants and methods of ``User`` and its value objects; the OpenAPI document reads the constants.
 """
 
 from dataclasses import dataclass, field
@@ -37,7 +36,7 @@ class Age:
 
 @dataclass(frozen=True, slots=True)
 class User:
-    """A registered user."""
+    """A registered user, created by ``register``, or ``imported`` from another system."""
 
     FIRST_REGISTRATION: ClassVar[datetime] = datetime(1970, 1, 1, tzinfo=UTC)
     """Imported users with an earlier time of registration are rejected."""
@@ -63,14 +62,11 @@ class User:
     def register(
         *, email: str, password: str, age: int, password_min_length: int = Password.MIN_LENGTH
     ) -> "Registration":
-        """Check the data of a new user.
-
-        Hashing is slow and belongs to a port, so the caller hashes the password of the result and then calls
-        ``Registration.complete``.
+        """Check the data of a new user, as typed; the user exists after ``Registration.complete``.
 
         Args:
             email: as typed.
-            password: as typed, in plaintext.
+            password: in plaintext.
             age: in whole years.
             password_min_length: in code points; at least ``Password.MIN_LENGTH``.
 
@@ -103,7 +99,7 @@ class User:
             age: in whole years.
             password_hash: a hash that the ``PasswordHasher`` can verify.
             at: the current time, in UTC.
-            user_id: the user's id in the other system; a new UUIDv7 by default.
+            user_id: a new UUIDv7 by default.
             registered_at: in UTC; ``at`` by default.
 
         Raises:
@@ -147,12 +143,7 @@ class Registration:
     age: Age
 
     def complete(self, password_hash: PasswordHash, *, at: datetime) -> User:
-        """Create the user, with a new id and the event ``UserRegistered``.
-
-        Args:
-            password_hash: the hash of ``password``.
-            at: the time of registration, in UTC.
-        """
+        """Create the user with the hash of ``password``, a new id and the event; ``at`` is the current time in UTC."""
         user_id = uuid7()
         return User(
             id=user_id,
