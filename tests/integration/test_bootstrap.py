@@ -13,9 +13,10 @@ from usersvc.adapters.postgres import PostgresUsers
 from usersvc.application.mail_delivery import POLL_INTERVAL
 from usersvc.asgi import AiohttpASGI
 from usersvc.bootstrap import create_asgi_app, create_service_app
-from usersvc.config import Database, MemoryDatabase, PostgresDatabase, Settings, SqliteDatabase
+from usersvc.config import Settings
 from usersvc.domain.password import PasswordHash
 from usersvc.domain.user import User
+from usersvc.setting_parsers import Database, MemoryDatabase, PostgresDatabase, SqliteDatabase
 
 
 def person(email: str) -> User:
