@@ -13,7 +13,7 @@ from tools.extras import main
 from usersvc.adapters.bcrypt.hasher import MAX_COST, MIN_COST
 from usersvc.adapters.server_url import Security, SmtpServer
 from usersvc.config import SECRETS, VARIABLES, InvalidSetting, Settings, cores
-from usersvc.setting_parsers import MemoryDatabase, PostgresDatabase, SqliteDatabase
+from usersvc.setting_parsers import PostgresDatabase, SqliteDatabase
 
 
 def read(**settings: str) -> Settings:
@@ -64,10 +64,6 @@ def test_a_value_is_parsed_and_a_secret_is_not_displayed(name: str, text: str, v
     assert "hunter2" not in repr(settings)
 
 
-def test_the_database_may_be_memory() -> None:
-    assert isinstance(read(database_url="memory://").database, MemoryDatabase)
-
-
 @pytest.mark.parametrize(
     "url",
     [
@@ -78,7 +74,7 @@ def test_the_database_may_be_memory() -> None:
         "postgresql://user:hunter2@one,two/database?target_session_attrs=read-write&search_path=usersvc",
     ],
 )
-def test_the_database_may_be_a_postgresql_server_whose_url_is_a_secret(url: str) -> None:
+def test_the_url_of_a_postgresql_server_is_a_secret(url: str) -> None:
     database = read(database_url=url).database
     assert database == PostgresDatabase(url)
     assert str(database) == "PostgreSQL"
