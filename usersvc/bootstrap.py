@@ -80,8 +80,8 @@ def create_service_app(settings: Settings, *, lease: timedelta = LEASE) -> web.A
     async def resources() -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
             # Closed in reverse: tracing last, after the last span.
-            for resource in (tracing, _opened(storage), bcrypt, shared_counts, delivery):
-                if resource is not None:
+            for resource in (tracing, storage, bcrypt, shared_counts, delivery):
+                if isinstance(resource, AbstractAsyncContextManager):
                     await stack.enter_async_context(resource)
             if not isinstance(storage, InMemoryUsers | SqliteUsers):
                 await stack.enter_async_context(storage.outbox.listen(delivery.wake))
@@ -176,10 +176,6 @@ def _create_users(settings: Settings) -> "InMemoryUsers | SqliteUsers | Postgres
             return PostgresUsers(url, pool_size=settings.database_pool_size)
 
 
-def _opened(users: "InMemoryUsers | SqliteUsers | PostgresUsers") -> AbstractAsyncContextManager[Store]:
-    return nullcontext(users) if isinstance(users, InMemoryUsers) else users
-
-
 @asynccontextmanager
 async def open_storage(settings: Settings) -> AsyncIterator[Store]:
     """Open the store of the settings; a missing database file is created.
@@ -187,7 +183,8 @@ async def open_storage(settings: Settings) -> AsyncIterator[Store]:
     Raises:
         StorageUnavailable: it cannot be opened.
     """
-    async with _opened(_create_users(settings)) as users:
+    users = _create_users(settings)
+    async with nullcontext() if isinstance(users, InMemoryUsers) else users:
         yield users
 
 

@@ -61,13 +61,9 @@ class UserQueries(Protocol):
         """The user with this id; None if there is none."""
 
     async def page(self, *, limit: int, order: Order, after: int | None, mailbox: str | None) -> Page:
-        """At most ``limit`` users in ``order`` of position.
+        """At most ``limit`` users (at least 1) in ``order`` of position, after the position ``after``.
 
-        Args:
-            limit: at least 1.
-            order: by position.
-            after: start after this position; None for the first page.
-            mailbox: only the user with this mailbox.
+        Only the user with ``mailbox``, if that is given.
         """
 
 

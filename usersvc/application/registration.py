@@ -8,12 +8,12 @@ from usersvc.application.clock import utc_now
 from usersvc.application.idempotency import EarlierRegistration, IdempotencyKey, IdempotencyKeyUsed
 from usersvc.application.ports import PasswordHasher, Users
 from usersvc.application.read_models import UserView, view_of
-from usersvc.domain.errors import DomainError, Violation
+from usersvc.domain.errors import Violation
 from usersvc.domain.password import Password
 from usersvc.domain.user import Registration, User
 
 
-class IdempotencyKeyReused(DomainError):
+class IdempotencyKeyReused(Exception):
     """The idempotency key was used before, for another registration."""
 
 

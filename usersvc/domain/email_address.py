@@ -27,9 +27,10 @@ _GLOBAL_UNICAST = IPv6Network("2000::/3")
 
 @dataclass(frozen=True, slots=True)
 class EmailAddress:
-    """An email address as typed, and the mailbox that it names.
+    """An email address as typed, and the mailbox that it names; addresses of one mailbox are equal.
 
-    Two addresses are equal if they name the same mailbox, however they are spelled.
+    The syntax is that of RFC 5321, 5322 and 6531, without a DNS look-up. An invalid address raises
+    ``ValidationFailed``.
     """
 
     MAX_OCTETS: ClassVar[int] = 254
@@ -40,11 +41,6 @@ class EmailAddress:
     """Decides uniqueness: NFC, case-folded, the domain in its IDNA (ASCII) form."""
 
     def __post_init__(self) -> None:
-        """Parse the address by the syntax of RFC 5321, 5322 and 6531, without a DNS look-up.
-
-        Raises:
-            ValidationFailed: the address is invalid or longer than ``MAX_OCTETS``.
-        """
         # The length comes first: it bounds the time of parsing and normalizing.
         if len(self.typed.encode("utf-8", "surrogatepass")) > self.MAX_OCTETS:
             raise _refuse("too-long", f"Must have at most {self.MAX_OCTETS} octets in UTF-8.")

@@ -19,11 +19,7 @@ class Violation:
     message: str
 
 
-class DomainError(Exception):
-    """Base of the errors that the domain and its ports raise on purpose."""
-
-
-class ValidationFailed(DomainError):
+class ValidationFailed(Exception):
     """The data of a user violate rules; ``violations`` has all of them, not only the first."""
 
     def __init__(self, violations: Sequence[Violation]) -> None:
@@ -31,7 +27,7 @@ class ValidationFailed(DomainError):
         self.violations = tuple(violations)
 
 
-class EmailAlreadyRegistered(DomainError):
+class EmailAlreadyRegistered(Exception):
     """The mailbox belongs to a user already, perhaps in another spelling."""
 
 

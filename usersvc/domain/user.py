@@ -18,7 +18,7 @@ from usersvc.domain.password import Password, PasswordHash
 
 @dataclass(frozen=True, slots=True)
 class Age:
-    """An age in whole years."""
+    """An age in whole years; any other than an integer from ``MIN`` to ``MAX`` raises ``ValidationFailed``."""
 
     MIN: ClassVar[int] = 18
     MAX: ClassVar[int] = 130
@@ -26,9 +26,6 @@ class Age:
     years: int
 
     def __post_init__(self) -> None:
-        """Raises:
-        ValidationFailed: the age is not an integer from ``MIN`` to ``MAX``.
-        """
         # The exact type, since True and 30.0 compare like numbers in the range.
         if type(self.years) is not int or not self.MIN <= self.years <= self.MAX:
             raise ValidationFailed([Violation("age", "out-of-range", f"Must be from {self.MIN} to {self.MAX}.")])
@@ -38,23 +35,17 @@ class Age:
 class User:
     """A registered user, created by ``register``, or ``imported`` from another system."""
 
-    FIRST_REGISTRATION: ClassVar[datetime] = datetime(1970, 1, 1, tzinfo=UTC)
-    """Imported users with an earlier time of registration are rejected."""
-
     id: UUID
     """A UUIDv7 (RFC 9562), or any UUID that an imported user brought along."""
     email: EmailAddress
     age: Age
     password_hash: PasswordHash = field(repr=False)
     registered_at: datetime
-    """In UTC."""
+    """In UTC; any other time raises ``ValueError``."""
     events: tuple[UserRegistered, ...] = field(default=(), compare=False)
     """Events that are stored together with this user."""
 
     def __post_init__(self) -> None:
-        """Raises:
-        ValueError: the time of registration is not in UTC.
-        """
         if self.registered_at.utcoffset() != timedelta(0):
             raise ValueError("the time of registration has to be in UTC")
 
@@ -109,7 +100,7 @@ class User:
         address = collect(violations, lambda: EmailAddress(email))
         years = collect(violations, lambda: Age(age))
         since = registered_at or at
-        if not cls.FIRST_REGISTRATION <= since <= at:
+        if not datetime(1970, 1, 1, tzinfo=UTC) <= since <= at:
             violations.append(Violation("registered_at", "out-of-range", "Must be from 1970 to now."))
         if violations or address is None or years is None:
             raise ValidationFailed(violations)
