@@ -193,7 +193,7 @@ def _with_secret_files(environ: Mapping[str, str]) -> dict[str, str]:
             raise InvalidSetting(f"{name}_FILE accepts a file only when {name} is not set.")
         try:
             # Bytes that are not UTF-8 are read as os.environ reads them.
-            text = Path(file).read_text("utf-8", "surrogateescape").removesuffix("\n").removesuffix("\r")
+            text = Path(file).read_text("utf-8", "surrogateescape").removesuffix("\n")
         except (OSError, ValueError):
             text = ""
         if not text:

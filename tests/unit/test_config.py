@@ -104,6 +104,7 @@ INVALID = {
         "sqlite:////",
         "sqlite:///.",
         "sqlite:///users.db?mode=ro",
+        "sqlite:///users\0.db",
         "mysql://user:hunter2@host/db",
         "postgresql://user:hunter2@host",
         "postgresql://user:hunter2@host/",

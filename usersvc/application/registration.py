@@ -84,7 +84,6 @@ class UserRegistrationService:
         return Registered(earlier.user, replayed=True)
 
     async def _is_same(self, registration: Registration, earlier: EarlierRegistration) -> bool:
-        """Whether a registration repeats an earlier one."""
         # Verified first, so that a repeat takes as long as a registration and its time reveals no registered data.
         try:
             same_password = await self._hasher.verify(registration.password, earlier.password_hash)
