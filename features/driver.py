@@ -1,4 +1,4 @@
-"""What the steps need from the service, whichever way they reach it."""
+"""What the steps need from the service, over HTTP or directly."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,30 +11,30 @@ from usersvc.application.read_models import UserView
 
 @dataclass(frozen=True)
 class Application:
-    """What a person hands in to register, as typed."""
+    """The data with which a person registers, as typed."""
 
     email: str
     password: str
     age: int | float | str
     key: str | None = None
-    """What the person's program calls this registration, so that it can ask again."""
+    """The idempotency key."""
 
 
 @dataclass(frozen=True)
 class Registered:
-    """The answer to somebody who is registered now: what the service shows of them."""
+    """The person is registered; the service shows this user."""
 
     user: UserView
 
 
 @dataclass(frozen=True)
 class Refused:
-    """The answer to somebody who is not: every reason, as the field and the code of the broken rule."""
+    """The person is not registered: every reason, as the field and the code of the broken rule."""
 
     reasons: frozenset[tuple[str, str]]
 
 
-Answer = Registered | Refused
+Outcome = Registered | Refused
 
 TAKEN = Refused(frozenset({("email", "taken")}))
 KEY_REUSED = Refused(frozenset({("key", "reused")}))
@@ -42,51 +42,48 @@ KEY_REUSED = Refused(frozenset({("key", "reused")}))
 
 @dataclass(frozen=True)
 class Page:
-    """Some users, and how to get at those after them (None: there are none)."""
+    """Some users, and a function that gets the page after them (None: this is the last)."""
 
     users: list[UserView]
-    turn: "Callable[[], Page] | None"
+    next_page: "Callable[[], Page] | None"
 
 
 @dataclass(frozen=True)
 class Unsent:
-    """A mail that waits to be sent or is dead-lettered, as the operator is shown it."""
+    """A mail that is not delivered, as the operator sees it."""
 
     entry_id: int
     address: str
-    is_set_aside: bool
+    is_dead_lettered: bool
     reason: str
 
 
 class Trouble(Enum):
-    """What may happen to the mail to one address; the value is what the features call it."""
+    """How mail to one address fails, in the words of the features."""
 
     JUST_NOW = "cannot be sent just now"
     FOR_GOOD = "can never be delivered"
-    NO_ANSWER = "gets no answer"
+    NO_REPLY = "gets no answer"
 
 
 class MailServer(Protocol):
-    """The mail server, as far as it can be made to misbehave."""
+    """Makes the mail server fail."""
 
     def go_down(self) -> None:
-        """Take no connection from now on."""
+        """Refuse connections."""
 
     def come_up(self) -> None:
-        """Take connections again."""
+        """Accept connections again."""
 
     def begin_trouble(self, email: str, trouble: Trouble) -> None:
-        """Have mail to this address meet with trouble."""
+        """Make mail to this address fail."""
 
     def end_trouble(self, email: str) -> None:
-        """Take mail to this address again."""
+        """Accept mail to this address again."""
 
 
 class Driver(Protocol):
-    """The service as one scenario uses it: nobody is registered when the scenario begins.
-
-    Every call returns within a limit of time, or fails.
-    """
+    """The service as one scenario uses it, without users at its start. Every call ends within a limit of time."""
 
     @property
     def mail_server(self) -> MailServer:
@@ -95,41 +92,41 @@ class Driver(Protocol):
     def now(self) -> datetime:
         """The time by the clock of the service."""
 
-    def register(self, application: Application) -> Answer:
+    def register(self, application: Application) -> Outcome:
         """Try to register one person."""
 
-    def register_at_once(self, applications: Sequence[Application]) -> list[Answer]:
-        """Try to register people who do not wait for each other."""
+    def register_at_once(self, applications: Sequence[Application]) -> list[Outcome]:
+        """Try to register people concurrently."""
 
     def page(self, *, size: int | None = None, newest_first: bool = False, email: str | None = None) -> Page:
-        """The first page of who is registered; what is left out is not asked for."""
+        """The first page of users."""
 
     def look_up(self, user_id: str) -> UserView | None:
         """The user with this id, if there is one."""
 
     def welcomes(self) -> list[tuple[str, str]]:
-        """Every welcome sent so far, as the address and the id of the user; waits for those that are due by now."""
+        """Every welcome sent so far, as the address and the id of the user, including those that are due now."""
 
     def wait_for_retries(self) -> None:
-        """Wait until no mail is left to be tried again."""
+        """Wait until no mail is scheduled."""
 
     def unsent(self) -> list[Unsent]:
-        """What the operator is shown of the mails that are not sent, in order of registration; waits for those due."""
+        """The mails that are not delivered, in order of registration, after an attempt of those that are due now."""
 
     def send_again(self, entry_id: int) -> None:
         """Have a mail sent again, as the operator does."""
 
     def recognises(self, user_id: str, password: str) -> bool:
-        """Whether a password, typed again, fits what is stored of this user's."""
+        """Whether this is the user's password."""
 
     def stored(self) -> bytes:
         """Everything that is stored."""
 
     def stored_hashes(self) -> list[str]:
-        """What is stored of the passwords."""
+        """The stored hashes of passwords."""
 
     def shown(self) -> str:
-        """Everything that the service has answered, sent and logged."""
+        """Everything that the service has returned, sent and logged."""
 
     def close(self) -> None:
         """End the use of the service."""

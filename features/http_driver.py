@@ -1,4 +1,4 @@
-"""The service over HTTP: a uvicorn process and a storage for many scenarios, which begin by emptying it."""
+"""The service over HTTP: a uvicorn process and a storage that each scenario empties."""
 
 import asyncio
 import re
@@ -15,26 +15,26 @@ from uuid import uuid4
 
 import httpx
 
-from features.driver import KEY_REUSED, TAKEN, Answer, Application, MailServer, Page, Refused, Registered, Unsent
+from features.driver import KEY_REUSED, TAKEN, Application, MailServer, Outcome, Page, Refused, Registered, Unsent
 from features.mail_server import HOST, SmtpServer
-from features.storage import MEMORY_SERVE, MemoryStorage, Storage, Waiting
+from features.storage import MEMORY_SERVE, MemoryStorage, OutboxRow, Storage
 from tests.e2e.server import SERVE, Service, run_to_end, running
 from usersvc.adapters.bcrypt.hasher import MIN_COST, BcryptPasswordHasher
 from usersvc.application.clock import utc_now
 from usersvc.application.read_models import UserView
-from usersvc.domain.user import Password, PasswordHash
+from usersvc.domain.password import Password, PasswordHash
 
-TIME_LIMIT = 10.0
-"""For one answer, in seconds."""
+CALL_TIMEOUT = 10.0
+"""Of one request, in seconds."""
 
-PROMPTLY = 5.0
-"""In which a mail is tried that is due, in seconds; less than one that gets no answer might hold it up."""
+DELIVERY_TIMEOUT = 5.0
+"""Until a due mail has been tried, in seconds; less than a mail without a reply could delay it."""
 
-PATIENCE = 20.0
-"""In which a mail is tried twice more, in seconds."""
+RETRY_TIMEOUT = 20.0
+"""Until a mail has been tried twice more, in seconds."""
 
 MARK = "the-end-so-far-"
-"""How the ids of those requests begin that are made for their lines in the log."""
+"""The prefix of the ids of requests that are sent only to find their lines in the log."""
 
 WELCOME = re.compile(r"sent a welcome mail to (.+) for user (\S+) \[")
 
@@ -51,9 +51,9 @@ def running_service(folder: Path, storage: Storage, mail_server: SmtpServer | No
     settings = {
         **storage.settings,
         "USERSVC_BCRYPT_COST": str(MIN_COST),
-        # Everybody here registers from one client address.
+        # All users register from one client address.
         "USERSVC_REGISTER_RATE": "",
-        # Then the log gives away the most that it ever does.
+        # The most that is ever logged.
         "USERSVC_LOG_LEVEL": "debug",
     }
     if mail_server is not None:
@@ -66,9 +66,9 @@ def running_service(folder: Path, storage: Storage, mail_server: SmtpServer | No
 
 
 def _outlive_no_run(service: Service) -> None:
-    """Kill the service when a run breaks off without its hooks, as it does when nobody reads its report any more.
+    """Kill the service when a run ends without its hooks, as on a broken pipe.
 
-    The process could not end: it waits for the thread that reads what the service writes.
+    Otherwise this process would wait for the thread that reads the output of the service.
     """
     threading.main_thread().join()
     with suppress(ProcessLookupError):
@@ -76,31 +76,31 @@ def _outlive_no_run(service: Service) -> None:
 
 
 class HttpDriver:
-    """A ``Driver`` of a running service, which begins by emptying it."""
+    """A ``Driver`` of a running service, whose storage it empties."""
 
     def __init__(self, service: Service, storage: Storage, mail_server: SmtpServer | None = None) -> None:
         self._service = service
         self._storage = storage
         self._mail_server = mail_server
         self._begin = 0
-        self._told: list[str] = []
+        self._shown: list[str] = []
         self._client = httpx.Client(
             base_url=service.url,
-            timeout=TIME_LIMIT,
+            timeout=CALL_TIMEOUT,
             trust_env=False,
-            # There are no certificates here; reading those of the system takes longer than a scenario does.
+            # Reading the certificates of the system takes longer than a scenario.
             verify=False,
             event_hooks={"response": [self._keep]},
         )
-        self._forget_everybody()
+        self._delete_all()
         if mail_server is not None:
-            mail_server.begin_anew()
+            mail_server.reset()
         self._begin = len(self._lines_so_far())
 
     def close(self) -> None:
         self._client.close()
         if self._mail_server is not None:
-            # Then no mail stays in hand for long.
+            # Ends the deliveries that are running.
             self._mail_server.go_down()
 
     @property
@@ -115,11 +115,11 @@ class HttpDriver:
     def now(self) -> datetime:
         return utc_now()
 
-    def register(self, application: Application) -> Answer:
+    def register(self, application: Application) -> Outcome:
         body = vars(application).copy()
         key = body.pop("key")
         response = self._client.post("/register", json=body, headers={} if key is None else {"Idempotency-Key": key})
-        answers: dict[int, Callable[[Any], Answer]] = {
+        outcomes: dict[int, Callable[[Any], Outcome]] = {
             httpx.codes.CREATED: lambda body: Registered(body["data"]),
             httpx.codes.CONFLICT: lambda _: TAKEN,
             httpx.codes.UNPROCESSABLE_ENTITY: lambda body: (
@@ -128,10 +128,10 @@ class HttpDriver:
                 else Refused(frozenset((error["field"], error["code"]) for error in body["errors"]))
             ),
         }
-        assert response.status_code in answers, f"{response.status_code}: {response.text}"
-        return answers[response.status_code](response.json())
+        assert response.status_code in outcomes, f"{response.status_code}: {response.text}"
+        return outcomes[response.status_code](response.json())
 
-    def register_at_once(self, applications: Sequence[Application]) -> list[Answer]:
+    def register_at_once(self, applications: Sequence[Application]) -> list[Outcome]:
         with ThreadPoolExecutor(len(applications)) as threads:
             return [*threads.map(self.register, applications)]
 
@@ -142,7 +142,7 @@ class HttpDriver:
     def _page(self, link: str, asked: dict[str, Any] | None = None) -> Page:
         body = self._client.get(link, params=asked).raise_for_status().json()
         following = body["links"]["next"]
-        return Page(body["data"], turn=None if following is None else lambda: self._page(following))
+        return Page(body["data"], next_page=None if following is None else lambda: self._page(following))
 
     def look_up(self, user_id: str) -> UserView | None:
         response = self._client.get(f"/users/{user_id}")
@@ -152,47 +152,47 @@ class HttpDriver:
         return user
 
     def welcomes(self) -> list[tuple[str, str]]:
-        self._wait_for_those_due()
+        self._wait_for_due()
         if self._mail_server is not None:
             return self._mail_server.welcomes()
         return WELCOME.findall(self._output())
 
-    def words(self) -> list[str]:
-        """What people read in the mails that they were sent."""
-        self._wait_for_those_due()
-        return self._real_mail_server.words()
+    def texts(self) -> list[str]:
+        """The text of the mails that were sent."""
+        self._wait_for_due()
+        return self._real_mail_server.texts()
 
     def wait_for_retries(self) -> None:
         self._wait_until_none(lambda mail: mail.due_at is not None)
 
     def unsent(self) -> list[Unsent]:
-        self._wait_for_those_due()
+        self._wait_for_due()
         return [self._unsent(line) for line in self._command("outbox", "list").splitlines()]
 
     def _unsent(self, line: str) -> Unsent:
         entry_id, due, _, user_id, reason = line.split("\t")
         user = self.look_up(user_id)
         assert user is not None, line
-        return Unsent(int(entry_id), user["email"], is_set_aside=due == "dead-lettered", reason=reason)
+        return Unsent(int(entry_id), user["email"], is_dead_lettered=due == "dead-lettered", reason=reason)
 
     def send_again(self, entry_id: int) -> None:
         self._command("outbox", "retry", str(entry_id))
 
-    def _wait_for_those_due(self) -> None:
-        """Wait until each mail has been tried that is due by now; not for those that will get no answer."""
-        unanswered = [] if self._mail_server is None else [*self._mail_server.kept_waiting]
+    def _wait_for_due(self) -> None:
+        """Wait until each due mail has been tried, except those that get no reply."""
+        unanswered = [] if self._mail_server is None else [*self._mail_server.without_reply]
         now = utc_now()
 
-        def is_due(mail: Waiting) -> bool:
-            if mail.is_held:
+        def is_due(mail: OutboxRow) -> bool:
+            if mail.is_leased:
                 return mail.email not in unanswered
             return mail.due_at is not None and mail.due_at <= now
 
-        self._wait_until_none(is_due, within=PROMPTLY)
+        self._wait_until_none(is_due, within=DELIVERY_TIMEOUT)
 
-    def _wait_until_none(self, matter: Callable[[Waiting], bool], within: float = PATIENCE) -> None:
+    def _wait_until_none(self, matches: Callable[[OutboxRow], bool], within: float = RETRY_TIMEOUT) -> None:
         deadline = time.monotonic() + within
-        while found := [mail for mail in self._storage.waiting() if matter(mail)]:
+        while found := [mail for mail in self._storage.outbox() if matches(mail)]:
             assert time.monotonic() < deadline, f"{len(found)} mails are not sent in time:\n{self._service.output}"
             time.sleep(0.01)
 
@@ -217,15 +217,15 @@ class HttpDriver:
         return [*self._storage.hashes().values()]
 
     def shown(self) -> str:
-        mails = [] if self._mail_server is None else self._mail_server.words()
-        return "\n".join([*self._told, *mails, self._output()])
+        mails = [] if self._mail_server is None else self._mail_server.texts()
+        return "\n".join([*self._shown, *mails, self._output()])
 
     def _output(self) -> str:
         """What the service has written since the beginning of the scenario."""
         return "\n".join(self._lines_so_far()[self._begin :])
 
     def _lines_so_far(self) -> list[str]:
-        """Everything that the service has ever written up to now, none of it still on its way here."""
+        """All lines that the service has written so far."""
         mark = f"{MARK}{uuid4()}"
         self._client.get("/livez", headers={"X-Request-ID": mark}).raise_for_status()
         self._service.wait_for_output(f"request_id={mark}")
@@ -234,11 +234,10 @@ class HttpDriver:
     def _keep(self, response: httpx.Response) -> None:
         if MARK in response.headers["X-Request-ID"]:
             return
-        self._told += [str(response.headers), response.read().decode()]
+        self._shown += [str(response.headers), response.read().decode()]
 
-    def _forget_everybody(self) -> None:
-        # With those gone that nobody has in hand, none comes to hand any more, and the others soon go by themselves: so
-        # nothing of the last scenario happens in this one.
-        self._storage.forget_mails()
-        self._wait_until_none(lambda mail: mail.is_held)
-        self._storage.forget_everybody()
+    def _delete_all(self) -> None:
+        # Deliveries that are running soon end; without the other mails, the last scenario cannot affect this one.
+        self._storage.delete_mails()
+        self._wait_until_none(lambda mail: mail.is_leased)
+        self._storage.delete_all()

@@ -1,4 +1,4 @@
-"""A real SMTP server, which a scenario can take down and put up again, and which can single people out."""
+"""A real SMTP server that a scenario can stop and start, and that can reject single addresses."""
 
 import asyncio
 import re
@@ -14,15 +14,15 @@ from tests.smtp_server import STALL, Mailbox, MoodyServer
 
 T = TypeVar("T")
 
-TIME_LIMIT = 10.0
-"""For going down or coming up, in seconds."""
+CALL_TIMEOUT = 10.0
+"""Of stopping or starting, in seconds."""
 
 HOST = "127.0.0.1"
 
 MOODS = {
     Trouble.JUST_NOW: "450 4.2.1 the mailbox is busy",
-    Trouble.FOR_GOOD: "550 5.1.1 nobody of this name",
-    Trouble.NO_ANSWER: STALL,
+    Trouble.FOR_GOOD: "550 5.1.1 no such user",
+    Trouble.NO_REPLY: STALL,
 }
 
 NAME = re.compile(r"<welcome\.(\S+)@")
@@ -30,7 +30,7 @@ NAME = re.compile(r"<welcome\.(\S+)@")
 
 
 class _Mailbox(Mailbox):
-    """Its moods are towards recipients."""
+    """Its moods depend on the recipient."""
 
     async def handle_RCPT(  # noqa: N802  # aiosmtpd's name
         self, server: MoodyServer, _: Session, envelope: Envelope, address: str, options: list[str]
@@ -59,7 +59,7 @@ class SmtpServer:
         self.port: int = self._bound.getsockname()[1]
         self._runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
         self._loop = self._runner.get_loop()
-        # A daemon, so that a run that breaks off is not kept from ending.
+        # A daemon, so that it cannot keep an aborted run from ending.
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
 
@@ -82,19 +82,19 @@ class SmtpServer:
     def end_trouble(self, email: str) -> None:
         del self._mailbox.moods[email]
 
-    def begin_anew(self) -> None:
-        """Come up without a mail and without a trouble."""
+    def reset(self) -> None:
+        """Start without mails and without trouble."""
         self._mailbox.moods.clear()
         self._mailbox.envelopes.clear()
         self.come_up()
 
     @property
-    def kept_waiting(self) -> set[str]:
-        """Whose mail gets no answer."""
+    def without_reply(self) -> set[str]:
+        """The addresses whose mail gets no reply."""
         return {email for email, mood in self._mailbox.moods.items() if mood == STALL}
 
     def welcomes(self) -> list[tuple[str, str]]:
-        """Every mail taken so far, as its recipient and the id of the user that it is about."""
+        """Every mail accepted so far, as its recipient and the id of its user."""
         welcomes = []
         for message in self._mailbox.messages:
             name = NAME.match(message["Message-ID"])
@@ -102,8 +102,8 @@ class SmtpServer:
             welcomes.append((str(message["To"]), name[1]))
         return welcomes
 
-    def words(self) -> list[str]:
-        """What a person reads in each of the mails, in each of the forms that it comes in."""
+    def texts(self) -> list[str]:
+        """Each text part of each mail."""
         return [
             part.get_content()
             for message in self._mailbox.messages
@@ -118,7 +118,7 @@ class SmtpServer:
         loop = asyncio.get_running_loop()
         for listening in server.sockets:
             loop.remove_reader(listening.fileno())
-        # A server that closes while it accepts somebody forgets him, and he waits for a greeting for long.
+        # A client that is being accepted while the server closes would wait long for a greeting.
         for _ in range(3):
             await asyncio.sleep(0)
         server.close()
@@ -127,7 +127,7 @@ class SmtpServer:
                 conversation.transport.abort()
         self._conversations.clear()
         await server.wait_closed()
-        # Nobody else gets the port meanwhile, and nobody answers there.
+        # Reserve the port; connections are refused.
         self._bound = _bound(self.port)
 
     async def _come_up(self) -> None:
@@ -141,7 +141,7 @@ class SmtpServer:
         return self._conversations[-1]
 
     def _run(self, call: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(call, self._loop).result(TIME_LIMIT)
+        return asyncio.run_coroutine_threadsafe(call, self._loop).result(CALL_TIMEOUT)
 
 
 def _bound(port: int) -> socket.socket:

@@ -1,21 +1,21 @@
-"""``usersvc serve`` in memory, with a door for the tests through which it can be looked into and emptied."""
+"""``usersvc serve`` in memory, with a path through which tests inspect and empty the store."""
 
 import json
 from typing import Any
 
-from features.storage import DOOR
+from features.storage import INSPECT_PATH
 from usersvc import bootstrap, cli
 from usersvc.adapters.memory import InMemoryOutbox, InMemoryUsers
 from usersvc.asgi import AiohttpASGI
 
-EVERYBODY = 10**6
+MAX_USERS = 10**6
 
 
 class OpenOutbox(InMemoryOutbox):
-    def forget_mails(self) -> None:
+    def delete_mails(self) -> None:
         self._entries = {entry_id: entry for entry_id, entry in self._entries.items() if entry.lease is not None}
 
-    def forget_limits(self) -> None:
+    def delete_limits(self) -> None:
         self._reserved.clear()
 
 
@@ -29,52 +29,52 @@ class OpenUsers(InMemoryUsers):
         self.outbox: OpenOutbox = OpenOutbox()
         OpenUsers.instance = self
 
-    async def look(self) -> bytes:
+    async def inspect(self) -> bytes:
         document = {
             "waiting": [
                 {
                     "email": entry.event.email,
-                    "is_held": entry.lease is not None,
+                    "is_leased": entry.lease is not None,
                     "due_at": entry.due_at and entry.due_at.isoformat(),
                 }
                 for entry in await self.outbox.entries()
             ],
             "hashes": {
-                str(record.id): record.password_hash for record in await self.archive.users(after=None, limit=EVERYBODY)
+                str(record.id): record.password_hash for record in await self.archive.users(after=None, limit=MAX_USERS)
             },
             "everything": repr(vars(self)),
         }
         return json.dumps(document).encode()
 
-    async def forget(self, what: str) -> None:
+    async def delete(self, what: str) -> None:
         if what == "mails":
-            self.outbox.forget_mails()
+            self.outbox.delete_mails()
         else:
-            for record in await self.archive.users(after=None, limit=EVERYBODY):
+            for record in await self.archive.users(after=None, limit=MAX_USERS):
                 await self.remove(record.id)
-            self.outbox.forget_limits()
+            self.outbox.delete_limits()
 
 
 def create_asgi_app() -> Any:
-    """As in ``usersvc.bootstrap``, with the door beside it."""
-    service: AiohttpASGI = create_without_door()
+    """As in ``usersvc.bootstrap``, with that path added."""
+    service: AiohttpASGI = create_service()
 
-    async def with_door(scope: Any, receive: Any, send: Any) -> None:
-        if scope.get("path") != DOOR:
+    async def with_inspection(scope: Any, receive: Any, send: Any) -> None:
+        if scope.get("path") != INSPECT_PATH:
             return await service(scope, receive, send)
-        answer = b""
+        body = b""
         if scope["method"] == "DELETE":
-            await OpenUsers.instance.forget(scope["query_string"].decode().partition("=")[2])
+            await OpenUsers.instance.delete(scope["query_string"].decode().partition("=")[2])
         else:
-            answer = await OpenUsers.instance.look()
+            body = await OpenUsers.instance.inspect()
         await send({"type": "http.response.start", "status": 200, "headers": []})
-        await send({"type": "http.response.body", "body": answer})
+        await send({"type": "http.response.body", "body": body})
         return None
 
-    return with_door
+    return with_inspection
 
 
-create_without_door = bootstrap.create_asgi_app
+create_service = bootstrap.create_asgi_app
 
 if __name__ == "__main__":
     vars(bootstrap)["InMemoryUsers"] = OpenUsers

@@ -1,4 +1,4 @@
-"""What a scenario keeps from step to step, and the words that its steps share."""
+"""The state of a scenario, and the types of the parameters of steps."""
 
 import re
 import unicodedata
@@ -11,7 +11,7 @@ from behave import register_type
 from behave.tag_matcher import ActiveTagMatcher
 from parse import with_pattern
 
-from features.driver import Answer, Application, Driver, Page, Registered, Trouble
+from features.driver import Application, Driver, Outcome, Page, Registered, Trouble
 from usersvc.application.read_models import UserView
 
 REASONS = {
@@ -26,25 +26,25 @@ REASONS = {
     "the password repeats the address": ("password", "same-as-email"),
     "the key belongs to another registration": ("key", "reused"),
 }
-"""What a person can be told, and the field and the code that stand for it."""
+"""The field and the code of each reason."""
 
 
 @dataclass
 class Scene:
-    """The people of one scenario, and what they have been told and shown."""
+    """The people of one scenario, and what the service has shown them."""
 
     driver: Driver
     began: datetime = field(init=False)
     applications: dict[str, Application] = field(default_factory=dict)
-    """By name, what each person last handed in."""
-    answers: dict[str, Answer] = field(default_factory=dict)
-    """By name, what each person was last told."""
+    """By name, the last registration that each person tried."""
+    outcomes: dict[str, Outcome] = field(default_factory=dict)
+    """By name, the result of it."""
     users: dict[str, UserView] = field(default_factory=dict)
-    """By name, what those who registered were shown of themselves."""
-    crowd: list[Answer] = field(default_factory=list)
-    """What people without a name were told."""
+    """By name, the registered users as the service showed them."""
+    crowd: list[Outcome] = field(default_factory=list)
+    """The results of people without a name."""
     pages: list[Page] = field(default_factory=list)
-    """What somebody who looks through the list has been shown, since beginning to look."""
+    """The pages of the list that have been shown."""
     _last_named: str = ""
 
     def __post_init__(self) -> None:
@@ -56,27 +56,27 @@ class Scene:
             self._last_named = who
         return self._last_named
 
-    def apply(self, who: str, **differently: Any) -> None:
-        """Let a person try to register; what is not given differently is beyond reproach."""
+    def apply(self, who: str, **changes: Any) -> None:
+        """Try to register a person, with valid data except for the changes."""
         name = self.name(who)
-        self.applications[name] = replace(usual_application(name), **differently)
-        self.answers[name] = answer = self.driver.register(self.applications[name])
-        if isinstance(answer, Registered):
-            self.users[name] = answer.user
+        self.applications[name] = replace(usual_application(name), **changes)
+        self.outcomes[name] = outcome = self.driver.register(self.applications[name])
+        if isinstance(outcome, Registered):
+            self.users[name] = outcome.user
 
-    def everybody(self) -> list[UserView]:
-        """All who registered, with a name or without."""
-        return [*self.users.values(), *(answer.user for answer in self.crowd if isinstance(answer, Registered))]
+    def all_users(self) -> list[UserView]:
+        """All registered users, with a name or without."""
+        return [*self.users.values(), *(outcome.user for outcome in self.crowd if isinstance(outcome, Registered))]
 
     def names_of(self, users: Sequence[UserView]) -> list[str]:
-        """Who these are; each of them has to be shown as on registering."""
+        """The names of these users, who have to be shown as on registering."""
         names = {user["id"]: name for name, user in self.users.items()}
         assert all(user == self.users[names[user["id"]]] for user in users), users
         return [names[user["id"]] for user in users]
 
 
 def usual_application(name: str) -> Application:
-    """What a person of that name hands in, if nothing else is said; address and password are theirs alone."""
+    """Valid data of a person, with an address and a password of their own."""
     return Application(email=f"{name.lower()}@example.com", password=f"7 secrets of {name}!", age=30)
 
 
@@ -105,7 +105,7 @@ def runs_at(scenario: Any, **world: str) -> bool:
     return True
 
 
-# --- words with a meaning, for the patterns of the steps ---
+# --- types of parameters ---
 
 
 @with_pattern(r"[A-Z][a-z]+|s?he")
@@ -132,7 +132,7 @@ def _age(typed: str) -> int | float | str:
 
 @with_pattern(r'".+?"(?: \d+ times)?(?: with accents typed apart)?')
 def _text(typed: str) -> str:
-    """What somebody types: quoted, perhaps repeated, perhaps from a keyboard that sends accents on their own."""
+    """A quoted text, optionally repeated, optionally in decomposed form."""
     quoted = re.fullmatch(r'"(?P<text>.+)"(?: (?P<count>\d+) times)?(?P<apart> with accents typed apart)?', typed)
     assert quoted is not None
     text = quoted["text"] * int(quoted["count"] or 1)

@@ -1,4 +1,4 @@
-"""A second look at what the service stores, past the service, whichever storage it has."""
+"""Direct access to the storage of the service."""
 
 import sqlite3
 from contextlib import closing
@@ -13,44 +13,44 @@ from tests.e2e.server import SERVE
 from tests.postgres import query
 
 MEMORY_SERVE = (SERVE[0], "-m", "features.memory_service")
-DOOR = "/-/stored"
-"""Where a service that keeps everybody in memory can be looked into, in the tests alone."""
+INSPECT_PATH = "/-/stored"
+"""Where ``features.memory_service`` shows its store."""
 
 
 @dataclass(frozen=True)
-class Waiting:
-    """A mail that waits to be sent, or is being sent."""
+class OutboxRow:
+    """A mail that is not delivered."""
 
     email: str
-    is_held: bool
+    is_leased: bool
     due_at: datetime | None
     """None: dead-lettered."""
 
 
 class Storage(Protocol):
-    """What one service stores."""
+    """The storage of one service."""
 
     @property
     def settings(self) -> dict[str, str]:
-        """What makes the service use it."""
+        """The settings of a service that uses it."""
 
     def connect(self, service_url: str) -> None:
-        """Begin to look, now that the service runs."""
+        """Called when the service runs."""
 
-    def waiting(self) -> list[Waiting]:
+    def outbox(self) -> list[OutboxRow]:
         """The outbox."""
 
     def hashes(self) -> dict[str, str]:
-        """What is stored of the passwords, by the id of the user."""
+        """The hashes of passwords by the id of the user."""
 
     def everything(self) -> bytes:
         """Everything, as it is stored."""
 
-    def forget_mails(self) -> None:
-        """Drop the mails that nobody has in hand."""
+    def delete_mails(self) -> None:
+        """Delete the mails that are not leased."""
 
-    def forget_everybody(self) -> None:
-        """Be as new."""
+    def delete_all(self) -> None:
+        """Delete everything."""
 
 
 class SqliteStorage:
@@ -68,9 +68,9 @@ class SqliteStorage:
     def connect(self, service_url: str) -> None:
         """The file is there."""
 
-    def waiting(self) -> list[Waiting]:
+    def outbox(self) -> list[OutboxRow]:
         return [
-            Waiting(email, lease is not None, None if due_at is None else datetime.fromisoformat(due_at))
+            OutboxRow(email, lease is not None, None if due_at is None else datetime.fromisoformat(due_at))
             for email, lease, due_at in self._query("SELECT email, lease, due_at FROM outbox")
         ]
 
@@ -80,10 +80,10 @@ class SqliteStorage:
     def everything(self) -> bytes:
         return b"".join(path.read_bytes() for path in self._folder.iterdir())
 
-    def forget_mails(self) -> None:
+    def delete_mails(self) -> None:
         self._query("DELETE FROM outbox WHERE lease IS NULL")
 
-    def forget_everybody(self) -> None:
+    def delete_all(self) -> None:
         tables = self._query("SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%'")
         for (table,) in tables:
             self._query(f'DELETE FROM "{table}"')
@@ -106,9 +106,9 @@ class PostgresStorage:
     def connect(self, service_url: str) -> None:
         """The database is there."""
 
-    def waiting(self) -> list[Waiting]:
+    def outbox(self) -> list[OutboxRow]:
         rows = query(self._url, "SELECT (email, lease IS NOT NULL, due_at) FROM outbox")
-        return [Waiting(*row) for row in rows]
+        return [OutboxRow(*row) for row in rows]
 
     def hashes(self) -> dict[str, str]:
         rows = query(self._url, "SELECT (id::text, password_hash) FROM users")
@@ -119,16 +119,16 @@ class PostgresStorage:
         rows = [query(self._url, f"SELECT {table}::text FROM {table}") for table in tables]
         return repr(rows).encode()
 
-    def forget_mails(self) -> None:
+    def delete_mails(self) -> None:
         query(self._url, "DELETE FROM outbox WHERE lease IS NULL")
 
-    def forget_everybody(self) -> None:
+    def delete_all(self) -> None:
         # Keys go with their users.
-        query(self._url, "WITH told AS (DELETE FROM outbox), limits AS (DELETE FROM mail_limits) DELETE FROM users")
+        query(self._url, "WITH mails AS (DELETE FROM outbox), limits AS (DELETE FROM mail_limits) DELETE FROM users")
 
 
 class MemoryStorage:
-    """The memory of the service, which lets itself be looked into: see ``features.memory_service``."""
+    """The memory of the service, through ``features.memory_service``."""
 
     @property
     def settings(self) -> dict[str, str]:
@@ -136,30 +136,30 @@ class MemoryStorage:
         return {"USERSVC_DATABASE_URL": "memory://", "PYTHONPATH": str(Path(__file__).parents[1])}
 
     def connect(self, service_url: str) -> None:
-        # There are no certificates here; reading those of the system takes longer than a scenario does.
+        # Reading the certificates of the system takes longer than a scenario.
         self._client = httpx.Client(base_url=service_url, trust_env=False, verify=False)
 
     def close(self) -> None:
         self._client.close()
 
-    def waiting(self) -> list[Waiting]:
+    def outbox(self) -> list[OutboxRow]:
         return [
-            Waiting(entry["email"], entry["is_held"], entry["due_at"] and datetime.fromisoformat(entry["due_at"]))
-            for entry in self._look()["waiting"]
+            OutboxRow(entry["email"], entry["is_leased"], entry["due_at"] and datetime.fromisoformat(entry["due_at"]))
+            for entry in self._inspect()["waiting"]
         ]
 
     def hashes(self) -> dict[str, str]:
-        hashes: dict[str, str] = self._look()["hashes"]
+        hashes: dict[str, str] = self._inspect()["hashes"]
         return hashes
 
     def everything(self) -> bytes:
-        return self._client.get(DOOR).raise_for_status().content
+        return self._client.get(INSPECT_PATH).raise_for_status().content
 
-    def forget_mails(self) -> None:
-        self._client.delete(DOOR, params={"what": "mails"}).raise_for_status()
+    def delete_mails(self) -> None:
+        self._client.delete(INSPECT_PATH, params={"what": "mails"}).raise_for_status()
 
-    def forget_everybody(self) -> None:
-        self._client.delete(DOOR, params={"what": "everybody"}).raise_for_status()
+    def delete_all(self) -> None:
+        self._client.delete(INSPECT_PATH, params={"what": "all"}).raise_for_status()
 
-    def _look(self) -> Any:
-        return self._client.get(DOOR).raise_for_status().json()
+    def _inspect(self) -> Any:
+        return self._client.get(INSPECT_PATH).raise_for_status().json()

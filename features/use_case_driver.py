@@ -1,4 +1,4 @@
-"""The service as its use cases alone, with fakes around them: no network, no database, and time that passes at once."""
+"""The use cases with fakes: no network, no database, and fake time."""
 
 import asyncio
 import logging
@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from typing import Any, TypeVar
 from uuid import UUID
 
-from features.driver import KEY_REUSED, TAKEN, Answer, Application, Page, Refused, Registered, Trouble, Unsent
+from features.driver import KEY_REUSED, TAKEN, Application, Outcome, Page, Refused, Registered, Trouble, Unsent
 from tests.fake_time import FakeTimeLoop, now
 from tests.fakes import Mailbag, QuickHasher
 from usersvc.adapters.memory import InMemoryUsers
@@ -20,27 +20,29 @@ from usersvc.application.mail_delivery import MailDelivery
 from usersvc.application.read_models import Order, UserView
 from usersvc.application.registration import IdempotencyKeyReused, UserRegistrationService
 from usersvc.application.user_queries import UserQueryService
+from usersvc.domain.email_address import EmailAddress
 from usersvc.domain.errors import EmailAlreadyRegistered, ValidationFailed
 from usersvc.domain.events import UserRegistered
-from usersvc.domain.user import EmailAddress, Password, PasswordHash, User
+from usersvc.domain.password import Password, PasswordHash
+from usersvc.domain.user import User
 
 T = TypeVar("T")
 
-TIME_LIMIT = timedelta(seconds=5)
+CALL_TIMEOUT = timedelta(seconds=5)
 """For one call of a use case."""
 
 MOMENT = timedelta(seconds=1)
-"""In which everything happens that waits for no time to pass; less than the wait before anything is tried again."""
+"""Enough for everything that is due now; less than the delay before a retry."""
 
-PATIENCE = timedelta(hours=2)
-"""In which every mail is tried again; more than the longest wait before that."""
+RETRY_TIMEOUT = timedelta(hours=2)
+"""More than the longest delay before a retry."""
 
 PAGE_SIZE = 50
-"""When none is asked for: the use case leaves it to its caller."""
+"""The default, which the use case leaves to its caller."""
 
 
 class YieldingHasher(QuickHasher):
-    """Gives way before it hashes, as a real hasher does: people who register at once overtake each other here."""
+    """Yields before it hashes, as a real hasher does, so that concurrent registrations interleave."""
 
     async def hash(self, password: Password) -> PasswordHash:
         await asyncio.sleep(0)
@@ -48,7 +50,7 @@ class YieldingHasher(QuickHasher):
 
 
 class FakeMailServer(Mailbag):
-    """A ``Mailbag`` that can be made to misbehave, and knows when it was tried."""
+    """A ``Mailbag`` that can be made to fail, and records the times of attempts."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -77,14 +79,14 @@ class FakeMailServer(Mailbag):
                 raise ConnectionAbortedError("the mailbox is busy")
             case Trouble.FOR_GOOD:
                 raise Undeliverable("the mail server refuses the recipient")
-            case Trouble.NO_ANSWER:
+            case Trouble.NO_REPLY:
                 await asyncio.Event().wait()
             case None:
                 await super().welcome(event)
 
 
 class WatchedUsers(InMemoryUsers):
-    """An ``InMemoryUsers`` that also keeps what it was given, hashes included."""
+    """An ``InMemoryUsers`` that also keeps the stored users, including hashes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -96,7 +98,7 @@ class WatchedUsers(InMemoryUsers):
 
 
 class KeptLog(logging.Handler):
-    """Every line that the package logs until this is closed; kept here, and out of behave's report."""
+    """Captures every line that the package logs, and keeps it out of behave's report."""
 
     def __init__(self) -> None:
         super().__init__(logging.DEBUG)
@@ -126,8 +128,8 @@ class UseCaseDriver:
         self._service = UserRegistrationService(self._users, self._hasher, clock=now, on_registered=dispatcher.wake)
         self._queries = UserQueryService(self._users)
         self._log = KeptLog()
-        self._told: list[str] = []
-        # One loop for the whole scenario, so that what goes on apart from a call is still there in the next one.
+        self._shown: list[str] = []
+        # One loop for the whole scenario, so that background tasks survive from call to call.
         self._loop = asyncio.Runner(loop_factory=FakeTimeLoop)
         self._running = AsyncExitStack()
         self._run(self._running.enter_async_context(dispatcher))
@@ -143,50 +145,50 @@ class UseCaseDriver:
         return self._run(read_clock())
 
     def pass_time(self, duration: timedelta) -> None:
-        """Let time pass, and with it everything that is due meanwhile."""
+        """Let time pass, and run everything that becomes due."""
         self._loop.run(asyncio.sleep(duration.total_seconds()))
 
-    def register(self, application: Application) -> Answer:
+    def register(self, application: Application) -> Outcome:
         return self._run(self._register(application))
 
-    def register_at_once(self, applications: Sequence[Application]) -> list[Answer]:
-        async def all_of_them() -> list[Answer]:
+    def register_at_once(self, applications: Sequence[Application]) -> list[Outcome]:
+        async def register_all() -> list[Outcome]:
             return await asyncio.gather(*map(self._register, applications))
 
-        return self._run(all_of_them())
+        return self._run(register_all())
 
-    async def _register(self, application: Application) -> Answer:
-        assert isinstance(application.age, int), "the use case is only ever given whole numbers"
+    async def _register(self, application: Application) -> Outcome:
+        assert isinstance(application.age, int), "the use case accepts whole numbers only"
         try:
             registered = await self._service.register(
                 email=application.email, password=application.password, age=application.age, key=application.key
             )
         except (ValidationFailed, EmailAlreadyRegistered, IdempotencyKeyReused) as error:
-            self._told += [*traceback.format_exception(error), repr(error), repr(vars(error))]
+            self._shown += [*traceback.format_exception(error), repr(error), repr(vars(error))]
             if isinstance(error, EmailAlreadyRegistered):
                 return TAKEN
             if isinstance(error, IdempotencyKeyReused):
                 return KEY_REUSED
             return Refused(frozenset((violation.field, violation.code) for violation in error.violations))
-        self._told.append(repr(registered))
+        self._shown.append(repr(registered))
         return Registered(registered.user)
 
     def page(self, *, size: int | None = None, newest_first: bool = False, email: str | None = None) -> Page:
-        # Left out where nobody asks for an order, so that the one by default is the service's.
+        # Left out if not needed, so that the default is the service's.
         order = {"order": Order.DESC} if newest_first else {}
         mailbox = None if email is None else EmailAddress(email)
 
         def begin(after: int | None) -> Page:
             page = self._run(self._queries.page(limit=size or PAGE_SIZE, after=after, email=mailbox, **order))
-            self._told.append(repr(page))
+            self._shown.append(repr(page))
             following = page.next_after
-            return Page(page.users, turn=None if following is None else lambda: begin(following))
+            return Page(page.users, next_page=None if following is None else lambda: begin(following))
 
         return begin(None)
 
     def look_up(self, user_id: str) -> UserView | None:
         user = self._run(self._queries.show(UUID(user_id)))
-        self._told.append(repr(user))
+        self._shown.append(repr(user))
         return user
 
     def welcomes(self) -> list[tuple[str, str]]:
@@ -194,22 +196,22 @@ class UseCaseDriver:
         return [(event.email, str(event.user_id)) for event in self.mail_server.welcomes]
 
     def wait_for_retries(self) -> None:
-        async def nothing_is_due_any_more() -> None:
-            async with asyncio.timeout(PATIENCE.total_seconds()):
-                while await self._users.outbox.next_due() is not None:  # noqa: ASYNC110  # nothing tells
+        async def until_nothing_is_due() -> None:
+            async with asyncio.timeout(RETRY_TIMEOUT.total_seconds()):
+                while await self._users.outbox.next_due() is not None:  # noqa: ASYNC110  # there is no event for it
                     await asyncio.sleep(MOMENT.total_seconds())
 
-        self._loop.run(nothing_is_due_any_more())
+        self._loop.run(until_nothing_is_due())
 
     def unsent(self) -> list[Unsent]:
         self.pass_time(MOMENT)
         return [
-            Unsent(entry.id, entry.event.email, is_set_aside=entry.due_at is None, reason=entry.reason or "")
+            Unsent(entry.id, entry.event.email, is_dead_lettered=entry.due_at is None, reason=entry.reason or "")
             for entry in self._run(self._users.outbox.entries())
         ]
 
     def send_again(self, entry_id: int) -> None:
-        assert self._run(self._users.outbox.retry(entry_id, now=self.now())), "it is not there, or is just being sent"
+        assert self._run(self._users.outbox.retry(entry_id, now=self.now())), "it is missing or leased"
 
     def recognises(self, user_id: str, password: str) -> bool:
         [user] = (user for user in self._users.stored if str(user.id) == user_id)
@@ -223,7 +225,7 @@ class UseCaseDriver:
         return [user.password_hash for user in self._users.stored]
 
     def shown(self) -> str:
-        return "\n".join([*self._told, *map(repr, self.mail_server.welcomes), *self._log.lines])
+        return "\n".join([*self._shown, *map(repr, self.mail_server.welcomes), *self._log.lines])
 
     def _run(self, call: Coroutine[Any, Any, T]) -> T:
-        return self._loop.run(asyncio.wait_for(call, TIME_LIMIT.total_seconds()))
+        return self._loop.run(asyncio.wait_for(call, CALL_TIMEOUT.total_seconds()))

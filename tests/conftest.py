@@ -17,21 +17,21 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture(scope="session")
 def postgres_database() -> Iterator[str]:
-    """The URL of a database for the whole run, which skips what needs it where no server answers."""
+    """The URL of a database for the whole run; skips the test if no server responds."""
     with fresh_database() as url:
         yield url
 
 
 @pytest.fixture
 def postgres_url(postgres_database: str) -> str:
-    """The URL of a database with nobody in it."""
+    """The URL of an empty database."""
     empty(postgres_database)
     return postgres_database
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print one line per reason for which tests were skipped, at the end."""
+    """Print the reasons for which tests were skipped, one per line."""
     skipped = [report.longrepr for report in terminalreporter.stats.get("skipped", [])]
     # For a skipped test, pytest reports the file, the line and the reason.
     reasons = Counter(place[2].removeprefix("Skipped: ") for place in skipped if isinstance(place, tuple))

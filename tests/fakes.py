@@ -1,6 +1,7 @@
-"""Working stand-ins for the ports, for tests that need no real technology."""
+"""Working implementations of the ports for tests that need no real technology."""
 
 import hashlib
+from datetime import UTC, datetime
 from typing import Any
 
 from aiohttp import web
@@ -11,8 +12,17 @@ from usersvc.application.readiness import Readiness
 from usersvc.application.registration import UserRegistrationService
 from usersvc.application.user_queries import UserQueryService
 from usersvc.domain.events import UserRegistered
-from usersvc.domain.user import Password, PasswordHash
+from usersvc.domain.password import Password, PasswordHash
+from usersvc.domain.user import User
 from usersvc.web.app import create_app
+
+NOW = datetime(2026, 1, 31, 9, 30, tzinfo=UTC)
+
+
+def person(email: str = "alice@example.com", *, at: datetime = NOW) -> User:
+    """A newly registered user."""
+    registration = User.register(email=email, password="correct horse battery", age=30)
+    return registration.complete(PasswordHash("$hash"), at=at)
 
 
 class QuickHasher:
@@ -22,11 +32,11 @@ class QuickHasher:
         return PasswordHash(f"$quick${hashlib.sha256(password.clear.encode()).hexdigest()}")
 
     async def verify(self, password: Password, password_hash: PasswordHash) -> bool:
-        return password_hash == f"$quick${hashlib.sha256(password.clear.encode()).hexdigest()}"
+        return password_hash == await QuickHasher.hash(self, password)
 
 
 class Mailbag:
-    """A ``Notifier`` that keeps what it is told."""
+    """A ``Notifier`` that keeps the events."""
 
     def __init__(self) -> None:
         self.welcomes: list[UserRegistered] = []
@@ -39,11 +49,11 @@ class BrokenNotifier:
     """A ``Notifier`` that always fails, with an address in its error."""
 
     async def welcome(self, event: UserRegistered) -> None:
-        raise ConnectionError(f"no way to {event.email}")
+        raise ConnectionError(f"cannot connect for {event.email}")
 
 
 def quick_service(users: Store | None = None) -> UserRegistrationService:
-    """A service on fakes alone, without delivery of mails."""
+    """The use case of registering with fakes, without delivery of mails."""
     return UserRegistrationService(users or InMemoryUsers(), QuickHasher())
 
 
@@ -54,6 +64,6 @@ def quick_app(
     queries: UserQueryService | None = None,
     **options: Any,
 ) -> web.Application:
-    """The application on fakes alone."""
+    """The application with fakes."""
     store = store or InMemoryUsers()
     return create_app(service or quick_service(store), queries or UserQueryService(store), Readiness(store), **options)

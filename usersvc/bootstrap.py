@@ -3,11 +3,11 @@
 import gc
 import logging
 import sys
-from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext
 from datetime import timedelta
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from aiohttp import web
 
@@ -23,8 +23,9 @@ from usersvc.application.readiness import Readiness
 from usersvc.application.registration import UserRegistrationService
 from usersvc.application.user_queries import UserQueryService
 from usersvc.asgi import AiohttpASGI, cancel_on_disconnect
-from usersvc.config import MIN_TOKEN_LENGTH, InvalidSetting, MemoryDatabase, PostgresDatabase, Settings, SqliteDatabase
+from usersvc.config import InvalidSetting, Settings
 from usersvc.logs import configure_logging
+from usersvc.setting_parsers import MIN_TOKEN_LENGTH, MemoryDatabase, PostgresDatabase, SqliteDatabase
 from usersvc.web.app import create_app
 
 if TYPE_CHECKING:
@@ -52,62 +53,54 @@ def create_service_app(settings: Settings, *, lease: timedelta = LEASE) -> web.A
     """
     metrics = PrometheusMetrics()
     tracing = _tracing(settings)
-    instruments: list[Instrument] = [metrics] if tracing is None else [metrics, tracing]
-    users = create_users(settings)
-    shared_counts = _shared_counts(settings)
-    hasher = BcryptPasswordHasher(
+    storage = _create_users(settings)
+    bcrypt = BcryptPasswordHasher(
         cost=settings.bcrypt_cost,
         workers=settings.hash_workers,
         queue=settings.hash_queue,
         pepper=settings.password_pepper,
     )
-    observed_users: Store = users
-    observed_outbox: Outbox = users.outbox
-    observed_hasher: PasswordHasher = hasher
-    observed_notifier = _notifier(settings)
+    users: Store = storage
+    outbox: Outbox = storage.outbox
+    hasher: PasswordHasher = bcrypt
+    notifier = _notifier(settings)
+    instruments: list[Instrument] = [metrics] if tracing is None else [metrics, tracing]
     for instrument in instruments:
-        observed_users = observed(observed_users, instrument.storage_call)
-        observed_outbox = observed(observed_outbox, instrument.storage_call, prefix="outbox_")
-        observed_hasher = observed(observed_hasher, instrument.hashing)
-        observed_notifier = observed(observed_notifier, instrument.notification)
-    dispatcher = MailDelivery(observed_outbox, observed_notifier, lease=lease)
-    service = UserRegistrationService(
-        observed_users,
-        observed_hasher,
-        password_min_length=settings.password_min_length,
-        on_registered=dispatcher.wake,
+        users = observed(users, instrument.storage_call)
+        outbox = observed(outbox, instrument.storage_call, prefix="outbox_")
+        hasher = observed(hasher, instrument.hashing)
+        notifier = observed(notifier, instrument.notification)
+    delivery = MailDelivery(outbox, notifier, lease=lease)
+    registration = UserRegistrationService(
+        users, hasher, password_min_length=settings.password_min_length, on_registered=delivery.wake
     )
+    rate_limits, failure_limit, shared_counts = _limits(settings, metrics)
 
     @asynccontextmanager
     async def resources() -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
-            if tracing is not None:
-                # Closed last, after the last span.
-                await stack.enter_async_context(tracing)
-            if not isinstance(users, InMemoryUsers):
-                await stack.enter_async_context(users)
-            await stack.enter_async_context(hasher)
-            if shared_counts is not None:
-                await stack.enter_async_context(shared_counts)
-            await stack.enter_async_context(dispatcher)
-            if not isinstance(users, InMemoryUsers | SqliteUsers):
-                await stack.enter_async_context(users.outbox.listen(dispatcher.wake))
+            # Closed in reverse: tracing last, after the last span.
+            for resource in (tracing, storage, bcrypt, shared_counts, delivery):
+                if isinstance(resource, AbstractAsyncContextManager):
+                    await stack.enter_async_context(resource)
+            if not isinstance(storage, InMemoryUsers | SqliteUsers):
+                await stack.enter_async_context(storage.outbox.listen(delivery.wake))
             _log_warnings(settings)
             yield
 
     return create_app(
-        service,
-        UserQueryService(observed_users),
-        Readiness(observed_users),
+        registration,
+        UserQueryService(users),
+        Readiness(users),
         resources=resources,
         max_body_bytes=settings.max_body_bytes,
         admin_token=settings.admin_token,
-        admin_failures=_failure_limit(settings, shared_counts),
-        rate_limits=_rate_limits(settings, shared_counts, metrics),
+        admin_failures=failure_limit,
+        rate_limits=rate_limits,
         cors_origins=settings.cors_origins,
         trusted_proxies=settings.trusted_proxies,
         cancel_on_disconnect=cancel_on_disconnect,
-        metrics=partial(metrics.exposition, users.outbox),
+        metrics=partial(metrics.exposition, storage.outbox),
         observe=metrics.observe_request,
         trace=None if tracing is None else tracing.request,
     )
@@ -130,55 +123,55 @@ def _log_warnings(settings: Settings) -> None:
 def _tracing(settings: Settings) -> "OpenTelemetryTracing | None":
     if settings.tracing == "off":
         return None
-    try:
-        from usersvc.adapters.telemetry.opentelemetry import OpenTelemetryTracing  # noqa: PLC0415  # an extra, and slow to import
+    from usersvc.adapters.telemetry.opentelemetry import OpenTelemetryTracing  # noqa: PLC0415  # an extra, slow to import
 
+    try:
         return OpenTelemetryTracing()
     except ValueError as error:
         raise InvalidSetting(f"USERSVC_TRACING accepts otlp only with valid OTEL_... variables: {error}") from None
 
 
-def _shared_counts(settings: Settings) -> "RedisCounts | None":
-    if settings.rate_limit_store is None or (settings.register_rate is None and settings.admin_token is None):
-        return None
-    from usersvc.adapters.redis.counts import RedisCounts  # noqa: PLC0415  # an extra, which may be missing
-
-    return RedisCounts(settings.rate_limit_store, secret=settings.password_pepper)
-
-
-def _rate_limits(
-    settings: Settings, shared_counts: "RedisCounts | None", metrics: PrometheusMetrics
-) -> "dict[str, RateLimit]":
-    if settings.register_rate is None:
-        return {}
-    from usersvc.web.middleware.rate_limit import RateLimit  # noqa: PLC0415  # slow to import
+def _limits(
+    settings: Settings, metrics: PrometheusMetrics
+) -> "tuple[dict[str, RateLimit], FailureLimit | None, RedisCounts | None]":
+    """The limits on requests and on wrong admin tokens, and the counts that they share with other processes."""
+    if settings.register_rate is None and settings.admin_token is None:
+        return {}, None, None
+    from usersvc.web.middleware.rate_limit import FailureLimit, RateLimit  # noqa: PLC0415  # slow to import
     from usersvc.web.request_counts import BoundedMemory, FallbackCounts, OwnCounts  # noqa: PLC0415  # slow to import
 
     counts: Counts = OwnCounts(BoundedMemory())
-    if shared_counts is not None:
+    shared_counts = None
+    if settings.rate_limit_store is not None:
+        from usersvc.adapters.redis.counts import RedisCounts  # noqa: PLC0415  # an extra, which may be missing
+
+        shared_counts = RedisCounts(settings.rate_limit_store, secret=settings.password_pepper)
         counts = FallbackCounts(shared_counts, counts, metrics.rate_limit_fallbacks.inc)
-    limit = RateLimit(settings.register_rate, trusted_proxies=settings.trusted_proxies, counts=counts)
-    return {"register": limit}
+    trusted = settings.trusted_proxies
+    rates = {"register": settings.register_rate}
+    return (
+        {name: RateLimit(rate, trusted_proxies=trusted, counts=counts) for name, rate in rates.items() if rate},
+        FailureLimit(trusted_proxies=trusted, shared=shared_counts) if settings.admin_token else None,
+        shared_counts,
+    )
 
 
-def _failure_limit(settings: Settings, shared_counts: "RedisCounts | None") -> "FailureLimit | None":
-    if settings.admin_token is None:
-        return None
-    from usersvc.web.middleware.rate_limit import FailureLimit  # noqa: PLC0415  # slow to import
+def _notifier(settings: Settings) -> Notifier:
+    if settings.smtp is None or settings.mail_from is None:
+        return LoggingNotifier()
+    from usersvc.adapters.mail.smtp_notifier import SmtpNotifier  # noqa: PLC0415  # slow to import
 
-    return FailureLimit(trusted_proxies=settings.trusted_proxies, shared=shared_counts)
+    return SmtpNotifier(settings.smtp, sender=settings.mail_from)
 
 
-def create_users(settings: Settings) -> "InMemoryUsers | SqliteUsers | PostgresUsers":
-    """The store of the settings, not opened yet."""
+def _create_users(settings: Settings) -> "InMemoryUsers | SqliteUsers | PostgresUsers":
     match settings.database:
         case MemoryDatabase():
             return InMemoryUsers()
         case SqliteDatabase(path):
             return SqliteUsers(path)
         case PostgresDatabase(url):
-            # The driver is an extra, and slow to import.
-            from usersvc.adapters.postgres import PostgresUsers  # noqa: PLC0415
+            from usersvc.adapters.postgres import PostgresUsers  # noqa: PLC0415  # an extra, slow to import
 
             return PostgresUsers(url, pool_size=settings.database_pool_size)
 
@@ -190,10 +183,8 @@ async def open_storage(settings: Settings) -> AsyncIterator[Store]:
     Raises:
         StorageUnavailable: it cannot be opened.
     """
-    users = create_users(settings)
-    async with AsyncExitStack() as stack:
-        if not isinstance(users, InMemoryUsers):
-            await stack.enter_async_context(users)
+    users = _create_users(settings)
+    async with nullcontext() if isinstance(users, InMemoryUsers) else users:
         yield users
 
 
@@ -207,14 +198,6 @@ async def check_storage(settings: Settings) -> None:
         await store.check()
 
 
-def _notifier(settings: Settings) -> Notifier:
-    if settings.smtp is None:
-        return LoggingNotifier()
-    from usersvc.adapters.mail.smtp_notifier import SmtpNotifier  # noqa: PLC0415  # slow to import
-
-    return SmtpNotifier(settings.smtp, sender=settings.mail_from)
-
-
 def create_asgi_app() -> AiohttpASGI:
     """The whole service from the environment, for ``uvicorn --factory``; when started, it calls ``gc.freeze``.
 
@@ -223,8 +206,10 @@ def create_asgi_app() -> AiohttpASGI:
     """
     settings = settings_or_exit()
     configure_logging(settings.log_level, settings.log_format)
-    with _exit_on_invalid_setting():
+    try:
         app = create_service_app(settings)
+    except InvalidSetting as error:
+        _exit(error)
     # After the handler that opens the resources.
     app.on_startup.append(_freeze)
     return AiohttpASGI(app)
@@ -242,14 +227,12 @@ def settings_or_exit() -> Settings:
     Raises:
         SystemExit: with code 2, after a message on standard error, for an invalid setting.
     """
-    with _exit_on_invalid_setting():
-        return Settings.from_environment()
-
-
-@contextmanager
-def _exit_on_invalid_setting() -> Iterator[None]:
     try:
-        yield
+        return Settings.from_environment()
     except InvalidSetting as error:
-        print(f"usersvc: {error}", file=sys.stderr)  # noqa: T201  # logging is not configured yet
-        raise SystemExit(2) from None
+        _exit(error)
+
+
+def _exit(error: InvalidSetting) -> NoReturn:
+    print(f"usersvc: {error}", file=sys.stderr)  # noqa: T201  # logging may not be configured yet
+    raise SystemExit(2) from None

@@ -3,7 +3,8 @@
 import io
 import ipaddress
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,34 +12,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from usersvc import setting_parsers as parsers
 from usersvc.adapters.server_url import SmtpServer
-from usersvc.domain.user import Password
-from usersvc.setting_parsers import (
-    MIN_TOKEN_LENGTH,
-    Database,
-    MemoryDatabase,
-    Network,
-    Parser,
-    PostgresDatabase,
-    SqliteDatabase,
-    integer,
-    one_of,
-)
+from usersvc.domain.password import Password
+from usersvc.setting_parsers import Parser, integer, one_of
 
 if TYPE_CHECKING:
     from limits import RateLimitItem
-
-__all__ = (
-    "MIN_TOKEN_LENGTH",
-    "SECRETS",
-    "Database",
-    "InvalidSetting",
-    "MemoryDatabase",
-    "PostgresDatabase",
-    "Settings",
-    "SqliteDatabase",
-    "cores",
-    "read_dotenv",
-)
 
 T = TypeVar("T")
 
@@ -48,33 +26,24 @@ class InvalidSetting(Exception):
 
 
 def cores() -> int:
-    """The number of CPUs that this process may use, which in a container may be fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """The number of CPUs that this process may use, which may be fewer than the machine has; at most 256."""
+    return min(256, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 
-def setting(
-    parser: Parser[T],
-    default: T | None = None,
-    *,
-    factory: Callable[[], T] | None = None,
-    name: str | None = None,
-    secret: bool = False,
-    empty_is_none: bool = False,
-) -> T:
+def setting(parser: Parser[T], default: str | None = None, *, name: str | None = None, secret: bool = False) -> T:
     """A field of ``Settings`` with the variable that sets it.
 
     Args:
         parser: of its text.
-        default: the value if the variable is not set or empty.
-        factory: makes the default, for one that is not constant or slow to make.
+        default: the text that is parsed if the variable is not set or empty; without one, the value is None.
         name: of the variable, without ``USERSVC_``; by default that of the field, in capitals.
         secret: it may hold a secret: it is not in the repr, and may be in a file that ``USERSVC_<name>_FILE`` names.
-        empty_is_none: an empty variable means None instead of the default.
     """
-    metadata = {"parser": parser, "name": name, "is_secret": secret, "empty_is_none": empty_is_none}
-    if factory is not None:
-        return field(default_factory=factory, repr=not secret, metadata=metadata)
-    made: T = field(default=default, repr=not secret, metadata=metadata)  # type: ignore[assignment]  # T allows None if the default is None
+    made: T = field(
+        default_factory=lambda: None if default is None else parser.parse(default),
+        repr=not secret,
+        metadata={"parser": parser, "name": name, "is_secret": secret},
+    )  # type: ignore[assignment]  # None is the value of a setting without a default
     return made
 
 
@@ -83,30 +52,26 @@ class Settings:
     """All settings with their defaults: one row each. Counts are for each process."""
 
     host: str = setting(parsers.HOST, "127.0.0.1")
-    port: int = setting(integer(0, parsers.LAST_PORT), 8000)
-    workers: int = setting(integer(1, 256), 1)
-    database: Database = setting(
-        parsers.DATABASE_URL, SqliteDatabase(Path("usersvc.db")), name="DATABASE_URL", secret=True
-    )
-    database_pool_size: int = setting(integer(1, 1000), 5)
+    port: int = setting(integer(0, parsers.LAST_PORT), "8000")
+    workers: int = setting(integer(1, 256), "1")
+    database: parsers.Database = setting(parsers.DATABASE_URL, "sqlite:///usersvc.db", name="DATABASE_URL", secret=True)
+    database_pool_size: int = setting(integer(1, 1000), "5")
     # The range of the hasher, which is not imported here.
-    bcrypt_cost: int = setting(integer(4, 16), 12)
+    bcrypt_cost: int = setting(integer(4, 16), "12")
     # All cores in each process: connections are not shared out evenly, so one process may have most of the work.
-    hash_workers: int = setting(integer(1, 256), factory=lambda: min(256, cores()))
-    hash_queue: int = setting(integer(0, 10000), 64)
-    password_min_length: int = setting(integer(Password.MIN_LENGTH, 64), Password.MIN_LENGTH)
+    hash_workers: int = setting(integer(1, 256), str(cores()))
+    hash_queue: int = setting(integer(0, 10000), "64")
+    password_min_length: int = setting(integer(Password.MIN_LENGTH, 64), str(Password.MIN_LENGTH))
     password_pepper: bytes | None = setting(parsers.PEPPER, secret=True)
     admin_token: str | None = setting(parsers.TOKEN, secret=True)
-    register_rate: "RateLimitItem | None" = setting(
-        parsers.RATE, factory=lambda: parsers.RATE.parse("60/minute"), empty_is_none=True
-    )
+    register_rate: "RateLimitItem | None" = setting(parsers.RATE, "60/minute")
     rate_limit_store: str | None = setting(parsers.REDIS_URL, secret=True)
-    trusted_proxies: tuple[Network, ...] = setting(parsers.NETWORKS, ())
-    cors_origins: tuple[str, ...] = setting(parsers.ORIGINS, ())
-    max_connections: int = setting(integer(1, 100000), 1000)
+    trusted_proxies: tuple[parsers.Network, ...] = setting(parsers.NETWORKS, "")
+    cors_origins: tuple[str, ...] = setting(parsers.ORIGINS, "")
+    max_connections: int = setting(integer(1, 100000), "1000")
     smtp: SmtpServer | None = setting(parsers.SMTP_URL, name="SMTP_URL", secret=True)
-    mail_from: str = setting(parsers.ADDRESS, "")
-    max_body_bytes: int = setting(integer(1024, 16 * 1024 * 1024), 16384)
+    mail_from: str | None = setting(parsers.ADDRESS)
+    max_body_bytes: int = setting(integer(1024, 16 * 1024 * 1024), "16384")
     log_level: str = setting(one_of("debug", "info", "warning", "error", "critical"), "info")
     log_format: str = setting(one_of("console", "json"), "console")
     tracing: str = setting(one_of("off", "otlp"), "off")
@@ -114,19 +79,12 @@ class Settings:
     """Names of variables that begin with ``USERSVC_`` and are not settings of this version."""
 
     @classmethod
-    def from_environment(
-        cls,
-        environ: Mapping[str, str] | None = None,
-        *,
-        check_extras: bool = True,
-        report: Callable[[str, object], None] = lambda name, value: None,
-    ) -> "Settings":
+    def from_environment(cls, environ: Mapping[str, str] | None = None, *, check_extras: bool = True) -> "Settings":
         """Read the settings.
 
         Args:
             environ: the variables; by default those of the process and, for those that are not set, of ``.env``.
             check_extras: refuse a setting that needs an optional dependency which is not installed.
-            report: called with the name and the value of each setting.
 
         Raises:
             InvalidSetting: a value is not accepted, or needs an optional dependency that is not installed.
@@ -134,26 +92,23 @@ class Settings:
         environ = _with_secret_files(read_dotenv() | dict(os.environ) if environ is None else environ)
         values: dict[str, Any] = {}
         for name, attribute in VARIABLES.items():
+            parser: Parser[Any] = attribute.metadata["parser"]
             text = environ.get(name, "")
-            try:
-                if text:
-                    values[attribute.name] = attribute.metadata["parser"].parse(text)
-                elif attribute.metadata["empty_is_none"] and name in environ:
-                    values[attribute.name] = None
-            except ValueError:
-                raise InvalidSetting(f"{name} accepts {attribute.metadata['parser'].accepts}.") from None
+            if text or (parser.accepts_empty and name in environ):
+                try:
+                    values[attribute.name] = parser.parse(text)
+                except ValueError:
+                    raise InvalidSetting(f"{name} accepts {parser.accepts}.") from None
         unknown = sorted(name for name in environ if name.startswith("USERSVC_") and name not in VARIABLES)
         settings = cls(**values, without_effect=tuple(unknown))
-        for name, attribute in VARIABLES.items():
-            report(name, getattr(settings, attribute.name))
         settings._check(check_extras=check_extras)
         return settings
 
     def _check(self, *, check_extras: bool) -> None:
         """Check what depends on more than one setting, or on what is installed."""
-        if isinstance(self.database, MemoryDatabase) and self.workers > 1:
+        if isinstance(self.database, parsers.MemoryDatabase) and self.workers > 1:
             raise InvalidSetting("USERSVC_WORKERS accepts 1 with memory://: processes do not share their memory.")
-        if self.admin_token and len(self.admin_token) < MIN_TOKEN_LENGTH and not _is_loopback(self.host):
+        if self.admin_token and len(self.admin_token) < parsers.MIN_TOKEN_LENGTH and not _is_loopback(self.host):
             raise InvalidSetting(f"USERSVC_ADMIN_TOKEN accepts {parsers.TOKEN.accepts}.")
         if self.smtp is not None and not self.mail_from:
             raise InvalidSetting("USERSVC_MAIL_FROM accepts an email address, and is needed with USERSVC_SMTP_URL.")
@@ -161,14 +116,15 @@ class Settings:
             name, accepts, module = EXTRAS[extra]
             if not _is_installed(module):
                 raise InvalidSetting(
-                    f"USERSVC_{name} accepts {accepts} only with the extra {extra}: {_install_command(extra)}."
+                    f"USERSVC_{name} accepts {accepts} only with the extra {extra}: "
+                    f"pip install 'usersvc[{extra}]', or make extras in a checkout."
                 )
 
     @property
     def extras(self) -> tuple[str, ...]:
         """The names of the optional dependencies that these settings need."""
         needed = {
-            "postgres": isinstance(self.database, PostgresDatabase),
+            "postgres": isinstance(self.database, parsers.PostgresDatabase),
             "redis": self.rate_limit_store is not None,
             "otel": self.tracing != "off",
         }
@@ -191,18 +147,10 @@ EXTRAS = {
 """By the name of the extra: the setting, its value that needs the extra, and a module that the extra installs."""
 
 
-def _install_command(extra: str) -> str:
-    # A checkout has a locked environment of its own, without pip.
-    is_checkout = Path(__file__).parents[1].joinpath("Makefile").exists()
-    return "make extras" if is_checkout else f"pip install 'usersvc[{extra}]'"
-
-
 def _is_installed(module: str) -> bool:
-    try:
+    with suppress(ModuleNotFoundError):  # of a package that contains it
         return find_spec(module) is not None
-    except ModuleNotFoundError:
-        # A package that contains it is missing.
-        return False
+    return False
 
 
 def _is_loopback(host: str) -> bool:
@@ -223,25 +171,19 @@ def read_dotenv() -> dict[str, str]:
         text = Path(".env").read_text("utf-8-sig")
     except FileNotFoundError:
         return {}
-    except OSError as error:
-        raise InvalidSetting(f".env cannot be read: {error.strerror}.") from None
-    except UnicodeDecodeError:
-        raise InvalidSetting(".env accepts lines NAME=value in UTF-8.") from None
+    except (OSError, UnicodeDecodeError):
+        raise InvalidSetting(".env accepts a file in UTF-8 that can be read.") from None
     from dotenv.parser import parse_stream  # noqa: PLC0415  # not needed without the file
 
     lines = list(parse_stream(io.StringIO(text)))
     for line in lines:
         if line.error or ((line.key or "").startswith("USERSVC_") and line.value is None):
-            raise InvalidSetting(f".env accepts lines NAME=value in UTF-8; see its line {line.original.line}.")
+            raise InvalidSetting(f".env accepts lines NAME=value; see its line {line.original.line}.")
     return {line.key: line.value for line in lines if line.key is not None and line.value is not None}
 
 
 def _with_secret_files(environ: Mapping[str, str]) -> dict[str, str]:
-    """Set the secrets that variables named ``..._FILE`` have in files.
-
-    Raises:
-        InvalidSetting: a file cannot be read or is empty, or the secret is set as a variable too.
-    """
+    """Set the secrets that variables named ``..._FILE`` have in files."""
     variables = dict(environ)
     for name in SECRETS:
         file = variables.pop(f"{name}_FILE", "")
@@ -251,7 +193,7 @@ def _with_secret_files(environ: Mapping[str, str]) -> dict[str, str]:
             raise InvalidSetting(f"{name}_FILE accepts a file only when {name} is not set.")
         try:
             # Bytes that are not UTF-8 are read as os.environ reads them.
-            text = Path(file).read_text("utf-8", "surrogateescape").removesuffix("\n").removesuffix("\r")
+            text = Path(file).read_text("utf-8", "surrogateescape").removesuffix("\n")
         except (OSError, ValueError):
             text = ""
         if not text:

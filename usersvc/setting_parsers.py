@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from usersvc.adapters.server_url import SmtpServer, check_postgres_url, check_redis_url
+from usersvc.domain.email_address import EmailAddress
 from usersvc.domain.errors import ValidationFailed
-from usersvc.domain.user import EmailAddress
 
 if TYPE_CHECKING:
     from limits import RateLimitItem
@@ -45,9 +45,9 @@ class PostgresDatabase:
     """``postgresql://...``: a server, or several of which one accepts writes."""
 
     url: str = field(repr=False)
+    """A secret: it names the server and may hold a password."""
 
     def __str__(self) -> str:
-        # The whole URL is a secret: it names the server and may hold a password.
         return "PostgreSQL"
 
 
@@ -62,6 +62,8 @@ class Parser(Generic[T_co]):
     """Completes the sentence "USERSVC_... accepts"."""
     parse: Callable[[str], T_co]
     """Raises ValueError for text that is not accepted."""
+    accepts_empty: bool = False
+    """Whether an empty variable has a meaning other than the default."""
 
 
 def integer(minimum: int, maximum: int) -> Parser[int]:
@@ -69,9 +71,7 @@ def integer(minimum: int, maximum: int) -> Parser[int]:
 
     def parse(text: str) -> int:
         # int() would also take "1_0", " 10 " and digits of other scripts.
-        if not (text.isascii() and text.isdecimal() and len(text) <= len(str(maximum))):
-            raise ValueError
-        if not minimum <= int(text) <= maximum:
+        if not re.fullmatch("[0-9]{1,9}", text) or not minimum <= int(text) <= maximum:
             raise ValueError
         return int(text)
 
@@ -127,7 +127,9 @@ def _token(text: str) -> str:
     return text
 
 
-def _rate(text: str) -> "RateLimitItem":
+def _rate(text: str) -> "RateLimitItem | None":
+    if not text:
+        return None
     from limits import parse  # noqa: PLC0415  # slow to import, and not needed without a limit
 
     # The library also accepts several rates, and numbers that it cannot calculate with.
@@ -139,11 +141,11 @@ def _rate(text: str) -> "RateLimitItem":
 
 
 def _networks(text: str) -> tuple[Network, ...]:
-    return tuple(ipaddress.ip_network(each.strip()) for each in text.split(","))
+    return tuple(ipaddress.ip_network(each.strip()) for each in text.split(",")) if text else ()
 
 
 def _origins(text: str) -> tuple[str, ...]:
-    origins = tuple(each.strip() for each in text.split(","))
+    origins = tuple(each.strip() for each in text.split(",")) if text else ()
     for origin in origins:
         # As browsers serialize it, since it is compared as text: lower case, no path, no default port.
         match = re.fullmatch(r"(https?)://(?:[a-z0-9.-]+|\[[0-9a-f:.]+\])(?::([1-9][0-9]{0,4}))?", origin, re.ASCII)
@@ -168,6 +170,6 @@ TOKEN = Parser(
     f"a secret of visible ASCII characters, at least {MIN_TOKEN_LENGTH} unless USERSVC_HOST is a loopback address",
     _token,
 )
-RATE = Parser("a rate as 60/minute or 1000 per 2 hours, or nothing for no limit", _rate)
+RATE = Parser("a rate as 60/minute or 1000 per 2 hours, or nothing for no limit", _rate, accepts_empty=True)
 NETWORKS = Parser("addresses and networks separated by commas, as 10.0.0.0/8,::1", _networks)
 ORIGINS = Parser("origins separated by commas, as https://app.example.com,http://localhost:3000", _origins)

@@ -28,7 +28,8 @@ import bcrypt
 
 from benchmarks.service import Service
 from usersvc.adapters.sqlite import SqliteUsers
-from usersvc.domain.user import PasswordHash, User
+from usersvc.domain.password import PasswordHash
+from usersvc.domain.user import User
 
 COST = 12
 WORKERS = os.cpu_count() or 1

@@ -28,7 +28,8 @@ from benchmarks.service import Service
 from benchmarks.simulation.model import Costs
 from usersvc.adapters.sqlite import SqliteUsers
 from usersvc.application.clock import utc_now
-from usersvc.domain.user import PasswordHash, User
+from usersvc.domain.password import PasswordHash
+from usersvc.domain.user import User
 
 MEASURED = Path(__file__).with_name("measured.json")
 SECONDS, SLOW = 4.0, 10.0

@@ -1,4 +1,5 @@
 from collections import Counter
+from typing import Any
 from uuid import uuid4
 
 from behave import then, when
@@ -8,41 +9,29 @@ from features.scene import Context
 
 
 @when("somebody lists everybody")
-def lists(context: Context) -> None:
-    context.scene.pages = [context.scene.driver.page()]
+@when("somebody lists people {size:Number} at a time")
+@when("somebody looks for {email:Text}")
+def lists(context: Context, **query: Any) -> None:
+    context.scene.pages = [context.scene.driver.page(**query)]
 
 
 @when("somebody lists everybody, the newest first")
-def lists_newest_first(context: Context) -> None:
-    context.scene.pages = [context.scene.driver.page(newest_first=True)]
-
-
-@when("somebody lists people {size:Number} at a time")
-def lists_in_pages(context: Context, size: int) -> None:
-    context.scene.pages = [context.scene.driver.page(size=size)]
-
-
 @when("somebody lists people {size:Number} at a time, the newest first")
-def lists_in_pages_newest_first(context: Context, size: int) -> None:
-    context.scene.pages = [context.scene.driver.page(size=size, newest_first=True)]
-
-
-@when("somebody looks for {email:Text}")
-def looks_for(context: Context, email: str) -> None:
-    context.scene.pages = [context.scene.driver.page(email=email)]
+def lists_newest_first(context: Context, **query: Any) -> None:
+    lists(context, newest_first=True, **query)
 
 
 @when("they turn the page")
 def turn_the_page(context: Context) -> None:
     pages = context.scene.pages
-    turn = pages[-1].turn
-    assert turn is not None, "this was the last page"
-    pages.append(turn())
+    next_page = pages[-1].next_page
+    assert next_page is not None, "this was the last page"
+    pages.append(next_page())
 
 
 @when("they turn the pages to the end")
 def turn_the_pages(context: Context) -> None:
-    while context.scene.pages[-1].turn is not None:
+    while context.scene.pages[-1].next_page is not None:
         turn_the_page(context)
 
 
@@ -83,14 +72,14 @@ def have_been_shown(context: Context, people: list[str]) -> None:
 @then("they have been shown everybody exactly once")
 def have_been_shown_everybody(context: Context) -> None:
     shown = Counter(user["id"] for page in context.scene.pages for user in page.users)
-    assert shown == {user["id"]: 1 for user in context.scene.everybody()}, shown
+    assert shown == {user["id"]: 1 for user in context.scene.all_users()}, shown
 
 
 @then("this is the last page")
 def is_last_page(context: Context) -> None:
-    assert context.scene.pages[-1].turn is None
+    assert context.scene.pages[-1].next_page is None
 
 
 def show_one(context: Context, user_id: str) -> None:
     user = context.scene.driver.look_up(user_id)
-    context.scene.pages = [Page([] if user is None else [user], turn=None)]
+    context.scene.pages = [Page([] if user is None else [user], next_page=None)]

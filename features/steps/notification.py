@@ -43,7 +43,7 @@ def is_registered_with_tags(context: Context, email: str, count: int) -> None:
     usual = usual_application(local)
     crowd = [replace(usual, email=f"{local}+{number}@{domain}") for number in range(count)]
     context.scene.crowd = context.scene.driver.register_at_once(crowd)
-    assert all(isinstance(answer, Registered) for answer in context.scene.crowd), context.scene.crowd
+    assert all(isinstance(outcome, Registered) for outcome in context.scene.crowd), context.scene.crowd
 
 
 @then("{who:Who} has found {count:Number} welcomes in the mailbox {email:Text}")
@@ -60,8 +60,8 @@ def minute_passes(context: Context) -> None:
 
 
 @given("the mail to {email:Text} was dead-lettered")
-def was_set_aside(context: Context, email: str) -> None:
-    assert unsent_to(context, email).is_set_aside
+def was_dead_lettered(context: Context, email: str) -> None:
+    assert unsent_to(context, email).is_dead_lettered
 
 
 @when("the operator has the mail to {email:Text} sent again")
@@ -84,7 +84,7 @@ def one_welcome_in_the_end(context: Context, email: str) -> None:
 @then("everybody who registered is sent one welcome, and nobody else is sent any")
 def one_welcome_each(context: Context) -> None:
     welcomes = sorted(context.scene.driver.welcomes())
-    assert welcomes == sorted((user["email"], user["id"]) for user in context.scene.everybody()), welcomes
+    assert welcomes == sorted((user["email"], user["id"]) for user in context.scene.all_users()), welcomes
 
 
 @then("nobody is sent a welcome")
@@ -97,41 +97,41 @@ def no_welcome(context: Context) -> None:
 def welcome_says_address(context: Context, email: str) -> None:
     driver = context.scene.driver
     assert isinstance(driver, HttpDriver), "only mails that are really sent have words"
-    words = driver.words()
+    words = driver.texts()
     assert len(words) == len(("text", "HTML")), words
     assert all(email in form for form in words), words
 
 
 @then("the operator is told that the mail to {email:Text} is dead-lettered because {reason}")
-def is_told_why(context: Context, email: str, reason: str) -> None:
+def dead_letter_is_reported(context: Context, email: str, reason: str) -> None:
     unsent = unsent_to(context, email)
-    assert unsent.is_set_aside, unsent
+    assert unsent.is_dead_lettered, unsent
     assert reason in unsent.reason, unsent
 
 
 @then("the operator is told that no mail is left over")
-def is_told_of_none(context: Context) -> None:
+def no_mail_is_reported(context: Context) -> None:
     unsent = context.scene.driver.unsent()
     assert unsent == [], unsent
 
 
 @then("the operator is told that the mail to {email:Text} waits to be tried again")
-def is_told_that_it_waits(context: Context, email: str) -> None:
+def retry_is_reported(context: Context, email: str) -> None:
     unsent = unsent_to(context, email)
-    assert not unsent.is_set_aside, unsent
+    assert not unsent.is_dead_lettered, unsent
     assert unsent.reason, unsent
 
 
 @then("the mail to {email:Text} was tried after waits that grow from seconds to an hour")
-def was_tried_after_growing_waits(context: Context, email: str) -> None:
+def was_tried_after_growing_delays(context: Context, email: str) -> None:
     tried_at = [at for address, at in in_fake_time(context).mail_server.attempts if address == email]
-    waits = [after - before for before, after in pairwise(tried_at)]
-    # Chance takes off up to half of each wait, so the long ones, which grow no more, are of different lengths.
-    growing = [wait for wait in waits if wait < MAX_DELAY / 2]
-    assert waits[0] <= FIRST_DELAY, waits
-    assert waits[: len(growing)] == sorted(growing), waits
-    assert len(growing) < len(waits), waits
-    assert max(waits) <= MAX_DELAY, waits
+    delays = [after - before for before, after in pairwise(tried_at)]
+    # Jitter shortens each delay by up to a half, also those at the maximum.
+    growing = [delay for delay in delays if delay < MAX_DELAY / 2]
+    assert delays[0] <= FIRST_DELAY, delays
+    assert delays[: len(growing)] == sorted(growing), delays
+    assert len(growing) < len(delays), delays
+    assert max(delays) <= MAX_DELAY, delays
 
 
 def unsent_to(context: Context, email: str) -> Unsent:

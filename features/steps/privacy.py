@@ -6,7 +6,7 @@ from usersvc.application.read_models import UserView
 
 @then("only the id, the address, the age and the time of registration are shown")
 def only_the_public_is_shown(context: Context) -> None:
-    shown = [user for page in context.scene.pages for user in page.users] or context.scene.everybody()
+    shown = [user for page in context.scene.pages for user in page.users] or context.scene.all_users()
     assert shown
     for user in shown:
         assert user.keys() == UserView.__required_keys__, user.keys()

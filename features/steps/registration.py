@@ -1,5 +1,6 @@
 from dataclasses import replace
 from datetime import datetime
+from typing import Any
 
 from behave import given, then, when
 
@@ -8,8 +9,10 @@ from features.scene import Context, usual_application
 
 
 @given("{who:Who} has registered")
-def has_registered(context: Context, who: str) -> None:
-    context.scene.apply(who)
+@given("{who:Who} has registered as {email:Text}")
+@given("{who:Who} has registered under the key {key:Text}")
+def has_registered(context: Context, who: str, **changes: str) -> None:
+    context.scene.apply(who, **changes)
     is_registered(context, who)
 
 
@@ -19,67 +22,23 @@ def have_registered(context: Context, people: list[str]) -> None:
         has_registered(context, who)
 
 
-@given("{who:Who} has registered as {email:Text}")
-def has_registered_as(context: Context, who: str, email: str) -> None:
-    context.scene.apply(who, email=email)
-    is_registered(context, who)
-
-
 @when("{who:Who} registers")
-def registers(context: Context, who: str) -> None:
-    context.scene.apply(who)
-
-
 @when("{who:Who} registers as {email:Text}")
-def registers_as(context: Context, who: str, email: str) -> None:
-    context.scene.apply(who, email=email)
+@when("{who:Who} registers at the age of {age:Age}")
+@when("{who:Who} registers with the password {password:Text}")
+@when("{who:Who}, whose address is {email:Text}, registers with the password {password:Text}")
+@when("{who:Who}, aged {age:Age}, registers as {email:Text} and with the password {password:Text}")
+@when("{who:Who} registers under the key {key:Text}")
+@when("{who:Who} registers again under the key {key:Text}")
+@when("{who:Who}, under the key {key:Text}, registers as {email:Text}")
+@when("{who:Who}, under the key {key:Text}, registers with the password {password:Text}")
+def registers(context: Context, who: str, **changes: Any) -> None:
+    context.scene.apply(who, **changes)
 
 
 @when("{who:Who} registers with an address of {octets:Number} octets, made of the letter {letter:Text}")
 def registers_with_long_address(context: Context, who: str, octets: int, letter: str) -> None:
     context.scene.apply(who, email=address_of(octets, letter))
-
-
-@when("{who:Who} registers at the age of {age:Age}")
-def registers_at_age(context: Context, who: str, age: float | str) -> None:
-    context.scene.apply(who, age=age)
-
-
-@when("{who:Who} registers with the password {password:Text}")
-def registers_with_password(context: Context, who: str, password: str) -> None:
-    context.scene.apply(who, password=password)
-
-
-@when("{who:Who}, whose address is {email:Text}, registers with the password {password:Text}")
-def registers_with_address_and_password(context: Context, who: str, email: str, password: str) -> None:
-    context.scene.apply(who, email=email, password=password)
-
-
-@when("{who:Who}, aged {age:Age}, registers as {email:Text} and with the password {password:Text}")
-def registers_with_all(context: Context, who: str, age: int, email: str, password: str) -> None:
-    context.scene.apply(who, age=age, email=email, password=password)
-
-
-@given("{who:Who} has registered under the key {key:Text}")
-def has_registered_under_key(context: Context, who: str, key: str) -> None:
-    context.scene.apply(who, key=key)
-    is_registered(context, who)
-
-
-@when("{who:Who} registers under the key {key:Text}")
-@when("{who:Who} registers again under the key {key:Text}")
-def registers_under_key(context: Context, who: str, key: str) -> None:
-    context.scene.apply(who, key=key)
-
-
-@when("{who:Who}, under the key {key:Text}, registers as {email:Text}")
-def registers_as_under_key(context: Context, who: str, email: str, key: str) -> None:
-    context.scene.apply(who, email=email, key=key)
-
-
-@when("{who:Who}, under the key {key:Text}, registers with the password {password:Text}")
-def registers_with_password_under_key(context: Context, who: str, password: str, key: str) -> None:
-    context.scene.apply(who, password=password, key=key)
 
 
 @when("{who:Who} registers {count:Number} times at once under the key {key:Text}")
@@ -116,17 +75,17 @@ def many_register_as(context: Context, count: int, email: str) -> None:
 def is_registered(context: Context, who: str) -> None:
     scene = context.scene
     name = scene.name(who)
-    answer, application = scene.answers[name], scene.applications[name]
-    assert isinstance(answer, Registered), answer
-    assert answer.user["email"] == application.email, "the address has to be shown as it was typed"
-    assert answer.user["age"] == application.age
-    assert scene.driver.look_up(answer.user["id"]) == answer.user
+    outcome, application = scene.outcomes[name], scene.applications[name]
+    assert isinstance(outcome, Registered), outcome
+    assert outcome.user["email"] == application.email, "the address has to be shown as it was typed"
+    assert outcome.user["age"] == application.age
+    assert scene.driver.look_up(outcome.user["id"]) == outcome.user
 
 
 @then("{who:Who} is told that {reasons:Reasons}")
-def is_told(context: Context, who: str, reasons: frozenset[tuple[str, str]]) -> None:
-    answer = context.scene.answers[context.scene.name(who)]
-    assert answer == Refused(reasons), answer
+def is_refused(context: Context, who: str, reasons: frozenset[tuple[str, str]]) -> None:
+    outcome = context.scene.outcomes[context.scene.name(who)]
+    assert outcome == Refused(reasons), outcome
 
 
 @then("nobody is registered")
@@ -143,8 +102,8 @@ def only_is_registered(context: Context, who: str) -> None:
 
 @then("one of them is registered, and the others are told that the address is taken")
 def one_is_registered(context: Context) -> None:
-    [user] = context.scene.everybody()
-    others = [answer for answer in context.scene.crowd if answer != Registered(user)]
+    [user] = context.scene.all_users()
+    others = [outcome for outcome in context.scene.crowd if outcome != Registered(user)]
     assert others == [TAKEN] * (len(context.scene.crowd) - 1), others
     listed = context.scene.driver.page().users
     assert listed == [user], listed

@@ -17,7 +17,8 @@ from usersvc.application.read_models import Order
 from usersvc.application.request_context import RequestContext, request_context
 from usersvc.domain.errors import EmailAlreadyRegistered
 from usersvc.domain.mail_limits import MAILBOX, MailLimit
-from usersvc.domain.user import PasswordHash, User
+from usersvc.domain.password import PasswordHash
+from usersvc.domain.user import User
 
 NOW = datetime(2026, 1, 31, 9, 30, 0, 123, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)

@@ -12,8 +12,10 @@ from usersvc.application.idempotency import EarlierRegistration, IdempotencyKey,
 from usersvc.application.ports import Store
 from usersvc.application.ports import Store as Users
 from usersvc.application.read_models import Order, Page, UserRecord, view_of
+from usersvc.domain.email_address import EmailAddress
 from usersvc.domain.errors import EmailAlreadyRegistered
-from usersvc.domain.user import EmailAddress, PasswordHash, User
+from usersvc.domain.password import PasswordHash
+from usersvc.domain.user import User
 
 NOW = datetime(2026, 1, 31, 9, 30, tzinfo=UTC)
 

@@ -9,7 +9,9 @@ from openapi_schema_validator import OAS30Validator, oas30_format_checker
 from openapi_spec_validator import OpenAPIV30SpecValidator
 
 from tests.e2e.api import assert_common_headers
-from usersvc.domain.user import Age, EmailAddress, Password
+from usersvc.domain.email_address import EmailAddress
+from usersvc.domain.password import Password
+from usersvc.domain.user import Age
 
 Json = dict[str, Any]
 

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from usersvc.adapters.bcrypt.hasher import BcryptPasswordHasher
-from usersvc.domain.user import Password, PasswordHash
+from usersvc.domain.password import Password, PasswordHash
 
 
 async def test_a_hash_names_its_scheme_and_cost_and_verifies() -> None:

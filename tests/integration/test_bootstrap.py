@@ -1,35 +1,28 @@
-# ruff: noqa: ASYNC110  # nothing tells when a line is logged
+# ruff: noqa: ASYNC110  # there is no event for a line in the log
 
 import asyncio
 import gc
-from datetime import UTC, datetime
 from pathlib import Path
 
 import httpx
 import pytest
 from aiohttp.test_utils import TestClient, TestServer
 
+from tests.fakes import person
 from usersvc.adapters.postgres import PostgresUsers
 from usersvc.application.mail_delivery import POLL_INTERVAL
-from usersvc.asgi import AiohttpASGI
 from usersvc.bootstrap import create_asgi_app, create_service_app
-from usersvc.config import Database, MemoryDatabase, PostgresDatabase, Settings, SqliteDatabase
-from usersvc.domain.user import PasswordHash, User
-
-
-def person(email: str) -> User:
-    registration = User.register(email=email, password="correct horse battery", age=30)
-    return registration.complete(PasswordHash("$hash"), at=datetime.now(UTC))
-
+from usersvc.config import Settings
+from usersvc.setting_parsers import MemoryDatabase, PostgresDatabase, SqliteDatabase
 
 ALICE = {"email": "alice@example.com", "password": "correct horse battery", "age": 30}
 
 
 @pytest.mark.parametrize("kind", ["memory", "sqlite", "postgres"])
-async def test_the_whole_service_is_assembled(
+async def test_the_service_is_assembled_from_settings(
     kind: str, tmp_path: Path, request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture
 ) -> None:
-    database: Database = SqliteDatabase(tmp_path / "users.db")
+    database: MemoryDatabase | SqliteDatabase | PostgresDatabase = SqliteDatabase(tmp_path / "users.db")
     if kind == "memory":
         database = MemoryDatabase()
     elif kind == "postgres":
@@ -52,7 +45,7 @@ async def test_the_whole_service_is_assembled(
     assert (tmp_path / "users.db").exists() == (kind == "sqlite")
 
 
-async def test_a_short_admin_token_is_reported(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_short_admin_token_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     async with TestServer(create_service_app(Settings(database=MemoryDatabase(), admin_token="guess-me"))):
         assert "USERSVC_ADMIN_TOKEN has under 22 characters" in caplog.text
 
@@ -62,21 +55,14 @@ async def test_on_postgresql_a_registration_on_another_host_is_delivered_at_once
 ) -> None:
     settings = Settings(database=PostgresDatabase(postgres_url), bcrypt_cost=4)
     async with TestServer(create_service_app(settings)), PostgresUsers(postgres_url) as elsewhere:
-        await elsewhere.add(person("alice@example.com"))
-        # Long before the dispatcher would look by itself.
+        await elsewhere.add(person())
+        # Long before the outbox is polled.
         async with asyncio.timeout(POLL_INTERVAL.total_seconds() / 3):
             while "sent a welcome mail to alice@example.com" not in caplog.text:
                 await asyncio.sleep(0.01)
 
 
-def test_the_asgi_application_comes_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("usersvc.bootstrap.configure_logging", lambda *_: None)
-    monkeypatch.setenv("USERSVC_DATABASE_URL", "memory://")
-    assert isinstance(create_asgi_app(), AiohttpASGI)
-
-
-async def test_objects_of_the_start_are_excluded_from_garbage_collection(
+async def test_the_asgi_application_is_made_from_the_environment_and_excluded_from_garbage_collection(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -86,8 +72,8 @@ async def test_objects_of_the_start_are_excluded_from_garbage_collection(
     gc.unfreeze()
     try:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
-            answer = await client.get("/livez")
-        assert answer.status_code == 200
+            response = await client.get("/livez")
+        assert response.status_code == 200
         assert gc.get_freeze_count() > 0
     finally:
         gc.unfreeze()

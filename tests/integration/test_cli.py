@@ -20,7 +20,8 @@ from usersvc import cli
 from usersvc.adapters.sqlite import SqliteUsers
 from usersvc.application import keyset
 from usersvc.application.outbox_entries import OutboxEntry
-from usersvc.domain.user import PasswordHash, User
+from usersvc.domain.password import PasswordHash
+from usersvc.domain.user import User
 
 NOW = datetime(2026, 1, 31, 9, 30, tzinfo=UTC)
 SECRET = "$hash-that-nobody-sees"

@@ -25,7 +25,8 @@ from usersvc.application.errors import StorageUnavailable
 from usersvc.application.idempotency import IdempotencyKey
 from usersvc.application.read_models import UserRecord
 from usersvc.cli import users_import
-from usersvc.domain.user import Password, PasswordHash, User
+from usersvc.domain.password import Password, PasswordHash
+from usersvc.domain.user import User
 
 T = TypeVar("T")
 

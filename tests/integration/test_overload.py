@@ -20,7 +20,8 @@ from usersvc.application.ports import PasswordHasher
 from usersvc.application.read_models import Order
 from usersvc.application.registration import UserRegistrationService
 from usersvc.asgi import AiohttpASGI, cancel_on_disconnect
-from usersvc.domain.user import Password, PasswordHash, User
+from usersvc.domain.password import Password, PasswordHash
+from usersvc.domain.user import User
 
 Client = TestClient[web.Request, web.Application]
 

@@ -25,7 +25,8 @@ from usersvc.application.idempotency import IdempotencyKey, IdempotencyKeyUsed
 from usersvc.application.outbox_entries import OutboxState
 from usersvc.application.read_models import Order, view_of
 from usersvc.domain.errors import EmailAlreadyRegistered
-from usersvc.domain.user import PasswordHash, User
+from usersvc.domain.password import PasswordHash
+from usersvc.domain.user import User
 
 NOW = datetime(2026, 1, 31, 9, 30, 0, 120, tzinfo=UTC)
 KEY = IdempotencyKey.named("0b9f6f1c")

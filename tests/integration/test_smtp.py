@@ -26,9 +26,9 @@ from tests.smtp_server import HANG_UP, PASSWORD, STALL, USER, Mailbox, smtp_serv
 from usersvc.adapters.mail.smtp_notifier import QUIT_TIMEOUT, SmtpNotifier, _is_plain
 from usersvc.adapters.server_url import Security, SmtpServer
 from usersvc.application.errors import Undeliverable
+from usersvc.domain.email_address import EmailAddress
 from usersvc.domain.errors import ValidationFailed
 from usersvc.domain.events import UserRegistered
-from usersvc.domain.user import EmailAddress
 
 SENDER = "Service@example.com"
 ID = UUID(int=7)

@@ -18,7 +18,8 @@ from usersvc.adapters.sqlite import schema as sqlite_schema
 from usersvc.application.errors import StorageUnavailable
 from usersvc.application.read_models import Order
 from usersvc.domain.errors import EmailAlreadyRegistered
-from usersvc.domain.user import PasswordHash, User
+from usersvc.domain.password import PasswordHash
+from usersvc.domain.user import User
 
 MEGABYTE = 1024 * 1024
 

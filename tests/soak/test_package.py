@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 POETRY = ROOT / ".tools" / "poetry" / "bin" / "python"
 
 WITH_TYPES = """
-from usersvc.domain.user import Password
+from usersvc.domain.password import Password
 wrong: str = Password.MIN_LENGTH
 """
 

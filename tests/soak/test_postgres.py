@@ -32,7 +32,8 @@ from usersvc.adapters.postgres import PostgresUsers
 from usersvc.adapters.postgres import pool as postgres_pool
 from usersvc.application.errors import StorageUnavailable
 from usersvc.application.idempotency import IdempotencyKey
-from usersvc.domain.user import PasswordHash, User
+from usersvc.domain.password import PasswordHash
+from usersvc.domain.user import User
 
 BOUND = 15.0
 """Seconds within which everything is answered, whatever happens: the service promises five, machines may be slow."""

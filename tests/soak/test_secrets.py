@@ -23,7 +23,8 @@ from tests.e2e.test_codes import FAILING
 from usersvc.adapters.bcrypt.hasher import BcryptPasswordHasher
 from usersvc.config import Settings
 from usersvc.domain.errors import ValidationFailed
-from usersvc.domain.user import Password, PasswordHash, User
+from usersvc.domain.password import Password, PasswordHash
+from usersvc.domain.user import User
 
 PEPPER, TOKEN, MAIL_SECRET = (f"{kind}-{token_hex(8)}" for kind in ("pepper", "token", "mail"))
 BEARER = {"Authorization": f"Bearer {TOKEN}"}

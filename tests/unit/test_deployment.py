@@ -11,7 +11,8 @@ import orjson
 import pytest
 import yaml
 
-from usersvc.config import SECRETS, PostgresDatabase, Settings
+from usersvc.config import SECRETS, Settings
+from usersvc.setting_parsers import PostgresDatabase
 from usersvc.web.app import ROUTES
 from usersvc.web.problems import PROBLEMS
 

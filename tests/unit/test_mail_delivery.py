@@ -33,7 +33,8 @@ from usersvc.application.outbox_entries import LAST, OutboxEntry
 from usersvc.application.ports import Notifier, Outbox
 from usersvc.application.registration import UserRegistrationService
 from usersvc.domain.events import UserRegistered
-from usersvc.domain.user import PasswordHash, User
+from usersvc.domain.password import PasswordHash
+from usersvc.domain.user import User
 
 SECOND = timedelta(seconds=1)
 

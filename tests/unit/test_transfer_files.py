@@ -21,8 +21,9 @@ from usersvc.cli.formats import Format
 from usersvc.cli.reader import MAX_RECORD_BYTES, Record, Source, read_records
 from usersvc.cli.row_schema import load_row
 from usersvc.cli.writer import Writer
+from usersvc.domain.email_address import EmailAddress
 from usersvc.domain.errors import ValidationFailed
-from usersvc.domain.user import EmailAddress, PasswordHash
+from usersvc.domain.password import PasswordHash
 
 HASH = "$2y$10$DwS6fdNzX/WPAc/7zf2M/.qmrVXRRwhq.5Exus5uxZCvdNbH7pfDS"
 HEAD = b"email,age,password_hash\n"

@@ -7,7 +7,7 @@ from tests.fakes import quick_service
 from usersvc.adapters.memory import InMemoryUsers
 from usersvc.application.read_models import Order
 from usersvc.application.user_queries import UserQueryService
-from usersvc.domain.user import EmailAddress
+from usersvc.domain.email_address import EmailAddress
 
 
 async def test_page_can_be_restricted_to_a_mailbox() -> None:
@@ -37,19 +37,3 @@ async def test_stream_returns_all_users_in_batches(monkeypatch: pytest.MonkeyPat
     assert await batches(after=5) == [["5", "6"]]
     assert await batches(email=EmailAddress("u2@example.com")) == [["2"]]
     assert await batches(email=EmailAddress("nobody@example.com")) == []
-
-
-async def test_stream_neither_repeats_nor_skips_users_while_others_register(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("usersvc.application.keyset.BATCH", 2)
-    users = InMemoryUsers()
-    service, queries = quick_service(users), UserQueryService(users)
-    for number in range(4):
-        await service.register(email=f"u{number}@example.com", password="correct horse", age=30)
-    seen = []
-    async for batch in queries.stream():
-        seen += [json.loads(line)["email"][1] for line in batch.splitlines()]
-        if len(seen) == 2:
-            await service.register(email="u4@example.com", password="correct horse", age=30)
-    assert seen == ["0", "1", "2", "3", "4"]

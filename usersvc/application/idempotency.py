@@ -6,8 +6,7 @@ from datetime import timedelta
 from typing import Self
 
 from usersvc.application.read_models import UserView
-from usersvc.domain.errors import DomainError
-from usersvc.domain.user import PasswordHash
+from usersvc.domain.password import PasswordHash
 
 KEY_LIFETIME = timedelta(hours=24)
 """How long a key is stored."""
@@ -26,7 +25,7 @@ class IdempotencyKey:
         return cls(hashlib.sha256(text.encode("ascii")).hexdigest())
 
 
-class IdempotencyKeyUsed(DomainError):
+class IdempotencyKeyUsed(Exception):
     """A registration with this key has succeeded already."""
 
 

@@ -1,25 +1,16 @@
 """Reads whole collections page by page (keyset pagination)."""
 
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 BATCH = 1000
 """Items on a page: about a millisecond of the store's time, and 150 kB of JSON."""
 
 PageT = TypeVar("PageT")
-PageT_co = TypeVar("PageT_co", covariant=True)
-
-
-class ReadPage(Protocol[PageT_co]):
-    """Reads at most ``limit`` items whose position is greater than ``after`` (None: from the first)."""
-
-    def __call__(self, *, after: int | None, limit: int) -> Awaitable[PageT_co]:
-        """Read a page."""
-        ...
 
 
 async def in_pages(
-    read: ReadPage[PageT],
+    read: Callable[..., Awaitable[PageT]],
     next_after: Callable[[PageT], int | None],
     *,
     after: int | None = None,
@@ -27,11 +18,10 @@ async def in_pages(
 ) -> AsyncGenerator[PageT, None]:
     """Yield a collection page by page, without empty pages.
 
-    A page is read when it is asked for, by a query of its own: between two pages a slow consumer holds no transaction,
-    connection or memory.
+    Each page is a query of its own: between two, a slow consumer holds no transaction, connection or memory.
 
     Args:
-        read: reads one page.
+        read: reads at most ``limit`` items whose position is greater than ``after`` (None: from the first).
         next_after: the position after which the next page begins; None if the page was the last.
         after: start after this position.
         limit: the maximum number of items; None for all.

@@ -8,11 +8,12 @@ from typing import TypedDict
 from uuid import UUID
 
 from usersvc.application.clock import timestamp
-from usersvc.domain.user import PasswordHash, User
+from usersvc.domain.password import PasswordHash
+from usersvc.domain.user import User
 
 
 class UserView(TypedDict):
-    """What anybody may see of a user: a read model, ready to be written as JSON, never with the password."""
+    """A user as displayed, ready to be written as JSON."""
 
     id: str
     email: str
@@ -21,7 +22,7 @@ class UserView(TypedDict):
 
 
 def view_of(user: User) -> UserView:
-    """The public side of a user."""
+    """A user as displayed."""
     return {
         "id": str(user.id),
         "email": user.email.typed,
@@ -39,28 +40,25 @@ class Order(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Some users in order, and the position after which the next page begins (None: this was the last).
-
-    The store itself writes the JSON, once, in the form that is sent: a list has no need for objects in between.
-    """
+    """Some users in order. The store writes their JSON as it is sent, without objects in between."""
 
     lines: bytes
-    """A ``UserView`` as a JSON object for each of them, in UTF-8, with a newline between two."""
+    """One ``UserView`` per line as a JSON object in UTF-8; the last line has no newline."""
     next_after: int | None
+    """The position after which the next page begins; None: this was the last."""
 
     def __bool__(self) -> bool:
-        """Whether there are users on it."""
         return bool(self.lines)
 
     @property
     def users(self) -> list[UserView]:
-        """The same as objects."""
+        """The users as objects."""
         return [json.loads(line) for line in self.lines.splitlines()]
 
 
 @dataclass(frozen=True, slots=True)
 class UserRecord:
-    """A user as stored, the hash included: for moving users elsewhere, never for showing."""
+    """A user as stored, including the hash: for export and import, never for display."""
 
     position: int
     id: UUID

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from usersvc.application.ports import HealthCheck
+from usersvc.application.ports import Store
 
 CHECK_INTERVAL = 1.0
 """Seconds from the start of one check to the start of the next."""
@@ -11,7 +11,7 @@ CHECK_INTERVAL = 1.0
 class Readiness:
     """Checks the store at most once in ``CHECK_INTERVAL``, since a check writes to the disk and any client may ask."""
 
-    def __init__(self, store: HealthCheck) -> None:
+    def __init__(self, store: Store) -> None:
         self._store = store
         self._check: asyncio.Future[None] | None = None
         self._check_started = 0.0
@@ -26,11 +26,6 @@ class Readiness:
         if self._check is None or (self._check.done() and now - self._check_started >= CHECK_INTERVAL):
             self._check_started = now
             self._check = asyncio.ensure_future(self._store.check())
-            self._check.add_done_callback(_retrieve_exception)
+            # Otherwise asyncio logs the exception if all callers have been cancelled.
+            self._check.add_done_callback(lambda check: check.cancelled() or check.exception())
         await asyncio.shield(self._check)
-
-
-def _retrieve_exception(future: asyncio.Future[None]) -> None:
-    """Keep asyncio from logging an exception if all callers have been cancelled."""
-    if not future.cancelled():
-        future.exception()

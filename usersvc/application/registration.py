@@ -8,11 +8,12 @@ from usersvc.application.clock import utc_now
 from usersvc.application.idempotency import EarlierRegistration, IdempotencyKey, IdempotencyKeyUsed
 from usersvc.application.ports import PasswordHasher, Users
 from usersvc.application.read_models import UserView, view_of
-from usersvc.domain.errors import DomainError, Violation
-from usersvc.domain.user import Password, Registration, User
+from usersvc.domain.errors import Violation
+from usersvc.domain.password import Password
+from usersvc.domain.user import Registration, User
 
 
-class IdempotencyKeyReused(DomainError):
+class IdempotencyKeyReused(Exception):
     """The idempotency key was used before, for another registration."""
 
 
@@ -26,7 +27,10 @@ class Registered:
 
 
 class UserRegistrationService:
-    """Registers users."""
+    """Registers users.
+
+    ``password_min_length`` is in code points. ``on_registered`` is called when there may be a new event in the outbox.
+    """
 
     def __init__(
         self,
@@ -37,15 +41,6 @@ class UserRegistrationService:
         clock: Callable[[], datetime] = utc_now,
         on_registered: Callable[[], None] = lambda: None,
     ) -> None:
-        """Make the service.
-
-        Args:
-            users: stores the users.
-            hasher: hashes their passwords.
-            password_min_length: in code points; at least ``Password.MIN_LENGTH``.
-            clock: returns the time, in UTC.
-            on_registered: called when there may be a new event in the outbox; must return at once.
-        """
         self._users = users
         self._hasher = hasher
         self._clock = clock
@@ -56,20 +51,19 @@ class UserRegistrationService:
         """Register a user: when this returns, the user and the event that leads to the welcome mail are stored.
 
         With a key, the same registration can be repeated and returns the first result; concurrent repeats register one
-        user. A failure does not use up the key. A cancellation before the user is stored leaves nothing behind; later,
-        the user may have been stored.
+        user. A failure does not use up the key. After a cancellation the user may have been stored.
 
         Args:
             email: as typed.
-            password: as typed, in clear text.
+            password: as typed, in plaintext.
             age: in whole years.
             key: the idempotency key, in visible ASCII.
 
         Raises:
-            ValidationFailed: with every broken rule.
+            ValidationFailed: with all violations.
             IdempotencyKeyReused: the key was used for another registration.
             EmailAlreadyRegistered: the mailbox belongs to a registered user.
-            QueueFull: too many passwords wait to be hashed.
+            QueueFull: the hashing queue is full.
             StorageUnavailable: it is not known whether the user was stored.
         """
         registration = User.register(
@@ -90,11 +84,7 @@ class UserRegistrationService:
         return Registered(earlier.user, replayed=True)
 
     async def _is_same(self, registration: Registration, earlier: EarlierRegistration) -> bool:
-        """Whether a registration repeats an earlier one.
-
-        The password is always verified: a repeat costs one hash, as a registration does, so that the time of a response
-        does not help to guess what was registered.
-        """
+        # Verified first, so that a repeat takes as long as a registration and its time reveals no registered data.
         try:
             same_password = await self._hasher.verify(registration.password, earlier.password_hash)
         except ValueError:

@@ -61,15 +61,15 @@ def check(*, as_json: bool) -> None:
 
 
 def _read() -> tuple[Sequence[Setting], Sequence[str]]:
-    from usersvc.config import Settings, read_dotenv
+    from usersvc.config import VARIABLES, Settings, read_dotenv
     from usersvc.logs import plain
 
     in_file = read_dotenv()
     environ = in_file | dict(os.environ)
+    settings = Settings.from_environment(environ)
     found: list[Setting] = []
-
-    def report(name: str, value: object) -> None:
-        text = environ.get(name)
+    for name in sorted(VARIABLES):
+        value, text = getattr(settings, VARIABLES[name].name), environ.get(name)
         if file := environ.get(f"{name}_FILE"):
             found.append(Setting(name, HIDDEN, plain(file)))
         elif text is None or (text == "" and value is not None):
@@ -77,9 +77,7 @@ def _read() -> tuple[Sequence[Setting], Sequence[str]]:
         else:
             source = "environment" if name in os.environ else ".env"
             found.append(Setting(name, None if text == "" else _displayed(name, text), source))
-
-    settings = Settings.from_environment(environ, report=report)
-    return sorted(found, key=lambda setting: setting.name), settings.without_effect
+    return found, settings.without_effect
 
 
 def _displayed(name: str, text: str) -> str:
@@ -96,7 +94,7 @@ def _hide(found: re.Match[str]) -> str:
 
 
 def _default(name: str, value: object) -> str | None:
-    from usersvc.config import SqliteDatabase
+    from usersvc.setting_parsers import SqliteDatabase
 
     if value is None or value in {"", ()}:
         return None

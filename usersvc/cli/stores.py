@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from asyncio import Runner
 
     from usersvc.application.ports import Archive, Store
-    from usersvc.config import Settings, SqliteDatabase
+    from usersvc.config import Settings
+    from usersvc.setting_parsers import SqliteDatabase
 
 T = TypeVar("T")
 
@@ -31,7 +32,7 @@ async def open_store(settings: "Settings", *, create: bool = False) -> AsyncIter
         Failure: it is in the memory of the service, its file is missing, or it is unavailable.
     """
     from usersvc.bootstrap import open_storage
-    from usersvc.config import MemoryDatabase, SqliteDatabase
+    from usersvc.setting_parsers import MemoryDatabase, SqliteDatabase
 
     database = settings.database
     if isinstance(database, MemoryDatabase):
@@ -103,7 +104,7 @@ def database_file() -> Path:
         Failure: the database is another one, or the file is missing.
     """
     from usersvc.bootstrap import settings_or_exit
-    from usersvc.config import SqliteDatabase
+    from usersvc.setting_parsers import SqliteDatabase
 
     database = settings_or_exit().database
     if not isinstance(database, SqliteDatabase):

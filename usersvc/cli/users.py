@@ -132,8 +132,8 @@ async def _find(store: "Store", who: str) -> "UserView":
     from uuid import UUID
 
     from usersvc.application.read_models import Order
+    from usersvc.domain.email_address import EmailAddress
     from usersvc.domain.errors import ValidationFailed
-    from usersvc.domain.user import EmailAddress
 
     user: UserView | None
     try:

@@ -116,7 +116,7 @@ def _import(loop: "asyncio.Runner", settings: "Settings", *, dry_run: bool) -> I
     from usersvc.application.user_import import DryRun, UserImport
     from usersvc.bootstrap import open_storage
     from usersvc.cli.stores import enter, open_store
-    from usersvc.config import MemoryDatabase, SqliteDatabase
+    from usersvc.setting_parsers import MemoryDatabase, SqliteDatabase
 
     opening = open_store(settings, create=True)
     if dry_run and isinstance(settings.database, SqliteDatabase) and not settings.database.path.exists():

@@ -10,8 +10,8 @@ import email_validator
 
 from usersvc.domain.errors import ValidationFailed, Violation
 
-# Only the syntax is checked (RFC 5321, 5322, 6531). The library also rejects the names that RFC 6761 reserves, which
-# concerns delivery; its documentation says to clear this list to turn that off.
+# The library also rejects the names that RFC 6761 reserves, which concerns delivery and not syntax. Its documentation
+# says to clear this list to turn that off.
 email_validator.SPECIAL_USE_DOMAIN_NAMES.clear()
 
 # Default_Ignorable_Code_Point, from DerivedCoreProperties.txt of the Unicode Character Database, version 17.0.0: 4,174
@@ -21,15 +21,16 @@ _INVISIBLE = re.compile(
     "\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufff8\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
 )
 
+# IANA, IPv6 Address Space; IPv4-mapped and NAT64 addresses are outside of it.
 _GLOBAL_UNICAST = IPv6Network("2000::/3")
-"""The global unicast block (IANA, IPv6 Address Space); IPv4-mapped and NAT64 addresses are outside of it."""
 
 
 @dataclass(frozen=True, slots=True)
 class EmailAddress:
-    """An email address as typed, and the mailbox that it names.
+    """An email address as typed, and the mailbox that it names; addresses of one mailbox are equal.
 
-    Two addresses are equal if they name the same mailbox, however they are spelled.
+    The syntax is that of RFC 5321, 5322 and 6531, without a DNS look-up. An invalid address raises
+    ``ValidationFailed``.
     """
 
     MAX_OCTETS: ClassVar[int] = 254
@@ -40,39 +41,28 @@ class EmailAddress:
     """Decides uniqueness: NFC, case-folded, the domain in its IDNA (ASCII) form."""
 
     def __post_init__(self) -> None:
-        """Parse the address by the syntax of RFC 5321, 5322 and 6531, without a DNS look-up.
-
-        Two kinds of syntactically valid addresses are rejected as well: a local part with invisible characters, which
-        looks like another mailbox (Unicode Technical Standard 39, section 3.1), and an address literal that is not
-        globally reachable, which would name a host in the mail server's own network.
-
-        Raises:
-            ValidationFailed: the address is invalid or longer than ``MAX_OCTETS``.
-        """
         # The length comes first: it bounds the time of parsing and normalizing.
         if len(self.typed.encode("utf-8", "surrogatepass")) > self.MAX_OCTETS:
-            raise ValidationFailed(
-                [Violation("email", "too-long", f"Must have at most {self.MAX_OCTETS} octets in UTF-8.")]
-            )
+            raise _refuse("too-long", f"Must have at most {self.MAX_OCTETS} octets in UTF-8.")
         try:
             address = email_validator.validate_email(
-                self.typed,
-                check_deliverability=False,
-                allow_quoted_local=True,
-                allow_domain_literal=True,
-                strict=True,
+                self.typed, check_deliverability=False, allow_quoted_local=True, allow_domain_literal=True, strict=True
             )
         except email_validator.EmailNotValidError:
-            raise ValidationFailed([Violation("email", "invalid-email", "Must be an email address.")]) from None
+            raise _refuse("invalid-email", "Must be an email address.") from None
+        # It would look like another mailbox (Unicode Technical Standard 39, section 3.1).
         if _INVISIBLE.search(address.local_part):
-            message = "Must not contain invisible characters before the @."
-            raise ValidationFailed([Violation("email", "invalid-email", message)])
+            raise _refuse("invalid-email", "Must not contain invisible characters before the @.")
+        # It would name a host in the mail server's own network.
         literal = getattr(address, "domain_address", None)  # only set for an address literal
         if isinstance(literal, IPv4Address | IPv6Address) and not _is_reachable(literal):
-            message = "Must not have an IP address that is private or reserved."
-            raise ValidationFailed([Violation("email", "invalid-email", message)])
+            raise _refuse("invalid-email", "Must not have an IP address that is private or reserved.")
         mailbox = f"{caseless(address.local_part)}@{address.ascii_domain.lower()}"
         object.__setattr__(self, "mailbox", mailbox)
+
+
+def _refuse(code: str, message: str) -> ValidationFailed:
+    return ValidationFailed([Violation("email", code, message)])
 
 
 def _is_reachable(address: IPv4Address | IPv6Address) -> bool:

@@ -19,11 +19,7 @@ class Violation:
     message: str
 
 
-class DomainError(Exception):
-    """Base of the errors that the domain and its ports raise on purpose."""
-
-
-class ValidationFailed(DomainError):
+class ValidationFailed(Exception):
     """The data of a user violate rules; ``violations`` has all of them, not only the first."""
 
     def __init__(self, violations: Sequence[Violation]) -> None:
@@ -31,12 +27,12 @@ class ValidationFailed(DomainError):
         self.violations = tuple(violations)
 
 
-class EmailAlreadyRegistered(DomainError):
+class EmailAlreadyRegistered(Exception):
     """The mailbox belongs to a user already, perhaps in another spelling."""
 
 
 def collect(violations: list[Violation], make: Callable[[], T]) -> T | None:
-    """Call ``make`` and return its result; if it raises ``ValidationFailed``, extend ``violations`` and return None."""
+    """Return the result of ``make``; if it raises ``ValidationFailed``, extend ``violations`` and return None."""
     try:
         return make()
     except ValidationFailed as error:

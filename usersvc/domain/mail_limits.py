@@ -1,7 +1,6 @@
-"""Limits on the rate of mails to one mailbox and to one domain.
+"""Limits on the rate of mails to one mailbox and to one domain: a mail above a limit is sent later, never dropped.
 
-Each limit is a generic cell rate algorithm (ITU-T I.371, virtual scheduling): a mail reserves the next free time when
-its event is stored. A mail above the limit is sent later; it is never dropped or checked again.
+Each is a generic cell rate algorithm (ITU-T I.371, virtual scheduling): a stored event reserves the next free time.
 """
 
 import hashlib
@@ -39,8 +38,7 @@ class Reserved:
 def limits(event: UserRegistered) -> dict[str, MailLimit]:
     """The limits on the mail about an event, by digests of the mailbox and of the domain.
 
-    Tags (``+tag``) and dots in the local part are ignored, as Gmail ignores dots. Elsewhere two mailboxes that differ
-    only in dots share one limit, which only delays some mails.
+    Tags (``+tag``) and dots in the local part are ignored, as Gmail does; elsewhere that only delays some mails.
     """
     local, _, domain = EmailAddress(event.email).mailbox.rpartition("@")
     untagged = (local.partition("+")[0] or local).replace(".", "")
@@ -48,11 +46,7 @@ def limits(event: UserRegistered) -> dict[str, MailLimit]:
 
 
 def reserve(event: UserRegistered, reserved: Mapping[str, Reserved]) -> tuple[datetime, dict[str, Reserved]]:
-    """Reserve the time of a mail.
-
-    Args:
-        event: the event that the mail reports.
-        reserved: the earlier reservations by digest; a missing digest has none.
+    """Reserve the time of the mail about an event, given the earlier reservations by digest.
 
     Returns:
         When the mail is due, and the new reservation for each of its limits.

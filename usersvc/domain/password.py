@@ -28,10 +28,10 @@ class Password:
 
     @classmethod
     def choose(cls, typed: str, *, email: str | None = None, min_length: int = MIN_LENGTH) -> Self:
-        """Check a new password; any character is allowed and there are no composition rules.
+        """Check a new password: any character is allowed, and there are no composition rules.
 
         Args:
-            typed: the password as typed; it is normalized to NFC, and each code point counts as one.
+            typed: normalized to NFC before its length is checked.
             email: the user's address as typed, valid or not; the password must not repeat it.
             min_length: in code points.
 

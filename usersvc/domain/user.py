@@ -1,7 +1,6 @@
 """The user: the aggregate that holds every business rule about users.
 
-``User.register`` is the only way to create a new user; ``User.imported`` takes over users of another system. The rules
-are constants and methods of ``User`` and its value objects; the OpenAPI document reads the constants.
+The rules are constants and methods of ``User`` and its value objects; the OpenAPI document reads the constants.
 """
 
 from dataclasses import dataclass, field
@@ -16,12 +15,10 @@ from usersvc.domain.errors import ValidationFailed, Violation, collect
 from usersvc.domain.events import UserRegistered
 from usersvc.domain.password import Password, PasswordHash
 
-__all__ = ("Age", "EmailAddress", "Password", "PasswordHash", "Registration", "User")
-
 
 @dataclass(frozen=True, slots=True)
 class Age:
-    """An age in whole years."""
+    """An age in whole years; any other than an integer from ``MIN`` to ``MAX`` raises ``ValidationFailed``."""
 
     MIN: ClassVar[int] = 18
     MAX: ClassVar[int] = 130
@@ -29,9 +26,6 @@ class Age:
     years: int
 
     def __post_init__(self) -> None:
-        """Raises:
-        ValidationFailed: the age is not an integer from ``MIN`` to ``MAX``.
-        """
         # The exact type, since True and 30.0 compare like numbers in the range.
         if type(self.years) is not int or not self.MIN <= self.years <= self.MAX:
             raise ValidationFailed([Violation("age", "out-of-range", f"Must be from {self.MIN} to {self.MAX}.")])
@@ -39,10 +33,7 @@ class Age:
 
 @dataclass(frozen=True, slots=True)
 class User:
-    """A registered user."""
-
-    FIRST_REGISTRATION: ClassVar[datetime] = datetime(1970, 1, 1, tzinfo=UTC)
-    """Imported users with an earlier time of registration are rejected."""
+    """A registered user, created by ``register``, or ``imported`` from another system."""
 
     id: UUID
     """A UUIDv7 (RFC 9562), or any UUID that an imported user brought along."""
@@ -50,14 +41,11 @@ class User:
     age: Age
     password_hash: PasswordHash = field(repr=False)
     registered_at: datetime
-    """In UTC."""
+    """In UTC; any other time raises ``ValueError``."""
     events: tuple[UserRegistered, ...] = field(default=(), compare=False)
     """Events that are stored together with this user."""
 
     def __post_init__(self) -> None:
-        """Raises:
-        ValueError: the time of registration is not in UTC.
-        """
         if self.registered_at.utcoffset() != timedelta(0):
             raise ValueError("the time of registration has to be in UTC")
 
@@ -65,14 +53,11 @@ class User:
     def register(
         *, email: str, password: str, age: int, password_min_length: int = Password.MIN_LENGTH
     ) -> "Registration":
-        """Check the data of a new user.
-
-        Hashing is slow and belongs to a port, so the caller hashes the password of the result and then calls
-        ``Registration.complete``.
+        """Check the data of a new user, as typed; the user exists after ``Registration.complete``.
 
         Args:
             email: as typed.
-            password: as typed, in plaintext.
+            password: in plaintext.
             age: in whole years.
             password_min_length: in code points; at least ``Password.MIN_LENGTH``.
 
@@ -105,7 +90,7 @@ class User:
             age: in whole years.
             password_hash: a hash that the ``PasswordHasher`` can verify.
             at: the current time, in UTC.
-            user_id: the user's id in the other system; a new UUIDv7 by default.
+            user_id: a new UUIDv7 by default.
             registered_at: in UTC; ``at`` by default.
 
         Raises:
@@ -115,7 +100,7 @@ class User:
         address = collect(violations, lambda: EmailAddress(email))
         years = collect(violations, lambda: Age(age))
         since = registered_at or at
-        if not cls.FIRST_REGISTRATION <= since <= at:
+        if not datetime(1970, 1, 1, tzinfo=UTC) <= since <= at:
             violations.append(Violation("registered_at", "out-of-range", "Must be from 1970 to now."))
         if violations or address is None or years is None:
             raise ValidationFailed(violations)
@@ -149,12 +134,7 @@ class Registration:
     age: Age
 
     def complete(self, password_hash: PasswordHash, *, at: datetime) -> User:
-        """Create the user, with a new id and the event ``UserRegistered``.
-
-        Args:
-            password_hash: the hash of ``password``.
-            at: the time of registration, in UTC.
-        """
+        """Create the user with the hash of ``password``, a new id and the event; ``at`` is the current time in UTC."""
         user_id = uuid7()
         return User(
             id=user_id,

@@ -13,7 +13,7 @@ from aiohttp_apispec import docs, headers_schema, querystring_schema, request_sc
 from usersvc.application.read_models import Order
 from usersvc.application.registration import UserRegistrationService
 from usersvc.application.user_queries import UserQueryService
-from usersvc.domain.user import EmailAddress
+from usersvc.domain.email_address import EmailAddress
 from usersvc.web.cursor import Cursor
 from usersvc.web.middleware.content_negotiation import MEDIA_TYPE
 from usersvc.web.openapi import ADMIN, header, link_to_user, path_parameter

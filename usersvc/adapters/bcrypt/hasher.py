@@ -11,7 +11,7 @@ from typing import Self
 import bcrypt
 
 from usersvc.adapters.bcrypt.executor import BoundedExecutor
-from usersvc.domain.user import Password, PasswordHash
+from usersvc.domain.password import Password, PasswordHash
 
 MIN_COST, MAX_COST = 4, 16
 """bcrypt accepts 4 to 31; at 17 a hash takes about nine seconds, which is no service any more."""

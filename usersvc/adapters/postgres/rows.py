@@ -9,7 +9,7 @@ from usersvc.application.outbox_entries import OutboxEntry
 from usersvc.application.read_models import UserRecord, UserView
 from usersvc.application.request_context import RequestContext
 from usersvc.domain.events import UserRegistered
-from usersvc.domain.user import PasswordHash
+from usersvc.domain.password import PasswordHash
 
 VIEW = "id, email, age, registered_at"
 RECORD = "position, id, email, mailbox, age, password_hash, registered_at"

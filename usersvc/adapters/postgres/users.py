@@ -19,7 +19,8 @@ from usersvc.application.idempotency import KEY_LIFETIME, EarlierRegistration, I
 from usersvc.application.read_models import Order, Page, UserView
 from usersvc.application.request_context import request_context
 from usersvc.domain.errors import EmailAlreadyRegistered
-from usersvc.domain.user import PasswordHash, User
+from usersvc.domain.password import PasswordHash
+from usersvc.domain.user import User
 
 POOL_SIZE = 5
 """The number of connections of a process, without the one that listens for notifications."""

@@ -11,8 +11,8 @@ from typing import Any
 from marshmallow import RAISE, Schema, ValidationError, fields
 
 from usersvc.application.read_models import Order
+from usersvc.domain.email_address import EmailAddress
 from usersvc.domain.errors import ValidationFailed, Violation
-from usersvc.domain.user import EmailAddress
 from usersvc.web.cursor import Cursor
 
 DEFAULT_LIMIT, MAX_LIMIT = 50, 200

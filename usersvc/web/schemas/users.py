@@ -5,7 +5,9 @@ from typing import Any
 from marshmallow import EXCLUDE, RAISE, Schema, ValidationError, fields, validates_schema
 
 from usersvc.application.read_models import Order, UserView
-from usersvc.domain.user import Age, EmailAddress, Password
+from usersvc.domain.email_address import EmailAddress
+from usersvc.domain.password import Password
+from usersvc.domain.user import Age
 from usersvc.web.cursor import Cursor
 from usersvc.web.schemas.fields import (
     DEFAULT_LIMIT,
