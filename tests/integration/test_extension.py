@@ -281,7 +281,7 @@ def test_the_service_made_of_them_keeps_its_promise_through_a_kill(tmp_path: Pat
     )
     command = [sys.executable, "-c", program, "--factory", "docs.examples.service:create_asgi_app", "--port", port]
     first = Service(tmp_path, settings, command)
-    first.wait_until_it_answers()
+    first.wait_until_it_responds()
     with first.client() as client:
         body = {"email": "alice@example.com", "password": "correct horse battery staple", "age": 30}
         registered = client.post("/register", json=body)
@@ -294,7 +294,7 @@ def test_the_service_made_of_them_keeps_its_promise_through_a_kill(tmp_path: Pat
     with hook_that_listens(hook, came):
         second = Service(tmp_path, settings, command)
         try:
-            second.wait_until_it_answers()
+            second.wait_until_it_responds()
             with second.client() as client:
                 assert client.get("/users").json()["data"] == [registered.json()["data"]]
             message = came.get(timeout=DEADLINE)

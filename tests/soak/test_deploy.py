@@ -166,7 +166,7 @@ def test_another_runner_serves_the_whole_service(tmp_path: Path, runner: str) ->
     program = Path(sys.executable).parent / words[0]
     service = Service(tmp_path, {"USERSVC_PORT": str(port)}, [str(program), *words[1:]])
     try:
-        service.wait_until_it_answers()
+        service.wait_until_it_responds()
         with service.client() as client:
             assert client.post("/register", json=person(email="alice@example.com")).status_code == 201
             assert client.get("/readyz").status_code == 200
