@@ -131,7 +131,7 @@ def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
     assert "/opt/usersvc/bin/usersvc" in text
     unit.write_text(text.replace("/opt/usersvc/bin/usersvc", sys.executable))
     assert SYSTEMD is not None
-    command = [SYSTEMD, "verify", "--man=no", unit]
+    command = [SYSTEMD, "verify", "--man=no", str(unit)]
     verified = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE, check=False)
     assert "usersvc.service" not in verified.stderr, verified.stderr
     assert verified.returncode == 0, verified.stderr
