@@ -13,7 +13,7 @@ import pytest
 
 import usersvc
 from tests.e2e.api import assert_user, person, read_responses, register
-from tests.e2e.server import DEADLINE, SERVE, UVICORN, StartService, free_port, run_to_end, running
+from tests.e2e.server import DEADLINE, SERVE, UVICORN, StartService, run_to_end, running
 from usersvc.adapters.sqlite.schema import APPLICATION_ID
 
 USERSVC = str(Path(sys.executable).with_name("usersvc"))
@@ -80,48 +80,12 @@ def test_settings_come_from_a_file_and_the_environment_takes_precedence(tmp_path
     assert {path.name for path in tmp_path.iterdir()} == {".env", "from-file.db"}
 
 
-def test_every_line_of_a_request_has_its_ids_including_that_of_its_mail(tmp_path: Path) -> None:
-    trace = "0af7651916cd43dd8448eb211c80319c"
-    headers = {"X-Request-ID": "the-one", "traceparent": f"00-{trace}-b7ad6b7169203331-01"}
-    with running(tmp_path, {"USERSVC_LOG_FORMAT": "json"}) as service, service.client() as client:
-        user = client.post("/register", json=person(), headers=headers).json()["data"]
-        service.wait_for_output("sent a welcome mail")
-        lines = [json.loads(line) for line in service.output.splitlines() if line.startswith("{")]
-
-    access, mail = (line for line in lines if line.get("request_id") == "the-one")
-    assert {line["trace_id"] for line in (access, mail)} == {trace}
-    assert (access["logger"], access["route"], access["status"]) == ("usersvc.access", "/register", 201)
-    assert access["client"] == "127.0.0.1"
-    assert user["id"] in mail["message"]
-    assert all({"time", "level", "logger", "message"} <= set(line) for line in lines)
-    assert any(line["logger"].startswith("uvicorn") for line in lines)
-
-
 def test_a_settings_file_that_is_not_utf_8_stops_the_start_with_one_line(tmp_path: Path) -> None:
     tmp_path.joinpath(".env").write_bytes(b"USERSVC_PASSWORD_PEPPER=geh\xe9im-geheim-geheim\n")
     ended = run_to_end(tmp_path, {})
     assert (ended.returncode, ended.stdout, ended.stderr.count("\n")) == (2, "", 1)
     assert ".env" in ended.stderr
     assert "geheim" not in ended.stderr
-
-
-def test_users_in_memory_leave_no_file(tmp_path: Path) -> None:
-    with running(tmp_path, {"USERSVC_DATABASE_URL": "memory://"}) as service, service.client() as client:
-        user = register(client)
-        assert client.get("/users").json()["data"] == [user]
-        assert client.get("/readyz").status_code == 200
-
-    assert not [*tmp_path.iterdir()]
-
-
-def test_the_line_that_stands_for_a_mail_is_written_once_at_any_level(start: StartService) -> None:
-    service = start(USERSVC_LOG_LEVEL="critical", USERSVC_LOG_FORMAT="json", USERSVC_PORT=str(free_port()))
-    with service.client() as client:
-        user = register(client)
-    service.stop()
-
-    [line] = [json.loads(line) for line in service.output.splitlines() if user["email"] in line]
-    assert user["id"] in line["message"]
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])

@@ -20,14 +20,14 @@ CONSOLE_LINE = re.compile(
 COLOUR = "\x1b["
 
 
-def lines_on_a_terminal(folder: Path, **settings: str) -> list[str]:
+def lines_on_a_terminal(folder: Path) -> list[str]:
     """What a service prints to a terminal, from start-up over one registration to its end."""
     screen, terminal = pty.openpty()
     port = str(free_port())
     process = subprocess.Popen(
         SERVE,
         cwd=folder,
-        env=environment({"USERSVC_PORT": port, "TERM": "xterm", **settings}),
+        env=environment({"USERSVC_PORT": port, "TERM": "xterm"}),
         stdin=subprocess.DEVNULL,
         stdout=terminal,
         stderr=terminal,
@@ -64,13 +64,6 @@ def test_lines_on_a_terminal_have_colours(tmp_path: Path) -> None:
     for line in lines:
         assert COLOUR in line
         assert CONSOLE_LINE.fullmatch(re.sub(r"\x1b\[[\d;]*m", "", line)), line
-
-
-@pytest.mark.parametrize("settings", [{"NO_COLOR": "1"}, {"USERSVC_LOG_FORMAT": "json"}])
-def test_colours_on_a_terminal_can_be_turned_off(tmp_path: Path, settings: dict[str, str]) -> None:
-    lines = lines_on_a_terminal(tmp_path, **settings)
-    assert len(lines) > 5
-    assert COLOUR not in "".join(lines)
 
 
 def hostile_requests() -> Iterator[bytes]:

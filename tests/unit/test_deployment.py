@@ -110,14 +110,10 @@ def test_base_images_are_pinned_by_digest_with_the_version_in_a_comment() -> Non
     assert re.findall(r"^FROM (?!base\b)(\S+)", dockerfile, re.MULTILINE) == ["python:3.13-slim"]
 
 
-def test_the_build_tool_is_pinned_by_hashes() -> None:
+def test_the_build_tool_is_installed_only_with_pinned_hashes() -> None:
     pinned = (ROOT / "tools" / "poetry.txt").read_text("utf-8")
-    requirements = [each.split() for each in re.sub(r"(?m)^#.*\n", "", pinned).replace("\\\n", "").splitlines()]
-    for requirement in requirements:
-        assert re.fullmatch(r"[a-z0-9-]+==[\w.]+", requirement[0]), requirement[0]
-        assert re.fullmatch(r"--hash=sha256:[0-9a-f]{64}", requirement[-1]), requirement[0]
-    wanted = re.findall("(?m)^[^#].+", (ROOT / "tools" / "poetry.in").read_text("utf-8"))
-    assert set(wanted) <= {requirement[0] for requirement in requirements}
+    for requirement in re.findall("(?m)^[^#].+", (ROOT / "tools" / "poetry.in").read_text("utf-8")):
+        assert f"{requirement} " in pinned
     # No address of an index.
     assert "://" not in pinned
     for file in ("Makefile", "Dockerfile"):
@@ -182,24 +178,6 @@ def test_every_secret_of_the_pod_is_in_the_example_and_mounted() -> None:
     assert {file.name for file in files} == set(example)
     [mount] = [each for each in CONTAINER["volumeMounts"] if each["name"] == "secrets"]
     assert {str(file.parent) for file in files} == {mount["mountPath"]}
-
-
-@pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not installed")
-def test_kustomize_builds_every_manifest() -> None:
-    built = subprocess.run(
-        ["kubectl", "kustomize", str(DEPLOY / "kubernetes")], capture_output=True, text=True, check=True
-    )
-    documents = {each["kind"]: each for each in yaml.safe_load_all(built.stdout)}
-    assert set(documents) == set(MANIFESTS) - {"Kustomization", "Secret"} | {"ConfigMap"}
-    pod = documents["Deployment"]["spec"]["template"]
-    [container] = pod["spec"]["containers"]
-    assert container["envFrom"][0]["configMapRef"]["name"] == documents["ConfigMap"]["metadata"]["name"]
-    selectors = (
-        documents["Deployment"]["spec"]["selector"]["matchLabels"],
-        documents["Service"]["spec"]["selector"],
-        documents["PodDisruptionBudget"]["spec"]["selector"]["matchLabels"],
-    )
-    assert all(selector.items() <= pod["metadata"]["labels"].items() for selector in selectors)
 
 
 def test_the_proxy_neither_logs_nor_returns_an_idempotency_key() -> None:

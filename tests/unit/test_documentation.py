@@ -19,7 +19,7 @@ from usersvc.web.problems import PROBLEMS
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
-DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md"))]
+DOCUMENTS = [*(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "SECURITY")), *sorted(DOCS.glob("*.md"))]
 TEXT_OF = {document.name: document.read_text("utf-8") for document in DOCUMENTS}
 EVERYTHING = "\n".join(TEXT_OF.values())
 
@@ -156,6 +156,27 @@ def test_every_named_file_exists() -> None:
     named = set(re.findall(r"`((?:usersvc|tests|features|deploy|docs|benchmarks|tools)/[\w./-]*)`", EVERYTHING))
     assert len(named) > 20
     assert [each for each in sorted(named) if not (ROOT / each).exists()] == []
+
+
+SECURITY_DOCUMENTS = ("SECURITY.md", "docs/threat-model.md", "docs/security-requirements.md")
+QUOTED = {
+    quoted for name in SECURITY_DOCUMENTS for quoted in re.findall(r"`([^`\n]+)`", (ROOT / name).read_text("utf-8"))
+}
+
+
+def test_every_test_that_a_security_document_names_exists() -> None:
+    named = {each for each in QUOTED if re.match(r"(unit|contract|integration|asgi|e2e|soak)/", each)}
+    assert len(named) > 20
+    for each in named:
+        file, _, test = each.partition("::")
+        assert f"def {test}" in (ROOT / "tests" / file).read_text("utf-8"), each
+
+
+def test_every_module_that_a_security_document_names_exists() -> None:
+    paths = r"(web|adapters|application|domain|server)/(\S+\.(py|txt))?"
+    named = {each for each in QUOTED if re.fullmatch(paths, each)}
+    assert len(named) > 10
+    assert [each for each in named if not (ROOT / "usersvc" / each).exists()] == []
 
 
 @pytest.mark.parametrize(
