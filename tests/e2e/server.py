@@ -62,8 +62,6 @@ class Service:
         self.folder = folder
         self.url = f"http://127.0.0.1:{settings['USERSVC_PORT']}" if "USERSVC_PORT" in settings else ""
         self._lines: list[str] = []
-        self._all_read = False
-        self._news = threading.Condition()
         self._process = subprocess.Popen(
             command,
             cwd=folder,
@@ -76,6 +74,7 @@ class Service:
             start_new_session=True,
         )
         assert self._process.stdout is not None
+        self.pid = self._process.pid
         # A thread reads the pipe, so that the service never waits for a test to read its output.
         self._reader = threading.Thread(target=self._read, args=[self._process.stdout])
         self._reader.start()
@@ -83,8 +82,7 @@ class Service:
     @property
     def output(self) -> str:
         """Everything written so far to standard output and standard error."""
-        with self._news:
-            return "".join(self._lines)
+        return "".join(self._lines)
 
     @property
     def errors(self) -> list[str]:
@@ -92,15 +90,10 @@ class Service:
         return [line for line in self.output.splitlines() if re.search(r"\[(error|critical) *\]|Traceback", line)]
 
     @property
-    def pid(self) -> int:
-        return self._process.pid
-
-    @property
     def address(self) -> tuple[str, int]:
         """The host and port that it listens on."""
-        url = httpx.URL(self.url)
-        assert url.port is not None
-        return url.host, url.port
+        host, _, port = self.url.removeprefix("http://").partition(":")
+        return host, int(port)
 
     def client(self) -> httpx.Client:
         # Idle connections are closed before the service closes them, so that no request is sent on a closing one.
@@ -116,16 +109,15 @@ class Service:
         Raises:
             AssertionError: not within the deadline, or the process ended.
         """
-        matches: list[str] = []
-
-        def seen() -> bool:
-            matches[:] = re.findall(pattern, "".join(self._lines))
-            return len(matches) >= count or self._all_read
-
-        with self._news:
-            self._news.wait_for(seen, DEADLINE)
-            assert len(matches) >= count, f"no {pattern!r} in:\n{''.join(self._lines)}"
-        return matches
+        deadline = time.monotonic() + DEADLINE
+        while True:
+            has_ended = not self._reader.is_alive()
+            matches: list[str] = re.findall(pattern, self.output)
+            if len(matches) >= count:
+                return matches
+            if has_ended or time.monotonic() > deadline:
+                raise AssertionError(f"no {pattern!r} in:\n{self.output}")
+            time.sleep(0.01)
 
     def wait_until_it_responds(self) -> None:
         """Wait until ``/livez`` responds with ``200``.
@@ -182,12 +174,7 @@ class Service:
     def _read(self, stream: IO[str]) -> None:
         with stream:
             for line in stream:
-                with self._news:
-                    self._lines.append(line)
-                    self._news.notify_all()
-        with self._news:
-            self._all_read = True
-            self._news.notify_all()
+                self._lines.append(line)
 
 
 def _responds(client: httpx.Client) -> bool:
