@@ -66,33 +66,26 @@ def test_lines_on_a_terminal_have_colours(tmp_path: Path) -> None:
         assert CONSOLE_LINE.fullmatch(re.sub(r"\x1b\[[\d;]*m", "", line)), line
 
 
-def hostile_requests() -> Iterator[bytes]:
-    """Requests that try to forge a log line with every value that a client can set."""
-    # Line breaks of HTTP and of Unicode, and what moves the cursor of a terminal.
-    for text in (
-        b"%0d%0a2026-01-01T00:00:00Z [info] forged",
-        b"\xc2\x85forged",
-        b"\xe2\x80\xa8forged",
-        b"\x1b[2Jforged",
-        b"\\nforged",
-    ):
-        target = text.replace(b" ", b"%20").replace(b"\x1b", b"%1b")
-        for path in (b"/" + target, b"/users?email=" + target):
-            yield b"GET %b HTTP/1.1\r\nHost: test\r\n\r\n" % path
-        value = text.replace(b"\x1b", b"")
-        trace = b"traceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01\r\ntracestate: %b" % value
-        for fields in (
-            b"X-Request-ID: " + value,
-            b"traceparent: " + value,
-            b"baggage: %b,=;forged\r\n%b" % (value, trace),
-            b"X-Forwarded-For: " + value,
-            b"User-Agent: " + value,
-        ):
-            yield b"GET /livez HTTP/1.1\r\nHost: test\r\n%b\r\n\r\n" % fields
-        yield b"GET /livez HTTP/1.1\r\nHost: %b\r\n\r\n" % value
-    body = json.dumps(person(email="a\nforged@example.com\r\n2026")).encode()
-    head = b"POST /register HTTP/1.1\r\nHost: test\r\nContent-Type: application/json\r\nContent-Length: %d" % len(body)
-    yield head + b"\r\n\r\n" + body
+# Line breaks of HTTP and of Unicode, and what moves the cursor of a terminal.
+FORGED = (
+    b"%0d%0a2026-01-01T00:00:00Z%20[info]%20forged",
+    b"\xc2\x85forged",
+    b"\xe2\x80\xa8forged",
+    b"%1b[2Jforged",
+    b"\\nforged",
+)
+TRACE = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+REQUESTS = (
+    b"GET /%b HTTP/1.1\r\nHost: test",
+    b"GET /users?email=%b HTTP/1.1\r\nHost: test",
+    b"GET /livez HTTP/1.1\r\nHost: %b",
+    b"GET /livez HTTP/1.1\r\nHost: test\r\nUser-Agent: %b",
+    b"GET /livez HTTP/1.1\r\nHost: test\r\nX-Request-ID: %b",
+    b"GET /livez HTTP/1.1\r\nHost: test\r\nX-Forwarded-For: %b",
+    b"GET /livez HTTP/1.1\r\nHost: test\r\ntraceparent: %b",
+    b"GET /livez HTTP/1.1\r\nHost: test\r\ntraceparent: " + TRACE + b"\r\ntracestate: %b",
+    b"GET /livez HTTP/1.1\r\nHost: test\r\ntraceparent: " + TRACE + b"\r\nbaggage: %b,=;forged",
+)
 
 
 @pytest.mark.parametrize("log_format", ["console", "json"])
@@ -104,10 +97,11 @@ def test_input_cannot_forge_a_log_line(tmp_path: Path, log_format: str, tracing:
         "USERSVC_TRACING": tracing,
         "OTEL_TRACES_SAMPLER": "always_off",
     }
-    requests = [*hostile_requests()]
-    with running(tmp_path, settings) as service:
+    requests = [template % text + b"\r\n\r\n" for template in REQUESTS for text in FORGED]
+    with running(tmp_path, settings) as service, service.client() as client:
         for request in requests:
             assert read_responses(service.talk(request, then_half_close=True)), request
+        client.post("/register", json=person(email="a\nforged@example.com\r\n2026"))
         service.stop()
         lines = service.output.splitlines()
         # Also no other line breaks of Unicode.
@@ -116,9 +110,6 @@ def test_input_cannot_forge_a_log_line(tmp_path: Path, log_format: str, tracing:
     begin = next(number for number, line in enumerate(lines) if "Started server process" in line)
     for line in lines[begin:]:
         assert COLOUR not in line
-        if log_format == "json":
-            assert {"time", "level", "logger", "message"} <= set(json.loads(line))
-        else:
-            assert CONSOLE_LINE.fullmatch(line), line
+        assert json.loads(line)["message"] if log_format == "json" else CONSOLE_LINE.fullmatch(line), line
         assert "forged" not in line
     assert sum("usersvc.access" in line for line in lines) >= len(requests)

@@ -170,8 +170,6 @@ def forms(secret: str) -> set[str]:
     encoded = secret.encode()
     return {
         secret,
-        secret.lower(),
-        secret.upper(),
         quote(secret, safe=""),
         json.dumps(secret)[1:-1],
         base64.b64encode(encoded).decode().rstrip("="),

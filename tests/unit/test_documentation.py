@@ -204,10 +204,3 @@ def test_python_code_parses() -> None:
     assert written
     for block in written:
         ast.parse(block)
-
-
-def test_the_decisions_are_numbered() -> None:
-    parts = re.split(r"^## ", TEXT_OF["decisions.md"], flags=re.MULTILINE)[1:]
-    assert [int(part.partition(".")[0]) for part in parts] == list(range(1, len(parts) + 1))
-    for part in parts:
-        assert re.findall(r"^\*\*(\w+)\.\*\*", part, re.MULTILINE) == ["Context", "Decision", "Consequences"]
