@@ -17,14 +17,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture(scope="session")
 def postgres_database() -> Iterator[str]:
-    """The URL of a database for the whole run, which skips what needs it where no server answers."""
+    """The URL of a database for the whole run; skips the tests that need it if no server responds."""
     with fresh_database() as url:
         yield url
 
 
 @pytest.fixture
 def postgres_url(postgres_database: str) -> str:
-    """The URL of a database with nobody in it."""
+    """The URL of a database without users."""
     empty(postgres_database)
     return postgres_database
 

@@ -115,15 +115,13 @@ class LeakingMailServer(socketserver.StreamRequestHandler):
 
 
 @contextmanager
-def leaking_mail_server() -> Iterator[int]:
+def leaking_mail_server() -> Iterator[dict[str, str]]:
+    """Run the server; its settings."""
     with socketserver.ThreadingTCPServer(("localhost", 0), LeakingMailServer) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield server.server_address[1]
-        finally:
-            server.shutdown()
-            thread.join()
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"smtp://user:{MAIL_SECRET}@localhost:{server.server_address[1]}"
+        yield {"USERSVC_SMTP_URL": url, "USERSVC_MAIL_FROM": "service@example.com"}
+        server.shutdown()
 
 
 @pytest.fixture(scope="module", params=["console", "json"])
@@ -136,23 +134,18 @@ def hostile_run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
         "USERSVC_PASSWORD_PEPPER": PEPPER,
         "USERSVC_ADMIN_TOKEN": TOKEN,
     }
-    with leaking_mail_server() as port:
-        mail = {
-            "USERSVC_SMTP_URL": f"smtp://user:{MAIL_SECRET}@localhost:{port}",
-            "USERSVC_MAIL_FROM": "service@example.com",
-        }
-        with running(folder, settings | mail) as service, service.client() as client:
-            attack(run, service)
-            service.wait_for_output("attempt 1 to welcome")
-            # Including the write-ahead log, which has the latest pages.
-            run.stored = b"".join(file.read_bytes() for file in folder.iterdir()).decode("latin-1")
-            with closing(sqlite3.connect(folder / "usersvc.db")) as stored:
-                run.hashes += [found for (found,) in stored.execute("SELECT password_hash FROM users")]
-            break_reads(folder / "usersvc.db")
-            run.send(client, "POST", "/register", json=person(password=run.password()))
-            run.send(client, "GET", "/users", headers=BEARER)
-            service.stop()
-            run.output.append(service.output)
+    with leaking_mail_server() as mail, running(folder, settings | mail) as service, service.client() as client:
+        attack(run, service)
+        service.wait_for_output("attempt 1 to welcome")
+        # Including the write-ahead log, which has the latest pages.
+        run.stored = b"".join(file.read_bytes() for file in folder.iterdir()).decode("latin-1")
+        with closing(sqlite3.connect(folder / "usersvc.db")) as stored:
+            run.hashes += [found for (found,) in stored.execute("SELECT password_hash FROM users")]
+        break_reads(folder / "usersvc.db")
+        run.send(client, "POST", "/register", json=person(password=run.password()))
+        run.send(client, "GET", "/users", headers=BEARER)
+        service.stop()
+        run.output.append(service.output)
     # Unexpected errors.
     with running(folder, settings | {"USERSVC_DATABASE_URL": "memory://"}, FAILING) as service:
         with service.client() as client:
