@@ -6,7 +6,6 @@ import socket
 import ssl
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -50,15 +49,9 @@ def nginx(folder: Path, service: Service) -> Iterator[int]:
     assert NGINX is not None
     process = subprocess.Popen([NGINX, "-c", folder / "nginx.conf"], stderr=subprocess.DEVNULL)
     try:
-        deadline = time.monotonic() + DEADLINE
-        while True:
-            assert process.poll() is None, (folder / "error.log").read_text()
-            assert time.monotonic() < deadline
-            try:
-                httpx.get(f"http://127.0.0.1:{port}/", trust_env=False)
-                break
-            except httpx.TransportError:
-                time.sleep(0.02)
+        # Retries while the port is closed, with growing delays.
+        with httpx.Client(transport=httpx.HTTPTransport(retries=5), trust_env=False) as client:
+            client.get(f"http://127.0.0.1:{port}/")
         yield port
     finally:
         process.terminate()
