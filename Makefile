@@ -4,32 +4,32 @@
 .DEFAULT_GOAL := help
 # Two recipes of one run share one environment, and pytest's summary has to stay last.
 .NOTPARALLEL:
-# Only what POSIX promises: a slim machine has no bash.
+# Only POSIX: a minimal machine has no bash.
 SHELL := /bin/sh
 .SHELLFLAGS := -eu -c
 
 BIN := .venv/bin
 POETRY := .tools/poetry/bin/python tools/poetry.py
 PIP_INSTALL := .tools/poetry/bin/python -m pip install -qq --disable-pip-version-check
-# Without paths: `testpaths` of pyproject.toml, which is every tier but tests/soak.
+# Without paths it runs `testpaths` of pyproject.toml: all tiers except tests/soak.
 PYTEST := $(BIN)/pytest --numprocesses auto --dist loadfile
-# What depends on the versions of aiohttp and uvicorn.
+# The tests that depend on the versions of aiohttp and uvicorn.
 HTTP_LAYERS := tests/asgi tests/integration/test_server.py tests/e2e/test_wire_limits.py
 IMAGE := usersvc
-# CPython 3.13.15 on Debian 13 (3.13.15-slim-trixie); deploy/compose.yaml has it, too.
+# CPython 3.13.15 on Debian 13 (3.13.15-slim-trixie), also in deploy/compose.yaml.
 BASE_IMAGE := python@sha256:7c61056e61ac89e852de05f3dc6fa51a6dd2181797bceed46aa725dd7cb2cd3b
 # Expanded only by the targets that need it.
 ENGINE = $(or $(shell command -v docker || command -v podman),$(error needs docker or podman on PATH))
 
-# Whatever environment the caller has activated, the project's own is the one that is meant.
+# The environment of the project, even if the caller has activated another one.
 export VIRTUAL_ENV := $(CURDIR)/.venv
 unexport CONDA_PREFIX PYTHONHOME PYTHONPATH
-# `pip install --user`, when it is somebody's default, is refused inside an environment.
+# If the user has configured `pip install --user`, pip would fail inside an environment.
 export PIP_USER := 0
-# Or each of the hundreds of processes that the tests start compiles everything anew: a start takes twice as long.
+# Without bytecode, each of the hundreds of processes that the tests start would take twice as long to start.
 unexport PYTHONDONTWRITEBYTECODE
 
-# --- what people type ---------------------------------------------------------------------------------------------
+# --- targets for users --------------------------------------------------------------------------------------------
 
 .PHONY: help
 help: ## list the targets
@@ -41,7 +41,7 @@ run: .venv/extras.stamp ## start the service (settings: environment or .env)
 	@exec $(BIN)/usersvc serve
 
 .PHONY: test
-test: .venv/everything.stamp ## minutes: features at both levels, unit, contract, integration, asgi, main paths in e2e
+test: .venv/everything.stamp ## run features and tests, except the long ones of `make soak`: up to 4 minutes
 	$(BIN)/behave --format progress
 	$(BIN)/behave --format progress --stage http
 	$(BIN)/behave --format progress --stage http -D storage=memory
@@ -50,21 +50,21 @@ test: .venv/everything.stamp ## minutes: features at both levels, unit, contract
 
 .PHONY: coverage
 coverage: COVERAGE := --cov
-coverage: test ## test, and fail below 95 % coverage (needs PostgreSQL and Redis)
+coverage: test ## like test, and fail below 95 % coverage (needs PostgreSQL and Redis)
 
 .PHONY: soak
-soak: newest oldest ## all other tests: kills, faults, fuzzing, proxies, browser, wheel, every ASGI server
+soak: newest oldest ## run all other tests: kills, faults, fuzzing, proxies, browser, wheel, every ASGI server
 	$(PYTEST) tests/soak tests/asgi --every-pair
 
 .PHONY: bdd
-bdd: .venv/everything.stamp ## the features alone, on the use cases with fakes: seconds
+bdd: .venv/everything.stamp ## run the features on the use cases with fakes: seconds
 	$(BIN)/behave
 
 .PHONY: check
-check: static docs coverage soak ## everything that must pass before a change is merged
+check: static docs coverage soak ## run everything that must pass before a change is merged
 
 .PHONY: static
-static: .venv/everything.stamp ## format, lint, types, architecture, lock file
+static: .venv/everything.stamp ## check format, lint, types, architecture and lock file
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -73,25 +73,25 @@ static: .venv/everything.stamp ## format, lint, types, architecture, lock file
 	$(POETRY) check --lock
 
 .PHONY: docs
-docs: .venv/everything.stamp ## build the documentation into site/; what does not resolve is an error
-# The notice is about another product.
+docs: .venv/everything.stamp ## build the documentation into site/; fail on broken links
+# The variable suppresses an advertisement.
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 .PHONY: fix
-fix: .venv/everything.stamp ## format, and repair what the linter can
+fix: .venv/everything.stamp ## format, and apply the fixes of the linter
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 .PHONY: bench
-bench: .tools/bench/made.stamp .tools/users/made.stamp ## measure the service beside its peers: some ten minutes; needs wrk
+bench: .tools/bench/made.stamp .tools/users/made.stamp ## measure the service and its peers: ten minutes; needs wrk
 	.tools/bench/bin/python -m benchmarks
 
 .PHONY: bench-asgi
-bench-asgi: .venv/everything.stamp ## measure the ASGI adapter beside its peers
+bench-asgi: .venv/everything.stamp ## measure the ASGI adapter and its peers
 	$(BIN)/python -m benchmarks.asgi
 
 .PHONY: bench-flood
-bench-flood: .venv/everything.stamp ## flood the service with registrations and long paths, and time reads meanwhile
+bench-flood: .venv/everything.stamp ## measure reads during a flood of registrations and of long paths
 	$(BIN)/python -m benchmarks.flood
 
 .PHONY: bench-many
@@ -99,26 +99,26 @@ bench-many: .venv/everything.stamp ## measure one, two and four processes on SQL
 	$(BIN)/python -m benchmarks.processes postgresql:///postgres
 
 .PHONY: oldest
-oldest: .venv/everything.stamp .tools/oldest/made.stamp ## the tests of the HTTP layers on the oldest aiohttp and uvicorn allowed
+oldest: .venv/everything.stamp .tools/oldest/made.stamp ## test the HTTP layers on the oldest supported aiohttp and uvicorn
 	PYTHONPATH=$(CURDIR)/.tools/oldest $(PYTEST) $(HTTP_LAYERS)
 
-# Installed anew each time. A failure is reported and ignored, as is an index that does not answer.
+# Installed each time. A failure is reported and ignored, also that of the package index.
 .PHONY: newest
-newest: .venv/everything.stamp .tools/poetry/made.stamp ## the same on the newest aiohttp and uvicorn; only reports
+newest: .venv/everything.stamp .tools/poetry/made.stamp ## the same on the newest aiohttp and uvicorn; only reports failures
 	-rm -rf .tools/newest && $(PIP_INSTALL) --target .tools/newest aiohttp uvicorn && \
 		ls -d .tools/newest/aiohttp-*.dist-info .tools/newest/uvicorn-*.dist-info && \
 		PYTHONPATH=$(CURDIR)/.tools/newest $(PYTEST) $(HTTP_LAYERS)
 
 .PHONY: extras
-extras: .venv/run-time.stamp ## install every optional dependency; `make run` installs those that the settings need
+extras: .venv/run-time.stamp ## install all optional dependencies; `make run` installs those that the settings need
 	$(POETRY) install --only main --all-extras --no-interaction
 
 .PHONY: lock
-lock: .tools/poetry/made.stamp .venv/made.stamp ## resolve the dependencies anew after a change in pyproject.toml
+lock: .tools/poetry/made.stamp .venv/made.stamp ## resolve the dependencies after a change in pyproject.toml
 	$(POETRY) lock
 
 .PHONY: lock-tools
-lock-tools: .tools/poetry/made.stamp ## resolve Poetry itself anew after a change in tools/poetry.in
+lock-tools: .tools/poetry/made.stamp ## resolve Poetry itself after a change in tools/poetry.in
 	.tools/poetry/bin/python tools/lock_poetry.py
 
 .PHONY: build
@@ -127,7 +127,7 @@ build: .tools/poetry/made.stamp ## build the wheel and the source package, into 
 
 .PHONY: docker
 docker: ## build the container image
-# podman's own image format has no HEALTHCHECK
+# podman's default image format has no HEALTHCHECK
 	BUILDAH_FORMAT=docker $(ENGINE) build --build-context python:3.13-slim=docker-image://$(BASE_IMAGE) \
 		$(if $(PIP_INDEX_URL),--build-arg PIP_INDEX_URL) -t $(IMAGE) .
 
@@ -137,16 +137,16 @@ docker-run: docker ## run the image: read-only, on 127.0.0.1:8000, data in the v
 		--publish 127.0.0.1:8000:8000 --volume usersvc-data:/data $(DOCKER_RUN_FLAGS) $(IMAGE)
 
 .PHONY: clean
-clean: ## remove everything that make made; data stays
+clean: ## remove everything that make created, but no data
 	rm -rf .venv .tools .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .schemathesis \
 		dist site htmlcov reports coverage.xml .coverage*
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # --- the environments ---------------------------------------------------------------------------------------------
-# A stamp is touched last, so that a run that was interrupted is taken up again. All of them lie inside what they
-# vouch for, and go with it.
+# A stamp is touched last, so that the next run continues an interrupted one. Each is inside its environment, and is
+# deleted with it.
 
-# Runs every time, but changes its file only when the answer changes.
+# Runs every time, but changes its file only when another interpreter is chosen.
 .tools/python: FORCE
 	@PYTHON='$(PYTHON)' tools/choose-python $@
 .PHONY: FORCE
@@ -159,12 +159,12 @@ FORCE:
 	@$(PIP_INSTALL) --require-hashes --requirement tools/poetry.txt
 	@touch $@
 
-# Without pip: Poetry installs with its own.
+# Without pip: Poetry has its own.
 .venv/made.stamp: .tools/python
 	@read -r python <.tools/python && "$$python" -m venv --clear --without-pip .venv
 	@touch $@
 
-# `install` where the other one says `sync`: it leaves the tools alone when they are there already.
+# `install`, unlike `sync` below, does not remove the development tools.
 .venv/run-time.stamp: .venv/made.stamp .tools/poetry/made.stamp pyproject.toml poetry.lock
 	$(POETRY) install --only main --no-interaction
 	@touch $@
@@ -180,14 +180,14 @@ FORCE:
 		$(POETRY) install --only main --extras "$$extras" --no-interaction
 	@touch $@
 
-# Beside the newest, which the lock file has.
+# The lock file has the newest.
 .tools/oldest/made.stamp: .tools/poetry/made.stamp pyproject.toml
 	@rm -rf .tools/oldest
 	$(PIP_INSTALL) --no-deps --target .tools/oldest \
 		$$(sed -n -e 's/.*"\(aiohttp\) (>=\([0-9.]*\),.*/\1==\2/p' -e 's/.*"\(uvicorn\) (>=\([0-9.]*\),.*/\1==\2/p' pyproject.toml)
 	@touch $@
 
-# As the environment of those who run the service: several libraries import what they find of others.
+# The environment of users: some libraries import others if they are installed.
 .tools/users/made.stamp: .tools/python .tools/poetry/made.stamp pyproject.toml poetry.lock
 	@read -r python <.tools/python && "$$python" -m venv --clear --without-pip .tools/users
 	VIRTUAL_ENV=$(CURDIR)/.tools/users $(POETRY) install --only main --no-interaction

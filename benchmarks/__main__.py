@@ -1,10 +1,10 @@
-"""The service beside what people would pick instead: every figure and every ratio in one run on this machine.
+"""The service compared with alternatives: all measurements and ratios in one run on this machine.
 
     python -m benchmarks             # a table, and results/<date>.json and .svg
-    python -m benchmarks --quick     # the same in short, for a look; writes nothing
+    python -m benchmarks --quick     # a short run; writes nothing
 
-The rounds of all servers are interleaved, so that what else the machine does hits all alike; ratios are medians over
-the rounds of what was measured side by side. See README.md beside this file.
+The rounds of all servers are interleaved, so that other load on the machine affects all of them equally. A ratio is the
+median of the ratios of the rounds.
 """
 
 import argparse
@@ -38,7 +38,7 @@ RESULTS = Path(__file__).parent / "results"
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How much is measured."""
+    """The extent of a run."""
 
     rounds: int = 5
     seconds: float = 3
@@ -52,7 +52,7 @@ QUICK = Plan(rounds=2, seconds=1, flood_seconds=4, users=2_000, many_users=20_00
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """One thing measured, round by round."""
+    """The values of one measurement, by round."""
 
     what: str
     who: str
@@ -61,18 +61,18 @@ class Figure:
 
     @property
     def median(self) -> float:
-        """Of the rounds."""
+        """The median of the rounds."""
         return statistics.median(self.values)
 
     @property
     def spread(self) -> str:
-        """From the least to the most."""
+        """The lowest and the highest value."""
         return f"{_short(min(self.values))} to {_short(max(self.values))}"
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A figure of ours beside what it is held against."""
+    """A value and its target."""
 
     what: str
     value: float
@@ -81,29 +81,29 @@ class Target:
 
     @property
     def met(self) -> bool:
-        """Whether it is what it should be."""
+        """Whether the target is met."""
         return self.value >= self.bound if self.sign == ">=" else self.value <= self.bound
 
 
 class Results:
-    """Everything measured so far."""
+    """All measurements so far."""
 
     def __init__(self) -> None:
         self.figures: list[Figure] = []
         self.targets: list[Target] = []
 
     def add(self, what: str, unit: str, values: Mapping[str, list[float]]) -> None:
-        """Keep the rounds of each server."""
+        """Add the rounds of each server."""
         for who, rounds in values.items():
             self.figures.append(Figure(what, who, unit, rounds))
             print(f"  {what:44} {who:28} {_short(statistics.median(rounds)):>9} {unit}", flush=True)
 
     def compare(self, what: str, sign: str, bound: float, ours: list[float], theirs: list[float]) -> None:
-        """Hold the ratio of two, measured side by side, against a target."""
+        """Compare the ratio of two measurements with a target."""
         self.hold(what, sign, bound, statistics.median(one / other for one, other in zip(ours, theirs, strict=True)))
 
     def hold(self, what: str, sign: str, bound: float, value: float) -> None:
-        """Hold a figure against a target."""
+        """Compare a value with a target."""
         self.targets.append(Target(what, value, sign, bound))
 
 
@@ -137,7 +137,7 @@ def registrations(plan: Plan, results: Results, database: Path) -> None:
 
 
 def pages_under_flood(plan: Plan, results: Results, database: Path) -> None:
-    """What a page costs its reader while everybody registers."""
+    """The latency of a page during a flood of registrations."""
     found: dict[str, dict[str, list[float]]] = {}
     with servers((OURS, FASTAPI), database) as started:
         for _ in range(max(1, plan.rounds // 2)):
@@ -160,7 +160,7 @@ def pages_under_flood(plan: Plan, results: Results, database: Path) -> None:
 
 
 def many_users(plan: Plan, results: Results, database: Path) -> None:
-    """Where a page or a mailbox lies among many must not matter."""
+    """The time of a page or a mailbox must not depend on its position."""
     last = plan.many_users
     paths = {
         "first page": PAGE,
@@ -181,7 +181,7 @@ def many_users(plan: Plan, results: Results, database: Path) -> None:
 
 
 def export(plan: Plan, results: Results, database: Path) -> None:
-    """Everybody as NDJSON, while others go on reading pages."""
+    """An NDJSON export of all users, while other clients read pages."""
     rates, growths, waits = [], [], []
     with servers([OURS], database) as started:
         server = started[OURS]
@@ -205,7 +205,7 @@ def export(plan: Plan, results: Results, database: Path) -> None:
 
 
 def starts(plan: Plan, results: Results, folder: Path) -> None:
-    """From nothing to the first answer, and what is resident then."""
+    """The time from process start to the first response, and the resident memory."""
     names = (OURS, FASTAPI)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     resident: dict[str, list[float]] = {name: [] for name in names}
@@ -214,7 +214,7 @@ def starts(plan: Plan, results: Results, folder: Path) -> None:
     for _ in range(plan.rounds):
         for name in names:
             with running(name, database) as server:
-                seconds[name].append(server.first_answer)
+                seconds[name].append(server.first_response)
                 resident[name].append(server.resident())
     results.add("start to first 200", "s", seconds)
     results.add("resident memory, idle", "MiB", resident)
@@ -232,7 +232,7 @@ def servers(names: "tuple[str, ...] | list[str]", database: Path) -> Iterator[di
 def _get(server: Server, path: str, *, seconds: float, connections: int = 8) -> wrk.Report:
     report = wrk.get(f"{server.url}{path}", seconds=seconds, connections=connections, headers=HEADERS)
     if report.errors:
-        sys.exit(f"{server.name} answered {report.errors} of {report.requests} requests with an error")
+        sys.exit(f"{server.name}: {report.errors} of {report.requests} requests failed")
     return report
 
 
@@ -245,7 +245,7 @@ def _register(server: Server, seconds: float) -> float:
 
 
 def _hashes(seconds: float) -> float:
-    """What bcrypt alone reaches on all cores, in hashes a second."""
+    """The rate of bcrypt alone on all cores, in hashes a second."""
     salt = bcrypt.gensalt(COST)
 
     def hash_until(end: float) -> int:
@@ -266,7 +266,7 @@ def _paced(server: Server, seconds: float) -> paced.Report:
 
 
 def _exported(server: Server) -> tuple[int, float, float]:
-    """Rows, seconds, and by how much memory grew at most, in MiB."""
+    """The number of rows, the seconds, and the maximum growth of memory, in MiB."""
     return paced.export(f"{server.url}/users", headers=HEADERS, resident=server.resident)
 
 
@@ -295,7 +295,7 @@ def _conditions() -> dict[str, str | int]:
 
 
 def main() -> None:
-    """Run everything, print it, and keep it."""
+    """Run all benchmarks, print the results and write them."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="short rounds and few users; writes nothing")
     parser.add_argument("--only", metavar="PART", help="one part: pages, registrations, flood, many, export or starts")
@@ -333,7 +333,7 @@ def main() -> None:
 
 def keep(conditions: Mapping[str, str | int], results: Results) -> None:
     """Write the results as JSON and as plots."""
-    # Imported here, since drawing needs what the measurements do not.
+    # Imported here, since the measurements do not need matplotlib.
     from benchmarks.plots import draw  # noqa: PLC0415
 
     RESULTS.mkdir(exist_ok=True)

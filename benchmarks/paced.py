@@ -1,7 +1,7 @@
-"""A reader who asks at a steady pace, and one who takes everything: clients in a process of their own.
+"""A client that reads at a steady pace, and one that exports all users, each in a separate process.
 
-The pace is kept whatever the answers take: what is late counts from when it should have been asked, so that a server
-that stalls cannot hide it by keeping the client from asking (coordinated omission).
+The pace does not depend on the responses: a delayed response is measured from the time at which its request was due, so
+that a server that stalls cannot hide it by delaying the client (coordinated omission).
 """
 
 import argparse
@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 PACE = 0.02
-"""Seconds between two requests: enough to notice every stall, too little to load anything."""
+"""Seconds between two requests: short enough to notice every stall, long enough to cause no load."""
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """How long the answers took, in milliseconds."""
+    """The latency of the responses, in milliseconds."""
 
     requests: int
     p50_ms: float
@@ -30,22 +30,22 @@ class Report:
 
 
 def measure(url: str, *, seconds: float, headers: Mapping[str, str]) -> Report:
-    """Ask at a steady pace, from a process of its own."""
+    """Send requests at a steady pace, from a separate process."""
     command = [sys.executable, "-m", "benchmarks.paced", url, str(seconds), json.dumps(dict(headers))]
     output = subprocess.run(command, capture_output=True, check=True, text=True).stdout
     return Report(**json.loads(output))
 
 
 def export(url: str, *, headers: Mapping[str, str], resident: Callable[[], float]) -> tuple[int, float, float]:
-    """Take everybody as NDJSON as fast as it comes.
+    """Export all users as NDJSON as fast as possible.
 
     Args:
-        url: of the users.
+        url: of the list of users.
         headers: to send.
-        resident: what tells the server's memory.
+        resident: returns the memory of the server.
 
     Returns:
-        Rows, seconds, and by how much memory grew at most.
+        The number of rows, the seconds, and the maximum growth of memory.
     """
     before = most = resident()
     done = threading.Event()
@@ -90,14 +90,14 @@ def _request(url: str, headers: Mapping[str, str]) -> bytes:
 
 
 def main() -> None:
-    """Ask, and print what it came to as JSON."""
+    """Send requests, and print the result as JSON."""
     parser = argparse.ArgumentParser()
     parser.add_argument("url")
     parser.add_argument("seconds", type=float)
     parser.add_argument("headers", type=json.loads)
     chosen = parser.parse_args()
     request, connection = _request(chosen.url, chosen.headers), _connected(chosen.url)
-    answers = connection.makefile("rb")
+    responses = connection.makefile("rb")
     took: list[float] = []
     due = time.perf_counter()
     end = due + chosen.seconds
@@ -105,15 +105,15 @@ def main() -> None:
         time.sleep(max(0.0, due - time.perf_counter()))
         asked = time.perf_counter()
         connection.sendall(request)
-        status, length = answers.readline(), 0
-        while line := answers.readline().strip():
+        status, length = responses.readline(), 0
+        while line := responses.readline().strip():
             name, _, value = line.partition(b":")
             if name.lower() == b"content-length":
                 length = int(value)
-        answers.read(length)
+        responses.read(length)
         if b" 200 " not in status:
-            sys.exit(f"it answered {status.decode()}")
-        # A late start of ours alone is the scheduler's doing on this side, not the server's.
+            sys.exit(f"the status was {status.decode()}")
+        # A late start of this process is not the fault of the server.
         took.append(time.perf_counter() - (due if asked - due > PACE else asked))
         due += PACE
     took.sort()

@@ -1,4 +1,4 @@
-"""Draws what was measured."""
+"""Draws the results."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,17 +7,17 @@ from typing import Any
 import matplotlib as mpl
 
 mpl.use("svg")
-# The same figures give the same file.
+# Equal results give equal files.
 mpl.rcParams["svg.hashsalt"] = "usersvc"
 
-from matplotlib import pyplot as plt  # noqa: E402  # the backend is chosen before
+from matplotlib import pyplot as plt  # noqa: E402  # the backend has to be chosen first
 
 
 def draw(document: Mapping[str, Any], stem: Path) -> None:
-    """Write one file with a panel for each thing that was measured of several.
+    """Write one file with a panel for each measurement of several servers.
 
     Args:
-        document: the results as they are kept.
+        document: the results as they are written.
         stem: the path of the file without its suffix.
     """
     by_what: dict[tuple[str, str], list[Mapping[str, Any]]] = {}

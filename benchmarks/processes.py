@@ -2,9 +2,9 @@
 
     python -m benchmarks.processes postgresql:///postgres
 
-The URL is of a PostgreSQL on which databases may be made. bcrypt's cost is 4, so that everything else counts. Each
-measurement has a new service on an empty database; the rounds are interleaved, so that what else the machine does hits
-all alike.
+The URL is of a PostgreSQL server where databases can be created. The bcrypt cost is 4, so that everything else counts.
+Each measurement has a new service on an empty database. The rounds are interleaved, so that other load on the machine
+affects all of them equally.
 """
 
 import argparse
@@ -38,14 +38,14 @@ _PENDING = re.compile(r"^usersvc_outbox_pending (\S+)$", re.MULTILINE)
 
 
 class Ask(Protocol):
-    """What loads a service."""
+    """The kinds of load."""
 
     def __call__(self, base: str, /, *, seconds: float, connections: int) -> wrk.Report: ...
 
 
 @asynccontextmanager
 async def postgres(url: str) -> AsyncIterator[str]:
-    """The URL of a new database on a server, which is gone afterwards."""
+    """The URL of a new database on a server, which is dropped afterwards."""
     name = f"usersvc_processes_{uuid4().hex[:12]}"
     connection = await asyncpg.connect(url)
     try:
@@ -60,7 +60,7 @@ async def postgres(url: str) -> AsyncIterator[str]:
 
 @asynccontextmanager
 async def sqlite() -> AsyncIterator[str]:
-    """The URL of a new file, which is gone afterwards."""
+    """The URL of a new file, which is deleted afterwards."""
     with tempfile.TemporaryDirectory() as folder:
         yield f"sqlite:///{folder}/users.db"
 
@@ -70,7 +70,7 @@ async def measure(database_url: str, processes: int, seconds: float) -> tuple[fl
     settings = {"USERSVC_DATABASE_URL": database_url, "USERSVC_WORKERS": str(processes)}
     async with Service(Path(), cost=COST, settings=settings) as service:
         url = f"http://127.0.0.1:{service.port}"
-        # The first load finds all processes started, and the pages filled.
+        # The load begins when all processes have started and the pages are full.
         await _load(wrk.register, url, seconds)
         await _rest(url)
         registrations = await _load(wrk.register, url, seconds)
@@ -86,24 +86,24 @@ def _pages(base: str, *, seconds: float, connections: int) -> wrk.Report:
 async def _load(ask: Ask, url: str, seconds: float) -> float:
     report = await asyncio.to_thread(ask, url, seconds=seconds, connections=CONNECTIONS)
     if report.errors:
-        sys.exit(f"{report.errors} of {report.requests} requests were answered with an error")
+        sys.exit(f"{report.errors} of {report.requests} requests got an error")
     return report.rate
 
 
 async def _rest(url: str) -> None:
-    """Wait until everybody is told: what is sent later would take from the next measurement."""
+    """Wait until the outbox is empty, since later deliveries would affect the next measurement."""
 
     def pending() -> float:
-        with urllib.request.urlopen(f"{url}/metrics") as answer:
-            [found] = _PENDING.findall(answer.read().decode())
+        with urllib.request.urlopen(f"{url}/metrics") as response:
+            [found] = _PENDING.findall(response.read().decode())
         return float(found)
 
-    while await asyncio.to_thread(pending):  # noqa: ASYNC110  # another process tells nothing but by answering
+    while await asyncio.to_thread(pending):  # noqa: ASYNC110  # another process can only be polled
         await asyncio.sleep(0.2)
 
 
 async def main() -> None:
-    """Measure everything and print it."""
+    """Run all measurements and print them."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.processes", description=__doc__)
     parser.add_argument("postgres", metavar="URL", help="of a PostgreSQL on which databases may be made")
     parser.add_argument("--rounds", type=int, default=5)

@@ -1,4 +1,4 @@
-"""The service and its peers, each as a process of its own on a file of users."""
+"""The service and its peers, each as a separate process on a file of users."""
 
 import asyncio
 import contextlib
@@ -34,7 +34,7 @@ TOKEN = "a-token-for-the-benchmark"
 HEADERS = {"Authorization": f"Bearer {TOKEN}"}
 
 _USERS_PYTHON = ROOT / ".tools/users/bin/python"
-"""Of an environment as users have it: with what the peers need, the service would load more than it does there."""
+"""Of an environment without the packages of the peers, some of which the service would import."""
 
 _UVICORN = ("uvicorn", "--loop", "uvloop", "--http", "httptools", "--no-access-log", "--log-level", "warning", "--port")
 _COMMANDS = {
@@ -47,13 +47,13 @@ _COMMANDS = {
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A server that answers."""
+    """A server that has started."""
 
     name: str
     url: str
     pid: int
-    first_answer: float
-    """Seconds from the start of the process to its first answer."""
+    first_response: float
+    """Seconds from the start of the process to its first response."""
 
     def resident(self) -> float:
         """Resident memory, in MiB."""
@@ -61,7 +61,7 @@ class Server:
         return int(pages) * os.sysconf("SC_PAGE_SIZE") / MIB
 
     def rest(self) -> None:
-        """Wait until it computes no more: clients that have gone may have left work behind."""
+        """Wait until it is idle: clients that have disconnected may have left work behind."""
         before = -1.0
         while (now := self._cpu_seconds()) > before:
             before = now
@@ -69,13 +69,13 @@ class Server:
 
     def _cpu_seconds(self) -> float:
         fields = Path(f"/proc/{self.pid}/stat").read_text(encoding="ascii").rsplit(")", 1)[1].split()
-        # In ticks of 10 ms; what an idle loop does now and then is less.
+        # In ticks of 10 ms; an idle event loop uses less.
         return float(int(fields[11]) + int(fields[12]))
 
 
 @contextmanager
 def running(name: str, database: Path, *, cost: int = 12) -> Iterator[Server]:
-    """Start a server on a file of users, wait for its first answer, and stop it at the end.
+    """Start a server on a file of users, wait for its first response, and stop it at the end.
 
     Raises:
         SystemExit: it does not start.
@@ -99,7 +99,7 @@ def running(name: str, database: Path, *, cost: int = 12) -> Iterator[Server]:
         stderr=subprocess.DEVNULL,
     )
     try:
-        while not _answers(url):
+        while not _responds(url):
             if process.poll() is not None or time.perf_counter() - began > 60:
                 sys.exit(f"{name} does not start")
             time.sleep(0.002)
@@ -116,9 +116,9 @@ def _environment(port: int, database: Path, cost: int) -> dict[str, str]:
         "USERSVC_BCRYPT_COST": str(cost),
         "USERSVC_PASSWORD_PEPPER": "a pepper for the benchmark",
         "USERSVC_ADMIN_TOKEN": TOKEN,
-        # One address stands for all the people who register.
+        # All clients have one address.
         "USERSVC_REGISTER_RATE": "",
-        # Access lines are written at info.
+        # The access log is written at level info.
         "USERSVC_LOG_LEVEL": "warning",
         "BENCH_DATABASE": str(database),
         "BENCH_COST": str(cost),
@@ -126,17 +126,17 @@ def _environment(port: int, database: Path, cost: int) -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith("USERSVC_")} | dict(ours)
 
 
-def _answers(url: str) -> bool:
+def _responds(url: str) -> bool:
     with (
         contextlib.suppress(urllib.error.URLError, OSError),
-        urllib.request.urlopen(f"{url}/livez", timeout=5) as answer,
+        urllib.request.urlopen(f"{url}/livez", timeout=5) as response,
     ):
-        return bool(answer.status == 200)
+        return bool(response.status == 200)
     return False
 
 
 def make_users(path: Path, how_many: int) -> None:
-    """Make a file of users as the service has it, without hashing and mailing anybody."""
+    """Create a database file of the service with users, without hashing passwords or sending mails."""
     asyncio.run(_make_file(path))
     chance = random.Random(0)
     began = time.time()

@@ -1,4 +1,4 @@
-"""A real process of the service to measure, and the smallest HTTP client that can load it."""
+"""A process of the service to measure, and a minimal HTTP client to load it."""
 
 import asyncio
 import os
@@ -15,7 +15,7 @@ Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 class Service:
-    """``usersvc serve`` on a free port of loopback, from its first answer to its end."""
+    """``usersvc serve`` on a free port of the loopback interface, from its first response to its end."""
 
     def __init__(self, database: Path, *, cost: int, settings: Mapping[str, str] | None = None) -> None:
         with socket.socket() as free:
@@ -27,7 +27,7 @@ class Service:
             "USERSVC_DATABASE_URL": f"sqlite:///{database}",
             "USERSVC_BCRYPT_COST": str(cost),
             "USERSVC_REGISTER_RATE": "",
-            # Lines on a terminal would be measured too.
+            # Writing log lines would be measured too.
             "USERSVC_LOG_LEVEL": "warning",
             **(settings or {}),
         }
@@ -42,7 +42,7 @@ class Service:
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.DEVNULL,
         )
-        while not await self._answers():  # noqa: ASYNC110  # another process tells nothing but by answering
+        while not await self._responds():  # noqa: ASYNC110  # another process can only be polled
             await asyncio.sleep(0.01)
         return self
 
@@ -53,19 +53,19 @@ class Service:
         await self._process.wait()
 
     def resident_mebibytes(self) -> float:
-        """The process's resident memory, as Linux tells it."""
+        """The resident memory of the process."""
         status = Path(f"/proc/{self._process.pid}/status").read_text()
         [kibibytes] = [line.split()[1] for line in status.splitlines() if line.startswith("VmRSS:")]
         return int(kibibytes) / 1024
 
     def workers(self) -> list[int]:
-        """The processes that answer: its children, if it has several."""
+        """The processes that respond: the children, if there are several."""
         children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()
         several = self._environment.get("USERSVC_WORKERS", "1") != "1"
-        # The first child is not a worker, but keeps account of what they share.
+        # The first child is not a worker, but the resource tracker of multiprocessing.
         return [int(child) for child in children[1:]] if several else [self._process.pid]
 
-    async def _answers(self) -> bool:
+    async def _responds(self) -> bool:
         if self._process.returncode is not None:
             raise RuntimeError("the service did not start")
         try:
@@ -90,7 +90,7 @@ async def connections(port: int, how_many: int) -> AsyncIterator[list[Streams]]:
 async def request(
     reader: asyncio.StreamReader, writer: asyncio.StreamWriter, method: str, path: str, body: bytes = b""
 ) -> int:
-    """One exchange over an open connection; the status of the answer."""
+    """Send a request over an open connection, and return the status of the response."""
     writer.write(
         f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         f"Content-Length: {len(body)}\r\n\r\n".encode()

@@ -1,6 +1,6 @@
 """Prints the extras that the settings in the environment and in .env need, in one line.
 
-Run it with an interpreter that has the package installed, with or without extras.
+Run it with an interpreter that has the package installed; the extras need not be.
 """
 
 import sys
@@ -9,7 +9,7 @@ from usersvc.config import InvalidSetting, Settings
 
 
 def main() -> None:
-    """Print them; nothing for settings that are not accepted, which `usersvc serve` reports."""
+    """Print the extras; an empty line for invalid settings, which `usersvc serve` reports."""
     try:
         extras = Settings.from_environment(check_extras=False).extras
     except InvalidSetting:

@@ -1,6 +1,6 @@
-"""Writes tools/poetry.txt: the requirements of tools/poetry.in and all that they need, with the hashes of their files.
+"""Writes tools/poetry.txt: the requirements of tools/poetry.in and their dependencies, with the hashes of their files.
 
-Run it with the interpreter that Poetry is installed for, as `make lock-tools` does. Poetry resolves for every platform
+Run it with the interpreter that has Poetry, as `make lock-tools` does. Poetry resolves for every platform
 and Python version at once, from the index that pip is configured for; no address of an index is written.
 """
 
@@ -16,7 +16,7 @@ from typing import Any
 
 TOOLS = Path(__file__).parent
 PYTHON = ">=3.11,<4.0"
-"""What the hashes have to do for: what pyproject.toml asks for, as far as Poetry itself allows."""
+"""The versions of pyproject.toml that Poetry supports."""
 HEAD = """\
 # Made from tools/poetry.in by `make lock-tools`, for pip: every file of every version, so for each platform and Python.
 # pip refuses a file with another hash. Do not change it by hand.
@@ -32,7 +32,7 @@ def requirements(lock: dict[str, Any]) -> Iterator[str]:
 
 
 def main() -> None:
-    """Resolve in a project of its own, then write the result."""
+    """Resolve in a temporary project, and write the result."""
     lines = (TOOLS / "poetry.in").read_text("utf-8").splitlines()
     dependencies = [line.replace("==", " (==") + ")" for line in lines if line and not line.startswith("#")]
     with tempfile.TemporaryDirectory() as folder:
@@ -41,7 +41,7 @@ def main() -> None:
             f"dependencies = {json.dumps(dependencies)}\n[tool.poetry]\npackage-mode = false\n",
             "utf-8",
         )
-        subprocess.run(  # noqa: S603  # constants alone
+        subprocess.run(  # noqa: S603  # only constants
             [sys.executable, TOOLS / "poetry.py", "lock", "--directory", folder],
             env=os.environ | {"POETRY_VIRTUALENVS_CREATE": "false"},
             check=True,

@@ -1,6 +1,6 @@
 """Runs Poetry against the package index that pip is configured for.
 
-Run it with the interpreter that Poetry is installed for; the arguments are Poetry's own.
+Run it with the interpreter that has Poetry; the arguments are those of Poetry.
 """
 
 import os
@@ -10,10 +10,10 @@ from pip._internal.commands import create_command
 
 
 def pip_settings() -> dict[str, str | None]:
-    """Return what pip's files, environment and defaults come to, in the variables that Poetry reads.
+    """Return pip's settings as the variables that Poetry reads.
 
-    `pip config get` knows no defaults and one source at a time; the parser of `pip install` is where pip
-    itself puts all of them together.
+    `pip config get` ignores defaults and reads one source at a time; the parser of `pip install` combines files,
+    environment and defaults.
     """
     options, _ = create_command("install").parse_args([])
     return {
@@ -25,13 +25,13 @@ def pip_settings() -> dict[str, str | None]:
 
 
 def main() -> None:
-    """Become Poetry, with those settings; what the caller has set already stays."""
+    """Replace this process with Poetry; variables that the caller has set take precedence."""
     for name, value in pip_settings().items():
         if value:
             os.environ.setdefault(name, value)
-    # A locked desktop keyring would make a first run wait for a password that no public index needs.
+    # A locked desktop keyring would ask for a password that a public index does not need.
     os.environ.setdefault("POETRY_KEYRING_ENABLED", "false")
-    # aiohttp-apispec comes as an old source package only: building it prints a screenful of warnings for its authors.
+    # aiohttp-apispec is only available as an old source package, and building it prints many warnings.
     os.environ.setdefault("PYTHONWARNINGS", "ignore")
     os.execv(sys.executable, [sys.executable, "-m", "poetry", *sys.argv[1:]])  # noqa: S606 no shell, no outside input
 

@@ -1,1 +1,1 @@
-"""The shim beside its peers: `python -m benchmarks.asgi`."""
+"""The ASGI adapter compared with its peers: `python -m benchmarks.asgi`."""

@@ -1,7 +1,7 @@
-"""Requests a second, and memory, of the shim beside Starlette under the same uvicorn and beside aiohttp's own server.
+"""Requests a second and memory of the ASGI adapter, Starlette (under the same uvicorn) and aiohttp's own server.
 
-All of them run on uvloop, one process each, and are loaded in turn, so that what else the machine does hits all alike;
-the ratios are medians over the rounds. Everything stays on the loopback and ends by itself.
+All of them run on uvloop, in one process each, and are loaded in turn, so that other load on the machine affects all of
+them equally. A ratio is the median of the ratios of the rounds.
 """
 
 import argparse
@@ -63,7 +63,7 @@ def running(name: str) -> Iterator[Server]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", *(word.format(port=port) for word in COMMANDS[name])]
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)  # warm-up transfers are broken off
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)  # aborted warm-up transfers cause errors
     try:
         for _ in range(300):
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
@@ -78,7 +78,7 @@ def running(name: str) -> Iterator[Server]:
 
 
 def rate(server: Server, method: str, seconds: float, connections: int, script: str | None) -> float:
-    """Load a server and tell the requests a second."""
+    """Load a server, and return the requests a second."""
     if script is None:
         words = ["-m", "benchmarks.asgi.load", str(server.port), method, str(seconds), str(connections)]
         return float(subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, check=True).stdout)
@@ -124,7 +124,7 @@ def compare(rounds: int, seconds: float, connections: int, script: str | None) -
 
 
 async def transfer(port: int, direction: str, chunks: int) -> None:
-    """Send, or take, chunks of a body as fast as the server can."""
+    """Send or receive the chunks of a body as fast as possible."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     if direction == "up":
         writer.write(
@@ -134,8 +134,8 @@ async def transfer(port: int, direction: str, chunks: int) -> None:
         for _ in range(chunks):
             writer.write(CHUNK)
             await writer.drain()
-        answer = await reader.read()
-        assert answer.endswith(b"%d" % (chunks * len(CHUNK))), answer[-100:]
+        received = await reader.read()
+        assert received.endswith(b"%d" % (chunks * len(CHUNK))), received[-100:]
     else:
         writer.write(b"GET /download HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
         taken = 0
@@ -147,7 +147,7 @@ async def transfer(port: int, direction: str, chunks: int) -> None:
 
 
 async def growth(server: Server, direction: str) -> tuple[float, float]:
-    """Move 1 GiB; how much the server's memory grew at most, in MiB, and the seconds it took, are the value."""
+    """Transfer 1 GiB; return the maximum growth of the server's memory, in MiB, and the seconds."""
     await transfer(server.port, direction, CHUNKS // 16)  # warm up
     before = most = server.resident()
     begin = time.monotonic()

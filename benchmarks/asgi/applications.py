@@ -1,4 +1,4 @@
-"""The same small application, as written for aiohttp and for Starlette."""
+"""The same small application for aiohttp and for Starlette."""
 
 import sys
 from collections.abc import AsyncIterator

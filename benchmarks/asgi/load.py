@@ -1,4 +1,4 @@
-"""A load generator that needs only the venv: keep-alive connections that ask again as soon as they are answered."""
+"""A load generator in Python: keep-alive connections that send the next request after each response."""
 
 import asyncio
 import sys
@@ -21,7 +21,7 @@ class Client(asyncio.Protocol):
         self.request = request
         self.until = until
         self.done = done
-        self.answers = 0
+        self.responses = 0
         self.awaited = 0  # bytes of a response; all of them are as long as the first
         self.received = b""
 
@@ -40,7 +40,7 @@ class Client(asyncio.Protocol):
             length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
             self.awaited = len(head) + 4 + length
         if len(self.received) >= self.awaited:
-            self.answers += 1
+            self.responses += 1
             self.received = b""
             if time.monotonic() < self.until:
                 self.transport.write(self.request)
@@ -52,7 +52,7 @@ class Client(asyncio.Protocol):
 
 
 async def load(port: int, request: bytes, seconds: float, connections: int) -> float:
-    """Load a server on the loopback; the answers a second are the value."""
+    """Load a server on the loopback interface, and return the responses a second."""
     done = asyncio.Semaphore(0)
     loop = asyncio.get_running_loop()
     begin = time.monotonic()
@@ -62,7 +62,7 @@ async def load(port: int, request: bytes, seconds: float, connections: int) -> f
         clients.append(client)
     for _ in clients:
         await done.acquire()
-    return sum(client.answers for client in clients) / (time.monotonic() - begin)
+    return sum(client.responses for client in clients) / (time.monotonic() - begin)
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""What the service does when more people register than it can hash passwords for."""
+"""The service under more registrations than it can hash passwords for."""

@@ -1,13 +1,13 @@
-"""More registrations than can be hashed, and people who read meanwhile: who is served, who is refused, and how quickly.
+"""More registrations than can be hashed, while other clients read: the responses and their latency.
 
     python -m benchmarks.flood
 
-A real ``usersvc serve`` on an SQLite file of some thousand users, without a limit of rate. One process floods it with
-registrations from more connections than the queue has places, and comes back soon after each refusal, whatever
-``Retry-After`` says; another reads, at a fixed and modest rate, and counts from when a request was due. What bcrypt
-alone reaches is measured in the same run, before and after each round.
+``usersvc serve`` runs on a SQLite file of some thousand users, without a rate limit. One process floods it with
+registrations from more connections than the queue has slots, and retries soon after each rejection, ignoring
+``Retry-After``. Another process reads at a fixed, low rate, and measures from the time at which a request was due. The
+rate of bcrypt alone is measured before and after each round.
 
-A second flood follows in each round: paths of 8,000 slashes, from few connections and at a modest rate.
+A second flood follows in each round: paths of 8,000 slashes, on few connections and at a low rate.
 """
 
 import argparse
@@ -35,19 +35,19 @@ COST = 12
 WORKERS = os.cpu_count() or 1
 PAGE, LIVEZ = "/users?limit=50", "/livez"
 P99_GOAL = 5.0
-"""Milliseconds of a page under the flood; over twice that is a failure."""
+"""Milliseconds of a page during the flood; more than twice as much is a failure."""
 RATIO_GOAL = 3.0
-"""A page under the flood beside an idle one, at the median."""
+"""The median of a page during the flood, relative to an idle service."""
 HASHES_GOAL = 0.95
-"""Hashes a second beside bcrypt alone."""
+"""Hashes a second, relative to bcrypt alone."""
 PATH_CONNECTIONS, PATH_RATE = 40, 71
 """Of the flood of long paths: 71 requests a second are 570 kB/s."""
 LIVEZ_GOAL = 5.0
-"""Milliseconds of the 99th percentile of ``/livez`` under the flood of long paths."""
+"""Milliseconds of the 99th percentile of ``/livez`` during the flood of long paths."""
 
 
 def arguments() -> argparse.Namespace:
-    """What the command line says."""
+    """The arguments of the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.flood", description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=20, help="of each measurement")
@@ -60,7 +60,7 @@ def arguments() -> argparse.Namespace:
 
 
 async def main(options: argparse.Namespace) -> None:
-    """Run everything and print what came out."""
+    """Run all rounds and print the results."""
     connections = options.connections or options.queue + WORKERS + 64
     print(
         f"Python {sys.version.split()[0]}, {WORKERS} cores, bcrypt cost {COST}, {options.users} users, "
@@ -70,7 +70,7 @@ async def main(options: argparse.Namespace) -> None:
     bare: list[float] = [bare_hashes()]
     idle: dict[str, list[float]] = {PAGE: [], LIVEZ: []}
     flooded: dict[str, list[float]] = {PAGE: [], LIVEZ: []}
-    answers: dict[str, list[float]] = {"201": [], "503": []}
+    responses: dict[str, list[float]] = {"201": [], "503": []}
     paths: dict[str, list[float]] = {}
     rates: list[float] = []
     retry_after: set[int] = set()
@@ -83,31 +83,31 @@ async def main(options: argparse.Namespace) -> None:
             floods = ["flood", service.port, options.seconds, connections, options.pause]
             for _ in range(options.rounds):
                 add(idle, await load(*reads))
-                # The reader begins a little later, when the queue is full, and ends first.
+                # The reader starts when the queue is full, and ends first.
                 flooding = asyncio.create_task(load(*floods))
                 await asyncio.sleep(1)
                 reads_meanwhile = ["read", service.port, options.seconds - 2, *reads[3:]]
                 add(flooded, await load(*reads_meanwhile))
                 seen = await flooding
-                add(answers, seen["taken"])
+                add(responses, seen["taken"])
                 retry_after.update(map(int, seen["retry_after"]))
                 accepted_at = sorted(seen["accepted_at"])
-                # From the first to the last: those of the first moment had all been begun before it.
+                # From the first to the last one: the first hashes were started before the measurement.
                 rates.append((len(accepted_at) - WORKERS) / (accepted_at[-1] - accepted_at[0]))
-                # The threads end what they had begun for clients that have gone.
+                # The threads complete hashes for clients that have disconnected.
                 await asyncio.sleep(2)
                 bare.append(bare_hashes())
                 add(paths, await flood_with_paths(service.port, options))
-    print(f"{'':24} {'answers':>8} {'p50 ms':>8} {'p99 ms':>8} {'max ms':>8}")
+    print(f"{'':24} {'count':>8} {'p50 ms':>8} {'p99 ms':>8} {'max ms':>8}")
     row("GET page, idle", idle[PAGE])
     row("GET page, flood", flooded[PAGE])
     row("GET /livez, idle", idle[LIVEZ])
     row("GET /livez, flood", flooded[LIVEZ])
     row("GET /livez, long paths", paths[LIVEZ])
     row("GET long path (404)", paths["404"])
-    row("POST accepted (201)", answers.pop("201"))
-    row("POST refused (503)", answers.pop("503"))
-    for status, seconds in answers.items():
+    row("POST accepted (201)", responses.pop("201"))
+    row("POST refused (503)", responses.pop("503"))
+    for status, seconds in responses.items():
         row(f"POST {status}: unexpected", seconds)
     print(f"Retry-After was {min(retry_after)} to {max(retry_after)} s")
     rate, bound = statistics.mean(rates), statistics.median(bare)
@@ -121,7 +121,7 @@ async def main(options: argparse.Namespace) -> None:
 
 
 async def flood_with_paths(port: int, options: argparse.Namespace) -> dict[str, list[float]]:
-    """Request long paths, and ``/livez`` meanwhile; the seconds that both took, by path or status."""
+    """Request long paths and ``/livez`` at the same time; return the seconds of both, by path or status."""
     flooding = asyncio.create_task(load("paths", port, options.seconds, PATH_CONNECTIONS, PATH_RATE))
     await asyncio.sleep(1)
     meanwhile: dict[str, list[float]] = await load("read", port, options.seconds - 2, options.rate, LIVEZ)
@@ -130,7 +130,7 @@ async def flood_with_paths(port: int, options: argparse.Namespace) -> dict[str, 
 
 
 def add(to: dict[str, list[float]], more: dict[str, list[float]]) -> None:
-    """Put what a round gave to what there is."""
+    """Add the results of a round."""
     for name, seconds in more.items():
         to.setdefault(name, []).extend(seconds)
 
@@ -145,13 +145,13 @@ def row(what: str, seconds: Sequence[float]) -> None:
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
-    """The value that so many percent do not exceed (nearest rank)."""
+    """The percentile of values (nearest rank)."""
     ranked = sorted(values)
     return ranked[max(0, -int(-percent * len(ranked) // 100) - 1)]
 
 
 async def load(*command: object) -> Any:
-    """Run clients in a process of their own; what they saw."""
+    """Run clients in a separate process, and return their results."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "benchmarks.flood.load", *map(str, command), stdout=asyncio.subprocess.PIPE
     )
@@ -162,7 +162,7 @@ async def load(*command: object) -> Any:
 
 
 def bare_hashes() -> float:
-    """What bcrypt alone reaches on all cores, a second."""
+    """The rate of bcrypt alone on all cores, in hashes a second."""
     total = 8 * WORKERS
     salt = bcrypt.gensalt(COST)
     began = time.perf_counter()
@@ -172,7 +172,7 @@ def bare_hashes() -> float:
 
 
 async def fill(database: Path, users: int) -> None:
-    """Make the file, with so many users in it."""
+    """Create the database file, with a number of users."""
     async with SqliteUsers(database) as stored:
         for number in range(users):
             registration = User.register(email=f"user{number}@example.com", password="correct horse battery", age=30)

@@ -1,4 +1,4 @@
-"""The clients of the flood benchmark, each kind in a process of its own; what they saw is written to stdout as JSON.
+"""The clients of the flood benchmark, each kind in a separate process that writes its results to stdout as JSON.
 
 python -m benchmarks.flood.load read PORT SECONDS RATE PATH...
 python -m benchmarks.flood.load flood PORT SECONDS CONNECTIONS PAUSE
@@ -22,10 +22,10 @@ import uvloop
 
 
 def get(port: int, path: str, until: float, rate: float, seconds: list[float]) -> None:
-    """Ask for a path so many times a second, and note how long each answer took.
+    """Request a path at a fixed rate, and record the latency of each response.
 
-    A request that is late because the answer before it was is taken to have been sent when it was due: as people would
-    have sent it who do not wait for each other. One that is late because this process was not woken in time is not.
+    If a request is late because the previous response was, its latency counts from the time at which it was due, since
+    independent clients would not have waited. If it is late because this process was woken up late, it does not.
     """
     request = f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode()
     with socket.create_connection(("127.0.0.1", port)) as connection:
@@ -37,18 +37,18 @@ def get(port: int, path: str, until: float, rate: float, seconds: list[float]) -
                 time.sleep(pause)
             sent = time.perf_counter() if pause > 0 else due
             connection.sendall(request)
-            status = _status_of_whole_answer(connection)
+            status = _read_response(connection)
             seconds.append(time.perf_counter() - sent)
-            assert status == 200, f"{path} answered {status}"
+            assert status == 200, f"{path} responded {status}"
             due += 1 / rate
 
 
-def _status_of_whole_answer(connection: socket.socket) -> int:
+def _read_response(connection: socket.socket) -> int:
     received = b""
     while True:
         piece = connection.recv(65536)
         if not piece:
-            raise ConnectionError("closed in the middle of an answer")
+            raise ConnectionError("closed in the middle of a response")
         received += piece
         head, mark, body = received.partition(b"\r\n\r\n")
         if mark and len(body) >= _content_length(head):
@@ -60,7 +60,7 @@ def _content_length(head: bytes) -> int:
 
 
 def read(port: int, seconds: float, rate: float, paths: list[str]) -> dict[str, list[float]]:
-    """Ask for each of some paths so many times a second, on a connection each; how long the answers took."""
+    """Request several paths at a fixed rate, on one connection each; return the latencies."""
     taken: dict[str, list[float]] = {path: [] for path in paths}
     until = time.perf_counter() + seconds
     readers = [threading.Thread(target=get, args=[port, path, until, rate, taken[path]]) for path in paths]
@@ -73,18 +73,18 @@ def read(port: int, seconds: float, rate: float, paths: list[str]) -> dict[str, 
 
 @dataclass
 class Seen:
-    """What registrants saw."""
+    """The results of clients that register."""
 
     taken: dict[int, list[float]] = field(default_factory=dict)
-    """Seconds that answers took, by status."""
+    """Latencies in seconds, by status."""
     accepted_at: list[float] = field(default_factory=list)
-    """When people were registered, in seconds."""
+    """The times at which users were registered, in seconds."""
     retry_after: Counter[int] = field(default_factory=Counter)
-    """How often it said what."""
+    """The number of times that each ``Retry-After`` was received."""
 
 
 class Registrant(asyncio.Protocol):
-    """A connection that registers one person after another, and after a refusal pauses, whatever Retry-After says."""
+    """A connection that registers one user after another, and pauses after a rejection, ignoring ``Retry-After``."""
 
     numbers = count()
 
@@ -97,7 +97,7 @@ class Registrant(asyncio.Protocol):
         self.ended = self._loop.create_future()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # uvloop's is one in all but its bases.
+        # uvloop's transport implements it without inheriting from it.
         self._transport = cast("asyncio.Transport", transport)
         self._ask()
 
@@ -115,7 +115,7 @@ class Registrant(asyncio.Protocol):
             self._ask()
         else:
             self._seen.retry_after[int(head.lower().partition(b"retry-after:")[2].partition(b"\r\n")[0] or b"-1")] += 1
-            # Not all at once, as they were refused.
+            # Not all at the same time, as they were rejected.
             self._loop.call_later(self._pause * random.uniform(0.5, 1.5), self._ask)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -138,7 +138,7 @@ class Registrant(asyncio.Protocol):
 
 
 async def flood(port: int, seconds: float, connections: int, pause: float) -> dict[str, object]:
-    """Register people on so many connections; what they saw."""
+    """Register users on several connections, and return the results."""
     seen = Seen()
     until = time.perf_counter() + seconds
     loop = asyncio.get_running_loop()
@@ -147,7 +147,7 @@ async def flood(port: int, seconds: float, connections: int, pause: float) -> di
         _, registrant = await loop.create_connection(lambda: Registrant(until, pause, seen), "127.0.0.1", port)
         registrants.append(registrant)
     await asyncio.sleep(until - time.perf_counter())
-    # Those who wait at the end go, as people do: their places are free for the next round.
+    # Clients that still wait disconnect, which frees their slots for the next round.
     for registrant in registrants:
         registrant.close()
     await asyncio.gather(*(registrant.ended for registrant in registrants))
@@ -159,12 +159,12 @@ SEGMENTS = 8000
 
 
 async def request_long_paths(port: int, seconds: float, connections: int, rate: float) -> dict[str, list[float]]:
-    """Request a path of many segments, on several connections; the seconds that responses took, by status.
+    """Request a path of many segments, on several connections; return the latencies in seconds, by status.
 
     Args:
         port: of the service, on 127.0.0.1.
         seconds: how long.
-        connections: each sends its next request after the response to the last one, and not before it is due.
+        connections: each sends its next request after the previous response, but not before it is due.
         rate: requests a second, of all connections together.
     """
     taken: dict[str, list[float]] = {}

@@ -1,1 +1,1 @@
-"""What an engineer would pick instead, each written as its own documentation writes it."""
+"""Alternatives to the service, written as their documentation recommends."""

@@ -1,4 +1,4 @@
-"""The same application under aiohttp's own server instead of uvicorn and the ASGI shim.
+"""The same application under aiohttp's own server instead of uvicorn and the ASGI adapter.
 
 USERSVC_PORT=8000 python -m benchmarks.peers.aiohttp_own
 """

@@ -2,8 +2,8 @@
 
     BENCH_DATABASE=users.db BENCH_COST=12 uvicorn benchmarks.peers.fastapi_app:app
 
-As the tutorials of FastAPI and SQLAlchemy have it: a session for each request, models of both libraries, and pydantic
-for what comes in and what goes out.
+As in the tutorials of FastAPI and SQLAlchemy: a session for each request, models of both libraries, and pydantic for
+requests and responses.
 """
 
 import os

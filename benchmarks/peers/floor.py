@@ -1,4 +1,4 @@
-"""The floor: Starlette, aiosqlite and orjson by hand, with no domain and no validation of what goes out.
+"""The floor: Starlette, aiosqlite and orjson by hand, without a domain and without validation of responses.
 
 BENCH_DATABASE=users.db uvicorn benchmarks.peers.floor:app
 """

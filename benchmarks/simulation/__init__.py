@@ -1,1 +1,1 @@
-"""What the service does with more processes, cores and load than there are here, by simulating it event by event."""
+"""A discrete-event simulation of the service with more processes, cores and load than were measured."""

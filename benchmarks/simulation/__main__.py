@@ -1,4 +1,4 @@
-"""Prints what was measured beside what the simulation makes of it, and what more registrations would need.
+"""Prints measured and simulated rates, and what more registrations would need.
 
 python -m benchmarks.simulation
 """
@@ -13,18 +13,18 @@ COST = 12
 TARGETS = (100, 10_000, 1_000_000)
 """Registrations a minute."""
 BUSY = 0.7
-"""The share of its core that an instance is to hash with: the autoscaler's target in deploy/kubernetes."""
+"""The share of its core that an instance hashes with: the target of the autoscaler in deploy/kubernetes."""
 STORED = 0.5
-"""The share of its time that a database may be busy with adding users, so that the rest has some, too."""
-POOL, BESIDE = 5, 3
-"""Connections to the database from each instance: those of its pool, and one to listen and two for exports."""
+"""The share of its time that a database may be busy with adding users, which leaves the rest for other work."""
+POOL, LISTENERS = 5, 1
+"""Connections of each instance to the database: the pool, and one for notifications."""
 KEY_BYTES = 250
-"""Of an idempotency key with its three indexes, reckoned."""
+"""Of an idempotency key with its three indexes, calculated."""
 DAY, GB = 24 * 3600, 1e9
 
 
 def compared() -> Iterator[str]:
-    """What one host gives, measured and simulated."""
+    """Rates of one host, measured and simulated."""
     conditions, costs, rates, _ = read()
     yield f"One host of {conditions['cores']} cores, measured {conditions['date']}; a second, saturated:"
     yield ""
@@ -44,7 +44,7 @@ def compared() -> Iterator[str]:
 
 
 def needed() -> Iterator[str]:
-    """What so many registrations a minute need."""
+    """The resources for the target rates."""
     _, costs, _, size = read()
     columns = [_needs(costs, size, target / 60) for target in TARGETS]
     yield f"Registrations a minute, bcrypt cost {COST}, {costs.hash[COST]:.3f} s a hash:"
@@ -56,22 +56,22 @@ def needed() -> Iterator[str]:
 
 def _needs(costs: Costs, size: Mapping[str, float], rate: float) -> dict[str, str]:
     cores = rate * costs.hash[COST]
-    # Two, so that one may be replaced.
+    # Two, so that one can be replaced.
     instances = max(2, ceil(cores / BUSY))
     shards = max(1, ceil(rate * costs.commit / STORED))
     outcome = arriving(costs, rate=rate, instances=instances, cost=COST, shards=shards, seconds=max(10, 2000 / rate))
     sqlite = rate * (costs.add_cpu + costs.add_disk + 2 * (costs.outbox_cpu + costs.outbox_disk))
     return {
         "a second": f"{rate:,.1f}",
-        "cores that hash all the time": f"{cores:,.1f}",
+        "cores for hashing, fully used": f"{cores:,.1f}",
         f"instances of one core, {BUSY:.0%} busy": f"{instances:,}",
         "registration, p50, simulated": f"{outcome.p50:.2f} s",
         "registration, p99, simulated": f"{outcome.p99:.2f} s",
         "refused, simulated": f"{outcome.refused:.1%}",
-        "SQLite's one writer, busy": f"{sqlite:,.1%}",
-        "one PostgreSQL's turn to add, busy": f"{rate * costs.commit:,.1%}",
+        "SQLite's single writer, busy": f"{sqlite:,.1%}",
+        "one PostgreSQL, adding users, busy": f"{rate * costs.commit:,.1%}",
         f"databases, each busy at most {STORED:.0%}": f"{shards:,}",
-        f"connections, a pool of {POOL} and {BESIDE} each": f"{(POOL + BESIDE) * instances:,}",
+        f"connections, a pool of {POOL} and {LISTENERS} each": f"{(POOL + LISTENERS) * instances:,}",
         "mails a second": f"{rate:,.1f}",
         "dead rows of the outbox a day, millions": f"{2 * rate * DAY / 1e6:,.1f}",
         "users, GB a day in PostgreSQL": f"{rate * DAY * size['postgresql'] / GB:,.2f}",
@@ -80,19 +80,19 @@ def _needs(costs: Costs, size: Mapping[str, float], rate: float) -> dict[str, st
 
 
 def ends() -> Iterator[str]:
-    """Where one of each is at its end."""
+    """The limit of each resource."""
     _, costs, _, _ = read()
     sqlite = costs.add_cpu + costs.add_disk + 2 * (costs.outbox_cpu + costs.outbox_disk)
-    yield "Registrations a minute at which one of each is at its end:"
+    yield "Registrations a minute that one of each can handle:"
     yield ""
-    yield f"{'a core that hashes':42}{60 / costs.hash[COST]:>14,.0f}"
+    yield f"{'a core for hashing':42}{60 / costs.hash[COST]:>14,.0f}"
     yield f"{'SQLite, with this disk':42}{60 / sqlite:>14,.0f}"
-    yield f"{'PostgreSQL, adding in turn, with this disk':42}{60 / costs.commit:>14,.0f}"
-    yield f"{'PostgreSQL, adding in turn, 5 ms a commit':42}{60 / 0.005:>14,.0f}"
+    yield f"{'PostgreSQL, one by one, with this disk':42}{60 / costs.commit:>14,.0f}"
+    yield f"{'PostgreSQL, one by one, 5 ms a commit':42}{60 / 0.005:>14,.0f}"
 
 
 def report() -> str:
-    """All of it."""
+    """All tables."""
     return "\n".join([*compared(), "", *needed(), "", *ends()])
 
 

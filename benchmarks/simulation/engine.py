@@ -1,7 +1,7 @@
-"""Discrete events: processes that take, hold and give back what there is only so much of; their time is only reckoned.
+"""A discrete-event simulation: processes that share limited resources, in simulated time.
 
-A process is a generator. It yields ``Pass`` for time that goes by, and ``Take`` for a place of a ``Resource``; it gives
-the place back by calling ``Resource.give``.
+A process is a generator. It yields ``Pass`` to let time pass, and ``Take`` to take a unit of a ``Resource``, which it
+returns by calling ``Resource.give``.
 """
 
 from collections.abc import Generator
@@ -11,7 +11,7 @@ from itertools import count
 
 
 class Resource:
-    """So many places. Who finds none waits; of those who wait, the more urgent go first, else who came first."""
+    """A number of units. Processes wait for a free one; more urgent ones first, then in order of arrival."""
 
     def __init__(self, simulation: "Simulation", places: int) -> None:
         self.free = places
@@ -21,7 +21,7 @@ class Resource:
         self._taken, self._since, self._busy = 0, 0.0, 0.0
 
     def give(self) -> None:
-        """Give back a place: whoever is next has it at once."""
+        """Return a unit; the next waiting process gets it at once."""
         if self._waiting:
             self._simulation.resume(heappop(self._waiting)[2])
         else:
@@ -29,7 +29,7 @@ class Resource:
             self.free += 1
 
     def take(self, process: "Process", urgency: int) -> bool:
-        """Take a place, or wait for one; tells whether it was there."""
+        """Take a unit, or wait for one; return whether one was free."""
         if self.free:
             self.free -= 1
             self._count(1)
@@ -39,12 +39,12 @@ class Resource:
 
     @property
     def waiting(self) -> int:
-        """How many wait."""
+        """The number of waiting processes."""
         return len(self._waiting)
 
     @property
     def busy(self) -> float:
-        """How long places were taken until now, all together."""
+        """The total time for which units have been taken."""
         return self._busy + self._taken * (self._simulation.now - self._since)
 
     def _count(self, change: int) -> None:
@@ -54,16 +54,16 @@ class Resource:
 
 @dataclass(frozen=True, slots=True)
 class Take:
-    """Wait for a place of a resource."""
+    """Wait for a unit of a resource."""
 
     resource: Resource
     urgency: int = 0
-    """The smaller, the sooner."""
+    """Smaller values go first."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """Let time go by."""
+    """Let time pass."""
 
     seconds: float
 
@@ -72,7 +72,7 @@ Process = Generator[Take | Pass, None, None]
 
 
 class Simulation:
-    """The time, and what is to happen."""
+    """The current time and the scheduled events."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -80,13 +80,13 @@ class Simulation:
         self._numbers = count()
 
     def start(self, process: Process, *, after: float = 0.0) -> None:
-        """Let a process begin."""
+        """Start a process."""
         heappush(self._events, (self.now + after, next(self._numbers), process))
 
     resume = start
 
     def run(self, until: float) -> None:
-        """Let happen what does before a moment, in seconds."""
+        """Run all events up to a time, in seconds."""
         while self._events and self._events[0][0] <= until:
             self.now, _, process = heappop(self._events)
             for step in process:
@@ -99,7 +99,7 @@ class Simulation:
 
 
 def use(resource: Resource, seconds: float, urgency: int = 0) -> Process:
-    """Take a place, hold it for some time, and give it back."""
+    """Take a unit, hold it for some time, and return it."""
     yield Take(resource, urgency)
     yield Pass(seconds)
     resource.give()

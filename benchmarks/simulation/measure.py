@@ -1,4 +1,4 @@
-"""Measures one and two processes of the service, and what the simulation is to reckon with; writes ``measured.json``.
+"""Measures one and two processes of the service, and the costs for the simulation; writes ``measured.json``.
 
 python -m benchmarks.simulation.measure postgresql:///test
 """
@@ -33,7 +33,7 @@ from usersvc.domain.user import User
 
 MEASURED = Path(__file__).with_name("measured.json")
 SECONDS, SLOW = 4.0, 10.0
-"""How long a run lasts; and one at a cost at which there are few hashes in that."""
+"""Seconds of a run, and of one with a high bcrypt cost."""
 CONNECTIONS = 16
 COSTS = (4, 8, 10, 12)
 USERS = 10_000
@@ -43,20 +43,20 @@ TICK = 1 / os.sysconf("SC_CLK_TCK")
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """What a host gave to those who asked again at once."""
+    """A measured rate of clients that send the next request at once."""
 
     what: str
     """``registrations`` or ``pages``."""
     processes: int
     cost: int
-    """Of bcrypt."""
+    """The bcrypt cost."""
     rate: float
-    """A second."""
+    """Requests a second."""
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """A run, and what of the cores it took for each request, in seconds."""
+    """A run, and the CPU time of each request, in seconds."""
 
     rate: float
     main_threads: float
@@ -65,14 +65,14 @@ class Load:
 
 
 async def load(folder: Path, *, what: str, processes: int, cost: int) -> Load:
-    """Ask a new service, on a file of its own, for one thing over and over."""
+    """Send one kind of request to a new service on a new file repeatedly."""
     database = folder / f"{what}-{processes}-{cost}.db"
     if what == "pages":
         await asyncio.to_thread(make_users, database, USERS)
     async with Service(database, cost=cost, settings={"USERSVC_WORKERS": str(processes)}) as service:
         url = f"http://127.0.0.1:{service.port}"
         ask = _pages if what == "pages" else _registrations
-        # Until all processes have started, and have what they keep.
+        # Until all processes have started and are warm.
         await asyncio.to_thread(ask, url, SECONDS)
         workers = service.workers()
         before, client_before = [_cpu(pid) for pid in workers], _client_cpu()
@@ -94,7 +94,7 @@ def _registrations(url: str, seconds: float) -> wrk.Report:
 
 
 def _cpu(pid: int) -> tuple[float, float]:
-    """What a process's main thread, and all others, have had of the cores, in seconds."""
+    """The CPU time of the main thread of a process, and of all others, in seconds."""
     main = other = 0.0
     for task in Path(f"/proc/{pid}/task").iterdir():
         fields = (task / "stat").read_text("ascii").rsplit(")", 1)[1].split()
@@ -107,13 +107,13 @@ def _cpu(pid: int) -> tuple[float, float]:
 
 
 def _client_cpu() -> float:
-    """Of children that have ended: wrk, and nobody else until the services do."""
+    """Of children that have ended: only wrk, until the services end."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 
 
 def hash_seconds(cost: int) -> float:
-    """A hash, alone."""
+    """The time of a single hash."""
     took = []
     for _ in range(5):
         began = time.perf_counter()
@@ -123,7 +123,7 @@ def hash_seconds(cost: int) -> float:
 
 
 async def writes(folder: Path, how_many: int = 500) -> tuple[float, float, float, float]:
-    """To add a user, and to answer for a notification: of a core, and all other time, in seconds."""
+    """The time to add a user and to complete a delivery: CPU time and all other time, in seconds."""
     async with SqliteUsers(folder / "writes.db") as users:
         people = [
             User.register(email=f"user{number}@example.com", password="correct horse battery", age=30).complete(
@@ -140,20 +140,20 @@ async def writes(folder: Path, how_many: int = 500) -> tuple[float, float, float
         began, cpu = time.perf_counter(), time.process_time()
         for entry in entries:
             await users.outbox.delivered(entry)
-        answer, answer_cpu = time.perf_counter() - began, time.process_time() - cpu
+        delivered, delivered_cpu = time.perf_counter() - began, time.process_time() - cpu
     assert len(entries) == how_many
     return (
         add_cpu / how_many,
         max(0.0, add - add_cpu) / how_many,
-        answer_cpu / how_many,
-        max(0.0, answer - answer_cpu) / how_many,
+        delivered_cpu / how_many,
+        max(0.0, delivered - delivered_cpu) / how_many,
     )
 
 
 async def postgres(url: str, how_many: int = 2000, many: int = 100_000) -> tuple[float, float]:
-    """To add a user to PostgreSQL and to have it on the disk, in seconds; and how many bytes one takes there.
+    """The time to add a user durably to PostgreSQL, in seconds, and the bytes of a user.
 
-    One after the other, as the service adds users there, and through a table with the same constraints.
+    Users are added one after the other, as the service does, to a table with the same constraints.
     """
     connection = await asyncpg.connect(url)
     try:
@@ -175,7 +175,7 @@ async def postgres(url: str, how_many: int = 2000, many: int = 100_000) -> tuple
                 INSERT INTO users (id, mailbox, email, age, password_hash, registered_at)
                 SELECT gen_random_uuid(), $1, $1, 30, $2, now() FROM turn RETURNING id
             ),
-            told AS (INSERT INTO outbox (user_id, email) SELECT id, $1 FROM added)
+            event AS (INSERT INTO outbox (user_id, email) SELECT id, $1 FROM added)
             SELECT pg_notify('simulation', '') FROM added
         """)
         secret = "$hmac-sha384-bcrypt$$2b$12$" + "x" * 53
@@ -200,7 +200,7 @@ async def postgres(url: str, how_many: int = 2000, many: int = 100_000) -> tuple
 
 
 async def measure(folder: Path, postgres_url: str) -> dict[str, Any]:
-    """All of it."""
+    """Run all measurements."""
     commit, postgres_bytes = await postgres(postgres_url)
     add_cpu, add_disk, outbox_cpu, outbox_disk = await writes(folder)
     costs = Costs(
@@ -246,7 +246,7 @@ async def measure(folder: Path, postgres_url: str) -> dict[str, Any]:
 
 
 def read() -> tuple[Mapping[str, Any], Costs, list[Rate], Mapping[str, float]]:
-    """What was measured: conditions, costs, rates, and how many bytes a user takes in each database."""
+    """The measurements: conditions, costs, rates, and the bytes of a user in each database."""
     document = json.loads(MEASURED.read_text("utf-8"))
     costs = document["costs"]
     hashes = {int(cost): seconds for cost, seconds in costs.pop("hash").items()}

@@ -1,8 +1,8 @@
-"""The service as processes and resources: what a registration and a page take, on one host and on many.
+"""A model of the service: registrations and pages, on one host and on many.
 
-What is modelled: cores that threads share, hashing last; the one thread in each process that Python's code runs in; the
-hashing threads; the one place in which storage adds users; the outbox that follows. What is not: the network, memory,
-disks that get slower as they fill, and anything that fails.
+It contains cores, which hashing uses with the lowest priority; the main thread of each process; hashing threads; the
+serialized insertion of users; and the outbox. It does not contain networks, memory, disks that become slower as they
+fill, or failures.
 """
 
 import random
@@ -14,35 +14,35 @@ from benchmarks.simulation.engine import Pass, Process, Resource, Simulation, Ta
 from usersvc.application.mail_delivery import CONCURRENCY
 
 SLICE = 0.004
-"""How long a thread has a core before another one that waits gets it, in seconds."""
+"""The time slice of a thread, in seconds."""
 HASHING = 1
-"""Less urgent than everything else."""
+"""The lowest priority."""
 POLLS = (0.001, 0.002, 0.005, 0.01, 0.015, 0.02, 0.025, 0.025, 0.025, 0.05, 0.05, 0.1)
-"""After which waits SQLite looks again whether another process has released the file, in seconds."""
+"""The delays after which SQLite checks again whether another process has released the file, in seconds."""
 
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """What things take, in seconds, as ``measure`` has found it."""
+    """Measured times, in seconds."""
 
     hash: Mapping[int, float]
-    """By cost: of a core."""
+    """CPU time, by bcrypt cost."""
     register_loop: float
-    """Of a process's main thread, for a registration and its notification."""
+    """CPU time of the main thread for a registration and its mail."""
     page_loop: float
-    """Of a process's main thread, for a page."""
+    """CPU time of the main thread for a page."""
     page_store: float
-    """Of another thread, for the same page."""
+    """CPU time of the storage thread for a page."""
     client_page: float
-    """Of a core, in the program that asks for pages."""
+    """CPU time of the client for a page."""
     add_cpu: float
     add_disk: float
-    """To store a user, alone in the file: of a core, and waiting for the disk."""
+    """Adding a user without contention: CPU time, and waiting for the disk."""
     outbox_cpu: float
     outbox_disk: float
-    """The same to answer for a notification, or to take some."""
+    """The same for completing or leasing deliveries."""
     commit: float
-    """To add a user to PostgreSQL while others wait for their turn: all of it."""
+    """The whole time of adding a user to PostgreSQL, while others wait."""
 
 
 @dataclass
@@ -58,7 +58,7 @@ class Host:
     loops: list[Resource] = field(init=False)
 
     def __post_init__(self) -> None:
-        """Set the resources up."""
+        """Set up the resources."""
         new = self.simulation
         self.core = Resource(new, self.cores)
         self.loops = [Resource(new, 1) for _ in range(self.processes)]
@@ -70,13 +70,13 @@ class Host:
         self.telling = [False] * self.processes
 
     def loop(self, process: int, seconds: float) -> Process:
-        """Python's code, in the main thread of a process."""
+        """Run Python code in the main thread of a process."""
         yield Take(self.loops[process])
         yield from use(self.core, seconds)
         self.loops[process].give()
 
     def hash(self, process: int) -> Process:
-        """A hash, which others may interrupt."""
+        """Compute a hash, which other threads can interrupt."""
         yield Take(self.hashers[process])
         left = self.costs.hash[self.cost]
         while left > 0:
@@ -85,7 +85,7 @@ class Host:
         self.hashers[process].give()
 
     def write(self, process: int, cpu: float, disk: float) -> Process:
-        """A transaction: one at a time in a process, and one in the file, for which processes poll."""
+        """Run a transaction: one at a time in a process, and one in the file, for which processes poll."""
         yield Take(self.writers[process])
         polls = 0
         while not self.file.free:
@@ -98,7 +98,7 @@ class Host:
         self.writers[process].give()
 
     def registrant(self, process: int) -> Process:
-        """Somebody who registers one person after the other."""
+        """A client that registers one user after the other."""
         costs = self.costs
         while True:
             yield from self.loop(process, costs.register_loop)
@@ -111,7 +111,7 @@ class Host:
                 self.simulation.start(self.dispatcher(process))
 
     def dispatcher(self, process: int) -> Process:
-        """Takes what is in the outbox, as much as there are places for."""
+        """Leases due entries of the outbox while slots are free."""
         places = self.places[process]
         while self.outbox[process]:
             yield Take(places)
@@ -123,13 +123,13 @@ class Host:
         self.telling[process] = False
 
     def delivery(self, process: int) -> Process:
-        """Tells somebody, in no time, and answers for it."""
+        """Delivers a mail, which takes no time, and completes its entry."""
         yield Take(self.places[process])
         yield from self.write(process, self.costs.outbox_cpu, self.costs.outbox_disk)
         self.places[process].give()
 
     def reader(self, process: int) -> Process:
-        """Somebody who asks for one page after the other; his program needs a core, too."""
+        """A client that requests one page after the other, and needs a core too."""
         costs = self.costs
         while True:
             yield from use(self.core, costs.client_page)
@@ -142,13 +142,13 @@ class Host:
 def saturated(
     costs: Costs, *, what: str, processes: int, cost: int, cores: int, connections: int = 16, seconds: float = 30.0
 ) -> float:
-    """How many registrations or pages a second one host gives to those who ask again at once."""
+    """Registrations or pages a second of one host, with clients that send the next request at once."""
     simulation = Simulation()
     host = Host(simulation, costs, cores, processes, cost)
     ask: Callable[[int], Process] = host.registrant if what == "registrations" else host.reader
     for connection in range(connections):
         simulation.start(ask(connection % processes))
-    # What a first moment is like is not what the rest is.
+    # The beginning is not representative.
     simulation.run(seconds / 10)
     before = host.done
     simulation.run(seconds)
@@ -157,32 +157,32 @@ def saturated(
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How registrations fared that came at their own pace."""
+    """The results of registrations at a given rate."""
 
     p50: float
     p99: float
-    """How long they took, in seconds."""
+    """Percentiles of the latency, in seconds."""
     refused: float
-    """The share that found no room."""
+    """The share that was rejected because the queue was full."""
     storing: float
-    """The share of its time that the place where users are added was busy, of the busiest shard."""
+    """The share of time for which the busiest shard was adding users."""
     unstored: int
-    """How many waited there at the end."""
+    """The number that waited there at the end."""
 
 
 def arriving(
     costs: Costs, *, rate: float, instances: int, cost: int, shards: int, seconds: float, queue: int = 64
 ) -> Outcome:
-    """Let registrations come at random at instances of one core each, that store them one after the other.
+    """Simulate random arrivals at instances of one core each, which store users one after the other.
 
     Args:
-        costs: what things take.
+        costs: measured times.
         rate: registrations a second.
-        instances: how many there are; they are asked in turn.
+        instances: their number; requests are distributed in turn.
         cost: of bcrypt.
-        shards: how many databases there are, each of which stores one at a time.
-        seconds: for how long.
-        queue: how many may wait for the one thread of an instance.
+        shards: the number of databases, each of which adds one user at a time.
+        seconds: the simulated time.
+        queue: the length of the hashing queue of an instance.
     """
     simulation = Simulation()
     chance = random.Random(8)

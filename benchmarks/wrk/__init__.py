@@ -1,4 +1,4 @@
-"""Loads a server with wrk, and reads what it reports."""
+"""Loads a server with wrk, and parses its report."""
 
 import json
 import shutil
@@ -16,14 +16,14 @@ _runs = count()
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a run came to."""
+    """The result of a run."""
 
     requests: int
     seconds: float
     p50_ms: float
     p99_ms: float
     errors: int
-    """Answers other than 2xx and 3xx, and connections that failed."""
+    """Responses other than 2xx and 3xx, and failed connections."""
 
     @property
     def rate(self) -> float:
@@ -33,19 +33,19 @@ class Report:
 
 def need_wrk() -> None:
     """Raises:
-    SystemExit: wrk is not there.
+    SystemExit: wrk is not installed.
     """
     if shutil.which("wrk") is None:
         sys.exit("wrk is missing: install the package wrk of your distribution")
 
 
 def get(url: str, *, seconds: float, connections: int, headers: Mapping[str, str]) -> Report:
-    """Ask for one thing over and over."""
+    """Send the same request repeatedly."""
     return _run(url, seconds, connections, headers, "report.lua")
 
 
 def register(base: str, *, seconds: float, connections: int) -> Report:
-    """Register people, each with an address of his own."""
+    """Register users, each with a new address."""
     return _run(f"{base}/register", seconds, connections, {}, "register.lua", str(next(_runs)))
 
 

@@ -1,4 +1,4 @@
--- Registers somebody new with each request; the argument keeps the addresses of two runs apart.
+-- Registers a new user with each request; the argument makes the addresses of two runs different.
 local counter = 0
 local run = "0"
 

@@ -50,7 +50,7 @@ class Journal:
             async with asyncio.timeout(CALL_TIMEOUT):
                 return await asyncio.get_running_loop().run_in_executor(self._thread, work)
         except TimeoutError:
-            raise StorageUnavailable("the journal does not answer in time") from None
+            raise StorageUnavailable("the journal does not respond in time") from None
         except OSError as error:
             # Without the path, which does not belong into a log.
             raise StorageUnavailable(f"the journal fails: {error.strerror}") from error

@@ -17,7 +17,7 @@ TIMEOUT = timedelta(seconds=20)
 """For the whole conversation; less than the dispatcher gives an attempt."""
 
 ABOUT_THE_MESSAGE = frozenset({400, 410, 413, 422})
-"""Answers that a repetition of the same message would get again; all others may be mended at the other end."""
+"""Statuses that a retry of the same message would get again; all others may be fixed by the receiver."""
 
 
 class WebhookNotifier:
@@ -55,7 +55,7 @@ class WebhookNotifier:
 
         Raises:
             Undeliverable: the receiver rejects this message permanently.
-            aiohttp.ClientError: there is no answer.
+            aiohttp.ClientError: there is no response.
             ConnectionError: there is one that does not take the message.
         """
         if self._session is None:
@@ -69,12 +69,12 @@ class WebhookNotifier:
         ).encode()
         headers = {"Content-Type": "application/json", **self._signed(f"welcome-{event.user_id}", body)}
         # Following a redirect would send the message to another receiver.
-        async with self._session.post(self._url, data=body, headers=headers, allow_redirects=False) as answer:
-            if answer.status in ABOUT_THE_MESSAGE:
-                raise Undeliverable(f"the hook refuses the message ({answer.status})")
+        async with self._session.post(self._url, data=body, headers=headers, allow_redirects=False) as response:
+            if response.status in ABOUT_THE_MESSAGE:
+                raise Undeliverable(f"the hook rejects the message ({response.status})")
             # Not by aiohttp's own error, which would name the URL, and that may hold a secret.
-            if not answer.ok or answer.status >= 300:  # noqa: PLR2004  # a redirection is no success
-                raise ConnectionError(f"the hook answers {answer.status}")
+            if not response.ok or response.status >= 300:  # noqa: PLR2004  # a redirection is not a success
+                raise ConnectionError(f"the hook responded {response.status}")
 
     def _signed(self, message_id: str, body: bytes) -> dict[str, str]:
         sent_at = str(int(utc_now().timestamp()))

@@ -1,4 +1,4 @@
-"""The HTTP interface in the words of its contract: what clients send, and what every answer looks like."""
+"""The HTTP interface in the words of its contract: what clients send, and what responses have in common."""
 
 import re
 from typing import Any, NamedTuple
@@ -12,12 +12,12 @@ _REGISTERED_AT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z")
 
 
 def person(**changes: object) -> dict[str, Any]:
-    """What a person who is not registered yet would send."""
+    """The body of a registration with a new address."""
     return {"email": f"{uuid4().hex}@example.com", "password": PASSWORD, "age": 30} | changes
 
 
 def register(client: httpx.Client, **changes: object) -> dict[str, Any]:
-    """Register somebody and give the user as the answer shows it."""
+    """Register a user, and return it as in the response."""
     response = client.post("/register", json=person(**changes))
     assert response.status_code == 201, response.text
     user: dict[str, Any] = response.json()["data"]
@@ -25,7 +25,7 @@ def register(client: httpx.Client, **changes: object) -> dict[str, Any]:
 
 
 def pages_from(client: httpx.Client, link: str | None) -> list[list[dict[str, Any]]]:
-    """Every page from a link on, by following ``links.next`` to the end."""
+    """All pages from a link on, following ``links.next``."""
     pages = []
     while link is not None:
         response = client.get(link)
@@ -43,12 +43,8 @@ def users_from(client: httpx.Client, link: str) -> list[dict[str, Any]]:
 
 
 def assert_user(user: dict[str, Any], sent: dict[str, Any]) -> None:
-    assert user == {
-        "id": user["id"],
-        "email": sent["email"],
-        "age": sent["age"],
-        "registered_at": user["registered_at"],
-    }
+    assert set(user) == {"id", "email", "age", "registered_at"}
+    assert (user["email"], user["age"]) == (sent["email"], sent["age"])
     assert str(UUID(user["id"])) == user["id"]
     assert UUID(user["id"]).version == 7
     assert _REGISTERED_AT.fullmatch(user["registered_at"])
@@ -62,32 +58,22 @@ def assert_common_headers(response: httpx.Response) -> None:
 
 
 def assert_problem(response: httpx.Response, status: int, code: str) -> dict[str, Any]:
-    """Check all that is the same for every error, and give the document."""
+    """Check what all problems have in common, and return the document."""
     assert response.status_code == status, response.text
     assert response.headers["Content-Type"] == "application/problem+json"
     assert_common_headers(response)
     document: dict[str, Any] = response.json()
-    always = {"type", "title", "status", "detail", "instance", "code"}
-    assert set(document) == (always | {"errors"} if code == "validation-failed" else always)
-    assert document["code"] == code
-    assert document["status"] == status
-    assert document["type"] == f"/problems/{code}"
+    errors = {"errors"} if code == "validation-failed" else set()
+    assert set(document) == {"type", "title", "status", "detail", "instance", "code"} | errors
+    assert (document["type"], document["status"], document["code"]) == (f"/problems/{code}", status, code)
     assert document["title"]
     assert document["detail"]
     assert response.headers["X-Request-ID"] in httpx.URL(document["instance"]).path
     return document
 
 
-def broken(document: dict[str, Any]) -> set[tuple[str, str]]:
-    """The fields and codes of a validation error."""
-    for error in document["errors"]:
-        assert set(error) == {"field", "code", "message"}
-        assert error["message"]
-    return {(error["field"], error["code"]) for error in document["errors"]}
-
-
 class RawResponse(NamedTuple):
-    """A response as it came over the wire, and what came behind its head."""
+    """The head of a response from the wire, and all bytes after it."""
 
     status: int
     headers: dict[str, str]
@@ -103,7 +89,7 @@ class RawResponse(NamedTuple):
 
 
 def read_responses(raw: bytes) -> list[RawResponse]:
-    """All responses of a connection; each one's ``rest`` is its own body."""
+    """All responses of a connection; the ``rest`` of each is its own body."""
     responses = []
     while raw:
         response = RawResponse.read(raw)

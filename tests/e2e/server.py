@@ -1,4 +1,4 @@
-"""Runs the real service as a process of its own: what a person starts, seen from outside."""
+"""Runs the real service as a separate process."""
 
 import os
 import re
@@ -20,15 +20,15 @@ SERVE = (sys.executable, "-m", "usersvc", "serve")
 UVICORN = (sys.executable, "-m", "uvicorn", "--factory", "usersvc.bootstrap:create_asgi_app")
 
 DEADLINE = 30.0
-"""Seconds after which something that should have happened is taken for never happening."""
+"""Seconds to wait for anything before the test fails."""
 
 _ADDRESS = re.compile(r"Uvicorn running on (http://\S+)")
 
 
 def environment(settings: Mapping[str, str]) -> dict[str, str]:
-    """This process's environment with these settings of the service and no others."""
+    """The environment of this process, with these settings of the service and no others."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("USERSVC_")}
-    # Without a rate limit, since all the people of the tests come from one address.
+    # Without a rate limit, since all clients of the tests have one address.
     ours = {"USERSVC_PORT": "0", "USERSVC_BCRYPT_COST": "4", "USERSVC_REGISTER_RATE": ""}
     return inherited | ours | dict(settings)
 
@@ -36,7 +36,7 @@ def environment(settings: Mapping[str, str]) -> dict[str, str]:
 def run_to_end(
     folder: Path, settings: Mapping[str, str], command: Sequence[str] = SERVE
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command that is expected to end by itself."""
+    """Run a command that ends by itself."""
     return subprocess.run(
         command,
         cwd=folder,
@@ -56,14 +56,12 @@ def free_port() -> int:
 
 
 class Service:
-    """A service that answers; `running` makes one."""
+    """A process of the service; `running` starts and stops one."""
 
     def __init__(self, folder: Path, settings: Mapping[str, str], command: Sequence[str]) -> None:
         self.folder = folder
         self.url = f"http://127.0.0.1:{settings['USERSVC_PORT']}" if "USERSVC_PORT" in settings else ""
         self._lines: list[str] = []
-        self._all_read = False
-        self._news = threading.Condition()
         self._process = subprocess.Popen(
             command,
             cwd=folder,
@@ -72,114 +70,103 @@ class Service:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            # A group of its own, so that its workers can be killed with it.
+            # In a separate group, so that its workers can be killed with it.
             start_new_session=True,
         )
         assert self._process.stdout is not None
-        # A thread empties the pipe, so that a talkative service never waits for a test that is not listening.
+        self.pid = self._process.pid
+        # A thread reads the pipe, so that the service never waits for a test to read its output.
         self._reader = threading.Thread(target=self._read, args=[self._process.stdout])
         self._reader.start()
 
     @property
     def output(self) -> str:
-        """Everything written so far, to standard output and standard error."""
-        with self._news:
-            return "".join(self._lines)
+        """Everything written so far to standard output and standard error."""
+        return "".join(self._lines)
 
     @property
     def errors(self) -> list[str]:
-        """The lines of failures that it has logged so far, in the form for people."""
+        """The lines of failures that it has logged so far, in console format."""
         return [line for line in self.output.splitlines() if re.search(r"\[(error|critical) *\]|Traceback", line)]
 
     @property
-    def pid(self) -> int:
-        return self._process.pid
-
-    @property
     def address(self) -> tuple[str, int]:
-        """Where it listens."""
-        url = httpx.URL(self.url)
-        assert url.port is not None
-        return url.host, url.port
+        """The host and port that it listens on."""
+        host, _, port = self.url.removeprefix("http://").partition(":")
+        return host, int(port)
 
     def client(self) -> httpx.Client:
-        # Idle connections are given up sooner than the service does, so that none is closed just when it is used.
-        return httpx.Client(
-            base_url=self.url, trust_env=False, timeout=DEADLINE, limits=httpx.Limits(keepalive_expiry=2)
-        )
+        # Idle connections are closed before the service closes them, so that no request is sent on a closing one.
+        limits = httpx.Limits(keepalive_expiry=2)
+        return httpx.Client(base_url=self.url, trust_env=False, timeout=DEADLINE, limits=limits)
 
     def async_client(self) -> httpx.AsyncClient:
         return httpx.AsyncClient(base_url=self.url, trust_env=False, timeout=DEADLINE)
 
     def wait_for_output(self, pattern: str | re.Pattern[str], count: int = 1) -> list[str]:
-        """Wait until a pattern has matched so often, and give what matched.
+        """Wait until a pattern has matched ``count`` times, and return the matches.
 
         Raises:
-            AssertionError: it did not within the deadline, or the process ended without.
+            AssertionError: not within the deadline, or the process ended.
         """
-        matches: list[str] = []
+        deadline = time.monotonic() + DEADLINE
+        while True:
+            has_ended = not self._reader.is_alive()
+            matches: list[str] = re.findall(pattern, self.output)
+            if len(matches) >= count:
+                return matches
+            if has_ended or time.monotonic() > deadline:
+                raise AssertionError(f"no {pattern!r} in:\n{self.output}")
+            time.sleep(0.01)
 
-        def seen() -> bool:
-            matches[:] = re.findall(pattern, "".join(self._lines))
-            return len(matches) >= count or self._all_read
-
-        with self._news:
-            self._news.wait_for(seen, DEADLINE)
-            assert len(matches) >= count, f"no {pattern!r} in:\n{''.join(self._lines)}"
-        return matches
-
-    def wait_until_it_answers(self) -> None:
-        """Wait for the answer of /livez.
+    def wait_until_it_responds(self) -> None:
+        """Wait until ``/livez`` responds with ``200``.
 
         Raises:
-            AssertionError: it did not come within the deadline, or the process ended.
+            AssertionError: not within the deadline, or the process ended.
         """
-        # A service that logs little does not tell its address: it was given one.
+        # A service that logs little does not print its address: then the test has chosen the port.
         self.url = self.url or self.wait_for_output(_ADDRESS)[0]
         deadline = time.monotonic() + DEADLINE
-        # One client, since to make one takes more of a core than the service has left then.
+        # One client for all attempts, since creating one takes CPU time that the service needs.
         with self.client() as client:
             # With several workers the address is printed before the first of them listens.
-            while not _answers(client):
+            while not _responds(client):
                 assert self._process.poll() is None, f"ended at start:\n{self.output}"
-                assert time.monotonic() < deadline, f"does not answer:\n{self.output}"
+                assert time.monotonic() < deadline, f"does not respond:\n{self.output}"
                 time.sleep(0.02)
 
     def talk(self, data: bytes, *, then_half_close: bool = False) -> bytes:
-        """Send bytes, and give all that comes back until the service closes the connection."""
+        """Send bytes, and return everything received until the service closes the connection."""
         with socket.create_connection(self.address, DEADLINE) as connection:
-            answer = b""
-            # A service that has had enough may close before it has read everything.
+            received = b""
+            # The service may close the connection before it has read everything.
             with suppress(ConnectionError):
                 connection.sendall(data)
                 if then_half_close:
                     connection.shutdown(socket.SHUT_WR)
             with suppress(ConnectionError):
                 while piece := connection.recv(65536):
-                    answer += piece
-        return answer
+                    received += piece
+        return received
 
     def ask_to_stop(self) -> None:
-        """Send SIGTERM, as container engines and service managers do."""
+        """Send SIGTERM."""
         self._process.send_signal(signal.SIGTERM)
 
     def ended(self) -> int:
-        """Wait for the end, and give the exit code.
-
-        Raises:
-            subprocess.TimeoutExpired: it does not end within the deadline.
-        """
+        """Wait for the end, at most until the deadline, and return the exit code."""
         code = self._process.wait(DEADLINE)
         self._reader.join()
         return code
 
     def stop(self) -> int:
-        """Ask it to stop, and give the exit code."""
+        """Stop it gracefully, and return the exit code."""
         self.ask_to_stop()
         return self.ended()
 
     def kill(self) -> None:
-        """End it the way a power cut would."""
+        """Kill it with its workers."""
         os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
         self._reader.join()
@@ -187,15 +174,10 @@ class Service:
     def _read(self, stream: IO[str]) -> None:
         with stream:
             for line in stream:
-                with self._news:
-                    self._lines.append(line)
-                    self._news.notify_all()
-        with self._news:
-            self._all_read = True
-            self._news.notify_all()
+                self._lines.append(line)
 
 
-def _answers(client: httpx.Client) -> bool:
+def _responds(client: httpx.Client) -> bool:
     try:
         return client.get("/livez").status_code == httpx.codes.OK
     except httpx.TransportError:
@@ -203,7 +185,7 @@ def _answers(client: httpx.Client) -> bool:
 
 
 class StartService(Protocol):
-    """Starts a service in the test's own folder; the same folder each time."""
+    """Starts a service in the folder of the test."""
 
     def __call__(self, **settings: str) -> Service: ...
 
@@ -212,10 +194,10 @@ class StartService(Protocol):
 def running(
     folder: Path, settings: Mapping[str, str] | None = None, command: Sequence[str] = SERVE
 ) -> Iterator[Service]:
-    """Run the service in a folder, on a port that the system chooses; it is stopped at the end if it still runs."""
+    """Run the service in a folder, on a free port, and stop it at the end if it still runs."""
     service = Service(folder, settings or {}, command)
     try:
-        service.wait_until_it_answers()
+        service.wait_until_it_responds()
         yield service
     finally:
         try:
@@ -226,6 +208,6 @@ def running(
 
 
 def break_reads(path: Path) -> None:
-    """Let every query of users fail from now on, as on a damaged database."""
+    """Make every query of users fail from now on, as on a damaged database."""
     with closing(sqlite3.connect(path)) as database:
         database.execute("ALTER TABLE users RENAME TO gone")

@@ -219,7 +219,7 @@ def run(folder: Path, *, mailboxes: int, contested: int, command: Sequence[str] 
 
         instances = [instance(port) for port in ports]
         for each in instances:
-            each.wait_until_it_answers()
+            each.wait_until_it_responds()
         front = stack.enter_context(proxy(folder, [each.address for each in instances]))
         began = time.monotonic()
         crowd = Crowd(front, registrations(mailboxes, contested))
@@ -235,7 +235,7 @@ def run(folder: Path, *, mailboxes: int, contested: int, command: Sequence[str] 
         instances.append(instance(ports[0]))
         crowd.wait_for_all()
         seconds = time.monotonic() - began
-        instances[-1].wait_until_it_answers()
+        instances[-1].wait_until_it_responds()
         _wait_until_told(database)
         with front.client() as client:
             listed = [user["id"] for page in pages_from(client, "/users?limit=200&order=asc") for user in page]

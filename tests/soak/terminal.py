@@ -144,7 +144,7 @@ class Terminal:
         ours = {"USERSVC_PORT": port, "USERSVC_REGISTER_RATE": "60/minute"}
         command = (sys.executable, "-m", "usersvc", "serve")
         service = self._start(SERVICE, ours | self._to_real(self._exported | settings), command)
-        service.wait_until_it_answers()
+        service.wait_until_it_responds()
         return self._to_shown("\n".join(service.output.splitlines()[:lines]))
 
     def _take_mail(self, command: list[str]) -> str:

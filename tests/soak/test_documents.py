@@ -1,4 +1,4 @@
-"""The examples of the README and of the pages in docs/, executed; see `tests.soak.terminal`."""
+"""Executes the examples of the README and of the pages in docs/."""
 
 import shutil
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.server import Service
-from tests.soak.terminal import Example, Terminal, examples_in
+from tests.soak.terminal import Terminal, examples_in
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -15,7 +15,7 @@ WITH_EXAMPLES = [document for document in DOCUMENTS if [*examples_in(document.re
 needs_curl = pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 
 
-def assert_examples_work(text: str, folder: Path, service: Service | None = None) -> None:
+def execute_examples(text: str, folder: Path, service: Service | None = None) -> None:
     examples = [*examples_in(text)]
     assert examples, "there is no example"
     with Terminal(folder, service) as terminal:
@@ -26,7 +26,7 @@ def assert_examples_work(text: str, folder: Path, service: Service | None = None
 @needs_curl
 @pytest.mark.parametrize("document", WITH_EXAMPLES, ids=lambda document: document.name)
 def test_the_examples_of_a_document_work(document: Path, tmp_path: Path) -> None:
-    assert_examples_work(document.read_text("utf-8"), tmp_path)
+    execute_examples(document.read_text("utf-8"), tmp_path)
 
 
 def test_the_documents_that_teach_have_examples() -> None:
@@ -34,26 +34,10 @@ def test_the_documents_that_teach_have_examples() -> None:
 
 
 GOOD = """
-```sh
-make run
-```
-
 ```console
-$ curl -i http://127.0.0.1:8000/livez \\
-    -H 'X-Request-ID: 1'
-HTTP/1.1 200 OK
-date: Sat, 31 Jan 2026 09:30:00 GMT
-content-type: application/json
-x-content-type-options: nosniff
-cache-control: no-store
-content-security-policy: default-src 'none'; frame-ancestors 'none'
-x-frame-options: DENY
-referrer-policy: no-referrer
-cross-origin-resource-policy: same-origin
+$ curl -s -D - -o /dev/null -w '%{http_code}\\n' http://127.0.0.1:8000/livez \\
+    -H 'X-Request-ID: 1' | grep request-id
 x-request-id: 1
-content-length: 24
-
-{"data":{"status":"ok"}}
 $ curl -s http://127.0.0.1:8000/readyz
 {"data":{"status":"ok"}}
 ```
@@ -61,10 +45,8 @@ $ curl -s http://127.0.0.1:8000/readyz
 
 
 @needs_curl
-def test_a_good_example_passes(service: Service, tmp_path: Path) -> None:
-    examples = [example for example in examples_in(GOOD) if isinstance(example, Example)]
-    assert [output.count("\n") for _, output in examples] == [12, 0]
-    assert_examples_work(GOOD, tmp_path, service)
+def test_a_correct_example_passes(service: Service, tmp_path: Path) -> None:
+    execute_examples(GOOD, tmp_path, service)
 
 
 @needs_curl
@@ -72,16 +54,12 @@ def test_a_good_example_passes(service: Service, tmp_path: Path) -> None:
     "text",
     [
         "no example",
-        "```sh\n$ curl -s http://127.0.0.1:8000/livez\n```\n",
         GOOD.replace("ok", "fine"),
-        GOOD.replace("x-request-id: 1", "x-request-id: 2"),
-        GOOD.replace("content-length: 24\n", ""),
+        GOOD.replace("x-request-id: 1\n", ""),
         GOOD.replace("/readyz", "/nowhere"),
-        "```console\n{}\n$ curl -s http://127.0.0.1:8000/livez\n```\n",
-        "```console\n$ curl -s\n```\n",
-        "```console\n$ echo\n```\n",
+        "```console\n$ rm README.md\n```\n",
     ],
 )
-def test_a_bad_example_is_found(service: Service, tmp_path: Path, text: str) -> None:
+def test_a_wrong_example_fails(service: Service, tmp_path: Path, text: str) -> None:
     with pytest.raises(AssertionError):
-        assert_examples_work(text, tmp_path, service)
+        execute_examples(text, tmp_path, service)

@@ -1,4 +1,4 @@
-"""What ``docs/scaling.md`` says is what the simulation prints, and that is near what was measured."""
+"""``docs/scaling.md`` shows the output of the simulation, which is close to the measured values."""
 
 from pathlib import Path
 
@@ -9,12 +9,12 @@ from benchmarks.simulation.measure import read
 from benchmarks.simulation.model import saturated
 
 
-def test_the_simulation_reproduces_what_was_measured_where_hashing_is_what_takes_time() -> None:
+def test_simulated_rates_are_close_to_measured_ones_where_hashing_dominates() -> None:
     conditions, costs, rates, _ = read()
-    # For the others the page says how far it is from right, and why.
-    compared_ones = [rate for rate in rates if rate.what == "registrations" and rate.cost >= 8]
-    assert {rate.processes for rate in compared_ones} == {1, 2}
-    for rate in compared_ones:
+    # The page states the deviations of the others, and the reasons.
+    hashing = [rate for rate in rates if rate.what == "registrations" and rate.cost >= 8]
+    assert {rate.processes for rate in hashing} == {1, 2}
+    for rate in hashing:
         simulated = saturated(
             costs,
             what=rate.what,
@@ -27,7 +27,7 @@ def test_the_simulation_reproduces_what_was_measured_where_hashing_is_what_takes
         assert simulated == pytest.approx(rate.rate, rel=0.1), rate
 
 
-def test_the_figures_in_the_documentation_are_those_that_the_command_prints() -> None:
+def test_the_tables_of_the_document_equal_the_output_of_the_simulation() -> None:
     text = (Path(__file__).parents[2] / "docs" / "scaling.md").read_text("utf-8")
     for part in (compared, needed, ends):
         assert "\n```text\n" + "\n".join(part()) + "\n```\n" in text

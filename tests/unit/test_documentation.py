@@ -1,8 +1,9 @@
-"""What the pages in docs/ and the README say of names, defaults, codes and figures is what the code has."""
+"""Names, defaults, codes and tables in README.md, CONTRIBUTING.md and docs/ are those of the code."""
 
 import ast
 import re
 from collections.abc import Iterator
+from itertools import takewhile
 from pathlib import Path
 
 import click
@@ -18,81 +19,60 @@ from usersvc.web.problems import PROBLEMS
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
-DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md"))]
+DOCUMENTS = [*(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "SECURITY")), *sorted(DOCS.glob("*.md"))]
 TEXT_OF = {document.name: document.read_text("utf-8") for document in DOCUMENTS}
 EVERYTHING = "\n".join(TEXT_OF.values())
 
 
 def rows(page: str, heading: str) -> list[list[str]]:
-    """The cells of the table whose first line of cells is the heading."""
+    """The cells of the table below a heading line."""
     lines = TEXT_OF[page].splitlines()
-    begin = lines.index(heading) + 2
-    found = []
-    for line in lines[begin:]:
-        if not line.startswith("|"):
-            break
-        # A bar in code is written with a backslash.
-        found.append([cell.strip().replace(r"\|", "|") for cell in re.split(r"(?<!\\)\|", line)[1:-1]])
-    return found
-
-
-def blocks(kind: str) -> Iterator[tuple[str, str]]:
-    """The fenced blocks of a kind, each with the name of its document."""
-    for name, text in TEXT_OF.items():
-        for block in re.findall(rf"^ *```{kind}\b[^\n]*\n(.*?)^ *```$", text, re.DOTALL | re.MULTILINE):
-            yield name, block
-
-
-# --- settings ---
+    table = takewhile(lambda line: line.startswith("|"), lines[lines.index(heading) + 2 :])
+    # In code, a vertical bar is escaped.
+    return [[cell.strip().replace(r"\|", "|") for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in table]
 
 
 SETTINGS = {row[0].strip("`"): row[1:] for row in rows("configure.md", "| name | default | accepts | what it is |")}
 
 
-def test_the_table_of_settings_has_all_of_them_and_no_other() -> None:
+def test_the_table_of_settings_is_complete() -> None:
     assert set(SETTINGS) == set(VARIABLES)
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_a_default_is_what_the_table_says(name: str) -> None:
-    default, defaults = SETTINGS[name][0], Settings.from_environment({})
+def test_a_setting_has_the_default_and_the_values_of_the_table(name: str) -> None:
+    default, accepts, *_ = SETTINGS[name]
+    defaults = Settings.from_environment({})
     attribute = {"database_url": "database", "smtp_url": "smtp"}.get(short := name[8:].lower(), short)
     if default == "none":
         assert not getattr(defaults, attribute)
     elif default == "cores":
         assert getattr(defaults, attribute) == cores()
     else:
-        # To set it to its default changes nothing.
         assert Settings.from_environment({name: default.strip("`")}) == defaults
+    if name != "USERSVC_HOST":
+        with pytest.raises(InvalidSetting) as refused:
+            Settings.from_environment({name: " "})
+        assert str(refused.value) == f"{name} accepts {accepts.replace('`', '')}."
 
 
-@pytest.mark.parametrize("name", sorted(set(SETTINGS) - {"USERSVC_HOST"}))
-def test_what_a_setting_accepts_is_what_the_table_says(name: str) -> None:
-    with pytest.raises(InvalidSetting) as refused:
-        Settings.from_environment({name: " "})
-    assert str(refused.value) == f"{name} accepts {SETTINGS[name][1].replace('`', '')}."
-
-
-def test_every_setting_that_a_document_names_is_one() -> None:
+def test_every_named_setting_exists() -> None:
     in_files = {f"{name}_FILE" for name in SECRETS}
     assert set(re.findall(r"\bUSERSVC_[A-Z_]+[A-Z]\b", EVERYTHING)) <= set(VARIABLES) | in_files
 
 
-def test_the_secrets_that_may_be_in_files_are_named() -> None:
+def test_the_settings_that_hold_secrets_are_listed() -> None:
     [named] = re.findall(r"^Settings that hold secrets \(([^)]*)\)", TEXT_OF["configure.md"], re.MULTILINE)
     assert re.findall(r"USERSVC_[A-Z_]+", named) == list(SECRETS)
 
 
-# --- codes ---
-
-
-def test_the_table_of_problems_is_that_of_the_code() -> None:
+def test_the_table_of_problems_equals_the_code() -> None:
     assert rows("api.md", "| status | code | what it means |") == [
         [str(problem.status), f"`{problem.code}`", problem.description] for problem in PROBLEMS.values()
     ]
 
 
-def test_the_table_of_broken_fields_has_every_code() -> None:
+def test_the_table_of_invalid_fields_has_every_code() -> None:
     in_code = set()
     modules = [ROOT / f"usersvc/domain/{name}.py" for name in ("user", "email_address", "password")]
     for module in (*modules, *(ROOT / "usersvc/web/schemas").glob("*.py")):
@@ -104,24 +84,21 @@ def test_the_table_of_broken_fields_has_every_code() -> None:
     assert len(in_code) > 10
 
 
-# --- operation ---
-
-
-async def test_the_table_of_metrics_is_that_of_the_code() -> None:
+async def test_the_table_of_metrics_equals_the_code() -> None:
     exposition = (await PrometheusMetrics().exposition(InMemoryOutbox())).decode()
-    words = dict(re.findall(r"^# HELP (usersvc_\w+) (.*)$", exposition, re.MULTILINE))
+    texts = dict(re.findall(r"^# HELP (usersvc_\w+) (.*)$", exposition, re.MULTILINE))
     kinds = dict(re.findall(r"^# TYPE (usersvc_\w+) (.*)$", exposition, re.MULTILINE))
     documented = [
         (name.strip("`"), kind, what)
         for name, kind, _, what in rows("metrics.md", "| name | type | labels | what it is |")
     ]
-    # When each series began is told beside it.
+    # `_created` has the time at which a series began.
     assert sorted(documented) == sorted(
-        (name, kinds[name], words[name]) for name in words if not name.endswith("_created")
+        (name, kinds[name], texts[name]) for name in texts if not name.endswith("_created")
     )
 
 
-def test_every_alert_says_what_to_do() -> None:
+def test_every_alert_has_a_section() -> None:
     groups = yaml.safe_load((ROOT / "deploy/observability/alerts.yaml").read_text("utf-8"))["groups"]
     alerts = [rule["alert"] for group in groups for rule in group["rules"]]
     section = TEXT_OF["operate.md"].partition("\n## Alerts\n")[2].partition("\n## ")[0]
@@ -142,26 +119,26 @@ def commands_of(command: click.Command, path: str) -> Iterator[tuple[str, str]]:
 COMMANDS = dict(commands_of(program, "usersvc"))
 
 
-def test_the_table_of_commands_is_that_of_the_code() -> None:
-    documented = {name.strip("`"): words for name, words in rows("commands.md", "| command | what it does |")}
+def test_the_table_of_commands_equals_the_code() -> None:
+    documented = {name.strip("`"): text for name, text in rows("commands.md", "| command | what it does |")}
     assert documented == COMMANDS
 
 
-def test_every_command_that_is_named_exists() -> None:
+def test_every_named_command_exists() -> None:
     groups = "|".join(sorted({name.split()[1] for name in COMMANDS if name.count(" ") > 1}))
     named = set(re.findall(rf"\busersvc (?:{groups}) [a-z]+\b", EVERYTHING))
     assert len(named) > 5
     assert named <= set(COMMANDS)
 
 
-def test_every_target_of_make_that_is_named_exists() -> None:
+def test_every_named_target_of_make_exists() -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
     named = set(re.findall(r"(?:`|^)make ([a-z][a-z-]*)", EVERYTHING, re.MULTILINE))
     assert len(named) > 5
     assert named <= targets
 
 
-def test_every_schema_version_is_told_of() -> None:
+def test_every_schema_version_is_listed() -> None:
     assert [row[0] for row in rows("upgrade.md", "| schema | what it added |")] == [
         str(version) for version in range(1, len(MIGRATIONS) + 1)
     ]
@@ -173,43 +150,55 @@ def test_a_migration_only_adds(migration: str) -> None:
         assert re.match(r"\s*(CREATE (TABLE|INDEX)|ALTER TABLE \w+ ADD COLUMN)\b", statement)
 
 
-# --- the rest ---
-
-
-def test_every_file_that_is_named_exists() -> None:
+def test_every_named_file_exists() -> None:
     named = set(re.findall(r"`((?:usersvc|tests|features|deploy|docs|benchmarks|tools)/[\w./-]*)`", EVERYTHING))
     assert len(named) > 20
     assert [each for each in sorted(named) if not (ROOT / each).exists()] == []
 
 
+SECURITY_DOCUMENTS = ("SECURITY.md", "docs/threat-model.md", "docs/security-requirements.md")
+QUOTED = {
+    quoted for name in SECURITY_DOCUMENTS for quoted in re.findall(r"`([^`\n]+)`", (ROOT / name).read_text("utf-8"))
+}
+
+
+def test_every_test_that_a_security_document_names_exists() -> None:
+    named = {each for each in QUOTED if re.match(r"(unit|contract|integration|asgi|e2e|soak)/", each)}
+    assert len(named) > 20
+    for each in named:
+        file, _, test = each.partition("::")
+        assert f"def {test}" in (ROOT / "tests" / file).read_text("utf-8"), each
+
+
+def test_every_module_that_a_security_document_names_exists() -> None:
+    paths = r"(web|adapters|application|domain|server)/(\S+\.(py|txt))?"
+    named = {each for each in QUOTED if re.fullmatch(paths, each)}
+    assert len(named) > 10
+    assert [each for each in named if not (ROOT / "usersvc" / each).exists()] == []
+
+
 @pytest.mark.parametrize(
     "document", ["README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", "benchmarks/README.md"]
 )
-def test_every_link_of_a_document_beside_the_pages_resolves(document: str) -> None:
+def test_every_link_of_a_document_outside_the_site_resolves(document: str) -> None:
     file = ROOT / document
     for target in re.findall(r"\]\((?!https?://)([^)#]+)", file.read_text("utf-8")):
         assert (file.parent / target).exists(), target
 
 
-def test_every_class_that_the_drawing_and_the_layout_name_exists() -> None:
-    drawing = (DOCS / "images/layout.svg").read_text("utf-8")
-    drawn = set(re.findall(r">([A-Z][a-z]+(?:[A-Z][a-z]+)+|AiohttpASGI|PROBLEMS)<", drawing))
-    told = set(re.findall(r"`([A-Z][a-z]+(?:[A-Z][a-z]+)+|Users|Outbox|Notifier)`", TEXT_OF["architecture.md"]))
+def test_every_class_in_the_diagram_and_on_the_architecture_page_exists() -> None:
+    diagram = (DOCS / "images/layout.svg").read_text("utf-8")
+    named = set(re.findall(r">([A-Z][a-z]+(?:[A-Z][a-z]+)+|AiohttpASGI|PROBLEMS)<", diagram))
+    named |= set(re.findall(r"`([A-Z][a-z]+(?:[A-Z][a-z]+)+|Users|Outbox|Notifier)`", TEXT_OF["architecture.md"]))
     source = "\n".join(path.read_text("utf-8") for path in (ROOT / "usersvc").rglob("*.py"))
-    assert len(drawn | told) > 15
-    for name in drawn | told:
+    assert len(named) > 15
+    for name in named:
         assert re.search(rf"^(class |def )?{name}\b", source, re.MULTILINE), name
 
 
-def test_python_in_a_document_parses() -> None:
-    written = [block for _, block in blocks("python") if "--8<--" not in block]
+def test_python_code_parses() -> None:
+    blocks = re.findall(r"^ *```python\b[^\n]*\n(.*?)^ *```$", EVERYTHING, re.DOTALL | re.MULTILINE)
+    written = [block for block in blocks if "--8<--" not in block]
     assert written
     for block in written:
         ast.parse(block)
-
-
-def test_the_decisions_are_numbered() -> None:
-    parts = re.split(r"^## ", TEXT_OF["decisions.md"], flags=re.MULTILINE)[1:]
-    assert [int(part.partition(".")[0]) for part in parts] == list(range(1, len(parts) + 1))
-    for part in parts:
-        assert re.findall(r"^\*\*(\w+)\.\*\*", part, re.MULTILINE) == ["Context", "Decision", "Consequences"]

@@ -16,7 +16,7 @@ POETRY = '#!/bin/sh\nshift\necho "$@" >>poetry.log\n'
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """A folder with the Makefile and its tools, where an environment is set up, and Poetry only logs its arguments."""
+    """A folder with the Makefile and its tools, an environment that is set up, and a Poetry that logs its arguments."""
     for name in ("Makefile", "tools", "pyproject.toml", "poetry.lock"):
         tmp_path.joinpath(name).symlink_to(ROOT / name)
     for program, text in ((".venv/bin/python", PYTHON), (".tools/poetry/bin/python", POETRY)):
@@ -30,7 +30,7 @@ def checkout(tmp_path: Path) -> Path:
 
 
 def installed(checkout: Path, **settings: str) -> list[str]:
-    """Make what `make run` makes before it starts the service; return the calls of Poetry."""
+    """Make the prerequisites of `make run`, and return the calls of Poetry."""
     log = checkout / "poetry.log"
     log.write_text("")
     old = [argument for stamp in MADE for argument in ("-o", stamp)]
@@ -40,7 +40,7 @@ def installed(checkout: Path, **settings: str) -> list[str]:
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
-def test_extras_are_installed_when_the_settings_need_others_than_before(checkout: Path) -> None:
+def test_extras_are_installed_when_the_settings_need_other_ones(checkout: Path) -> None:
     postgres, redis = {"USERSVC_DATABASE_URL": "postgresql://host/db"}, {"USERSVC_RATE_LIMIT_STORE": "redis://host"}
     assert installed(checkout) == []
     assert installed(checkout, **postgres) == ["install --only main --extras postgres --no-interaction"]

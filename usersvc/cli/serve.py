@@ -20,7 +20,7 @@ from usersvc.adapters.telemetry.prometheus import DIRECTORY, begin_anew
 from usersvc.application.errors import StorageUnavailable
 from usersvc.bootstrap import check_storage, settings_or_exit
 from usersvc.config import Settings
-from usersvc.logs import logging_config
+from usersvc.logs import configure_logging
 from usersvc.server.http_protocol import KEEP_ALIVE
 
 GRACEFUL_TIMEOUT = 5
@@ -94,6 +94,8 @@ def _metrics_folder(workers: int) -> Iterator[None]:
 
 
 def _run(settings: Settings) -> None:
+    # For the lines of uvicorn's parent process; in each worker, create_asgi_app does it.
+    configure_logging(settings.log_level, settings.log_format)
     uvicorn.run(
         "usersvc.bootstrap:create_asgi_app",
         factory=True,
@@ -109,7 +111,7 @@ def _run(settings: Settings) -> None:
         ws="none",
         lifespan="on",
         interface="asgi3",
-        log_config=logging_config(settings.log_level, settings.log_format),
+        log_config=None,
         access_log=False,
         server_header=False,
         # USERSVC_TRUSTED_PROXIES decides about X-Forwarded-For, not uvicorn's environment variable.
