@@ -26,13 +26,13 @@ from usersvc.asgi import AiohttpASGI, cancel_on_disconnect
 from usersvc.config import MIN_TOKEN_LENGTH, InvalidSetting, MemoryDatabase, PostgresDatabase, Settings, SqliteDatabase
 from usersvc.logs import configure_logging
 from usersvc.web.app import create_app
+from usersvc.web.middleware.authentication import MAX_FAILURES
+from usersvc.web.middleware.rate_limit import RateLimit
 
 if TYPE_CHECKING:
     from usersvc.adapters.postgres import PostgresUsers
     from usersvc.adapters.redis.counts import RedisCounts
     from usersvc.adapters.telemetry.opentelemetry import OpenTelemetryTracing
-    from usersvc.web.middleware.rate_limit import FailureLimit, RateLimit
-    from usersvc.web.request_counts import Counts
 
 log = logging.getLogger(__name__)
 
@@ -148,25 +148,26 @@ def _shared_counts(settings: Settings) -> "RedisCounts | None":
 
 def _rate_limits(
     settings: Settings, shared_counts: "RedisCounts | None", metrics: PrometheusMetrics
-) -> "dict[str, RateLimit]":
+) -> dict[str, RateLimit]:
     if settings.register_rate is None:
         return {}
-    from usersvc.web.middleware.rate_limit import RateLimit  # noqa: PLC0415  # slow to import
-    from usersvc.web.request_counts import BoundedMemory, FallbackCounts, OwnCounts  # noqa: PLC0415  # slow to import
-
-    counts: Counts = OwnCounts(BoundedMemory())
-    if shared_counts is not None:
-        counts = FallbackCounts(shared_counts, counts, metrics.rate_limit_fallbacks.inc)
-    limit = RateLimit(settings.register_rate, trusted_proxies=settings.trusted_proxies, counts=counts)
+    limit = RateLimit(
+        "register",
+        settings.register_rate,
+        trusted_proxies=settings.trusted_proxies,
+        shared=shared_counts,
+        on_fallback=metrics.rate_limit_fallbacks.inc,
+    )
     return {"register": limit}
 
 
-def _failure_limit(settings: Settings, shared_counts: "RedisCounts | None") -> "FailureLimit | None":
+def _failure_limit(settings: Settings, shared_counts: "RedisCounts | None") -> RateLimit | None:
     if settings.admin_token is None:
         return None
-    from usersvc.web.middleware.rate_limit import FailureLimit  # noqa: PLC0415  # slow to import
+    from limits import parse  # noqa: PLC0415  # slow to import
 
-    return FailureLimit(trusted_proxies=settings.trusted_proxies, shared=shared_counts)
+    rate = parse(MAX_FAILURES)
+    return RateLimit("admin-token", rate, trusted_proxies=settings.trusted_proxies, shared=shared_counts)
 
 
 def create_users(settings: Settings) -> "InMemoryUsers | SqliteUsers | PostgresUsers":

@@ -220,8 +220,11 @@ class TestRegister:
             assert response.status == status
         await problem(response, 413, "body-too-large")
 
-    async def test_gives_up_on_a_body_that_does_not_come(self, connect: Connect) -> None:
-        client = await connect(quick_app(body_timeout=0.05))
+    async def test_refuses_a_body_that_does_not_arrive_in_time(
+        self, connect: Connect, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("usersvc.web.parsing.BODY_TIMEOUT", 0.05)
+        client = await connect(quick_app())
         never = asyncio.Event()
 
         async def stalled() -> AsyncIterator[bytes]:

@@ -4,11 +4,9 @@ import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from functools import partial
-from typing import TYPE_CHECKING
 
 import orjson
 from aiohttp import web
-from aiohttp.typedefs import Middleware
 from aiohttp_apispec import validation_middleware
 
 from usersvc.application.readiness import Readiness
@@ -17,19 +15,17 @@ from usersvc.application.user_queries import UserQueryService
 from usersvc.web import documentation, operations, users
 from usersvc.web.client_address import Network
 from usersvc.web.middleware import cors
-from usersvc.web.middleware.authentication import AdminToken, authentication
+from usersvc.web.middleware.authentication import authentication
 from usersvc.web.middleware.content_negotiation import content_negotiation
 from usersvc.web.middleware.errors import errors
+from usersvc.web.middleware.rate_limit import RateLimit, rate_limit
 from usersvc.web.middleware.request_log import Observe, request_log
 from usersvc.web.middleware.security_headers import security_headers
 from usersvc.web.middleware.tracing import Trace, trace_context, tracing
 from usersvc.web.openapi import openapi_document
-from usersvc.web.parsing import BODY_TIMEOUT, StrictParser
+from usersvc.web.parsing import Parser
 from usersvc.web.router import BoundedRouter
 from usersvc.web.schemas.users import RegistrationSchema
-
-if TYPE_CHECKING:
-    from usersvc.web.middleware.rate_limit import FailureLimit, RateLimit
 
 MAX_BODY_BYTES = 16384
 
@@ -73,10 +69,9 @@ def create_app(
     *,
     resources: Callable[[], AbstractAsyncContextManager[None]] = nullcontext,
     max_body_bytes: int = MAX_BODY_BYTES,
-    body_timeout: float = BODY_TIMEOUT,
     admin_token: str | None = None,
-    admin_failures: "FailureLimit | None" = None,
-    rate_limits: "Mapping[str, RateLimit] | None" = None,
+    admin_failures: RateLimit | None = None,
+    rate_limits: Mapping[str, RateLimit] | None = None,
     cors_origins: Sequence[str] = (),
     trusted_proxies: Sequence[Network] = (),
     cancel_on_disconnect: users.CancelOnDisconnect = lambda _: nullcontext(),
@@ -92,7 +87,6 @@ def create_app(
         readiness: checks the storage.
         resources: entered at start-up and left at clean-up.
         max_body_bytes: a larger body is refused with 413.
-        body_timeout: how long a body may take to arrive, in seconds, before it is refused with 408.
         admin_token: required to read users; None: they are open.
         admin_failures: limits wrong tokens by client address; None: no limit.
         rate_limits: by the ``rate`` in the metadata of a handler; None: no limits.
@@ -109,7 +103,9 @@ def create_app(
             trace_context if trace is None else tracing(trace),
             security_headers,
             errors,
-            *_guards(cors_origins, rate_limits, admin_token, admin_failures),
+            *([cors.refuse_preflight] if cors_origins else []),
+            *([rate_limit(rate_limits)] if rate_limits else []),
+            *([] if admin_token is None else [authentication(admin_token, admin_failures)]),
             content_negotiation,
             validation_middleware,
         ],
@@ -125,7 +121,7 @@ def create_app(
     with warnings.catch_warnings():
         # validation_middleware uses plain strings as keys, which aiohttp warns about.
         warnings.simplefilter("ignore", web.NotAppKeyWarning)
-        app["_apispec_parser"] = StrictParser(rules={RegistrationSchema: service.violations}, body_timeout=body_timeout)
+        app["_apispec_parser"] = Parser({RegistrationSchema: service.violations})
         app["_apispec_request_data_name"] = "data"
     app.add_routes(ROUTES)
     document = openapi_document(
@@ -141,22 +137,3 @@ def create_app(
 
     app.cleanup_ctx.append(life_cycle)
     return app
-
-
-def _guards(
-    cors_origins: Sequence[str],
-    rate_limits: "Mapping[str, RateLimit] | None",
-    admin_token: str | None,
-    admin_failures: "FailureLimit | None",
-) -> list[Middleware]:
-    """The middlewares that are only present if they are configured."""
-    guards: list[Middleware] = []
-    if cors_origins:
-        guards.append(cors.refuse_preflight)
-    if rate_limits:
-        from usersvc.web.middleware.rate_limit import rate_limit  # noqa: PLC0415  # slow to import
-
-        guards.append(rate_limit(rate_limits))
-    if admin_token is not None:
-        guards.append(authentication(AdminToken(admin_token), admin_failures))
-    return guards
