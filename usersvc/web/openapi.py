@@ -17,7 +17,7 @@ from marshmallow import Schema
 import usersvc
 from usersvc.web import problems
 from usersvc.web.problems import PROBLEMS, Problem
-from usersvc.web.schemas.problems import FieldErrorSchema, ProblemSchema
+from usersvc.web.schemas.operations import FieldErrorSchema, ProblemSchema
 
 OPENAPI_VERSION = "3.0.3"
 

@@ -19,8 +19,9 @@ from usersvc.web.middleware.content_negotiation import MEDIA_TYPE
 from usersvc.web.openapi import ADMIN, header, link_to_user, path_parameter
 from usersvc.web.problems import RequestRefused
 from usersvc.web.responses import json_response, stream_response
-from usersvc.web.schemas.fields import DEFAULT_LIMIT, QuerySchema
+from usersvc.web.schemas.fields import QuerySchema
 from usersvc.web.schemas.users import (
+    DEFAULT_LIMIT,
     EXAMPLE_USER,
     NEXT_EXAMPLE,
     RegistrationHeadersSchema,
