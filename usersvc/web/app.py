@@ -31,11 +31,7 @@ MAX_BODY_BYTES = 16384
 
 
 async def leave_to_server(_: web.Request) -> None:
-    """Ignore ``Expect``: the ASGI server handles 100-continue.
-
-    aiohttp would refuse other expectations before any middleware runs, and so without a problem document (RFC 9110,
-    section 10.1.1).
-    """
+    """Ignore ``Expect``, which aiohttp would refuse without a problem document; the server handles 100-continue."""
 
 
 get = partial(web.get, expect_handler=leave_to_server)
@@ -52,14 +48,8 @@ ROUTES = [
     get("/problems/{code}", operations.show_problem),
     get("/openapi.json", documentation.openapi),
     get("/docs", documentation.docs_page),
-    get("/docs/static/init.js", documentation.docs_script),
     get(documentation.DOCS_ASSETS, documentation.docs_asset),
 ]
-
-
-async def no_metrics() -> bytes:
-    """No metrics, for an application without any."""
-    return b""
 
 
 def create_app(
@@ -75,7 +65,7 @@ def create_app(
     cors_origins: Sequence[str] = (),
     trusted_proxies: Sequence[Network] = (),
     cancel_on_disconnect: users.CancelOnDisconnect = lambda _: nullcontext(),
-    metrics: Callable[[], Awaitable[bytes]] = no_metrics,
+    metrics: Callable[[], Awaitable[bytes]] | None = None,
     observe: Observe = lambda *_: None,
     trace: Trace | None = None,
 ) -> web.Application:
@@ -93,7 +83,7 @@ def create_app(
         cors_origins: the origins whose pages may use the service in a browser.
         trusted_proxies: whose ``X-Forwarded-For`` is used, for the log.
         cancel_on_disconnect: cancels a registration when its client disconnects.
-        metrics: returns the metrics in the text format of Prometheus.
+        metrics: returns the metrics in the text format of Prometheus; None: there are none.
         observe: called for each request.
         trace: starts the span of each request; None: no tracing.
     """

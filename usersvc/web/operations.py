@@ -14,7 +14,7 @@ from usersvc.web.schemas.fields import QuerySchema
 from usersvc.web.schemas.operations import LINKS, IndexDocumentSchema, ProblemKindDocumentSchema, StatusDocumentSchema
 
 READINESS = web.AppKey("READINESS", Readiness)
-METRICS = web.AppKey[Callable[[], Awaitable[bytes]]]("METRICS")
+METRICS = web.AppKey[Callable[[], Awaitable[bytes]] | None]("METRICS")
 """Returns the metrics in the text format of Prometheus."""
 
 
@@ -65,7 +65,8 @@ async def readyz(request: web.Request) -> web.Response:
 @querystring_schema(QuerySchema)
 async def metrics(request: web.Request) -> web.Response:
     """``GET /metrics``."""
-    text = await request.app[METRICS]()
+    exposition = request.app[METRICS]
+    text = b"" if exposition is None else await exposition()
     return web.Response(body=text, headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
 
 

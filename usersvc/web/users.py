@@ -16,7 +16,7 @@ from usersvc.application.user_queries import UserQueryService
 from usersvc.domain.user import EmailAddress
 from usersvc.web.cursor import Cursor
 from usersvc.web.middleware.content_negotiation import MEDIA_TYPE
-from usersvc.web.openapi import ADMIN, header, link_to_user, path_parameter
+from usersvc.web.openapi import ADMIN, BODY_PROBLEMS, header, link_to_user, path_parameter
 from usersvc.web.problems import RequestRefused
 from usersvc.web.responses import json_response, stream_response
 from usersvc.web.schemas.fields import QuerySchema
@@ -47,16 +47,7 @@ CANCEL_ON_DISCONNECT = web.AppKey[CancelOnDisconnect]("CANCEL_ON_DISCONNECT")
     description="Stores the user; a welcome mail is sent later. With an Idempotency-Key, the request can be repeated "
     "if the response was lost.",
     rate="register",
-    problems=[
-        "malformed-json",
-        "request-timeout",
-        "email-taken",
-        "body-too-large",
-        "unsupported-media-type",
-        "idempotency-key-reused",
-        "rate-limited",
-        "storage-unavailable",
-    ],
+    problems=[*BODY_PROBLEMS, "email-taken", "idempotency-key-reused", "rate-limited", "storage-unavailable"],
     links=link_to_user("The new user.", "/data/id"),
     success_headers={
         "Location": header("The path of the user.", f"/users/{EXAMPLE_USER['id']}"),
