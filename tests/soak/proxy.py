@@ -6,9 +6,11 @@ import shutil
 import socket
 import ssl
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import httpx
@@ -99,3 +101,17 @@ def listening(command: list[str], port: int) -> Iterator[None]:
         finally:
             process.terminate()
             process.wait(DEADLINE)
+
+
+@contextmanager
+def http_server(handler: type[BaseHTTPRequestHandler]) -> Iterator[tuple[str, int]]:
+    """Run a server of the standard library without its log; return its address."""
+    handler.log_message = lambda *_: None  # type: ignore[method-assign]  # it would write to standard error
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield "127.0.0.1", server.server_port
+        finally:
+            server.shutdown()
+            thread.join()
