@@ -94,7 +94,7 @@ class RateLimit:
         admitted, left, ends = await self._hit(self._client(request))
         if not admitted:
             raise self._refusal(ends)
-        return self._headers(left, ends)
+        return self._headers(left, _whole_seconds(ends))
 
     def check(self, request: web.Request) -> None:
         """Return if the client has not reached the limit of what ``count`` counts.
@@ -134,14 +134,14 @@ class RateLimit:
         return str(address) if isinstance(address, IPv4Address) else address.packed[:8].hex()
 
     def _refusal(self, ends: float) -> RequestRefused:
-        wait = str(_whole_seconds(ends))
+        wait = _whole_seconds(ends)
         text = f"Too many requests from this address; retry in {wait} s."
-        return RequestRefused("rate-limited", text, self._headers(0, ends) | {"Retry-After": wait})
+        return RequestRefused("rate-limited", text, self._headers(0, wait) | {"Retry-After": str(wait)})
 
-    def _headers(self, left: int, ends: float) -> dict[str, str]:
+    def _headers(self, left: int, ends: int) -> dict[str, str]:
         return {
             "RateLimit-Policy": f'"{self._policy}";q={self._rate.amount};w={self._rate.get_expiry()}',
-            "RateLimit": f'"{self._policy}";r={left};t={_whole_seconds(ends)}',
+            "RateLimit": f'"{self._policy}";r={left};t={ends}',
         }
 
 
