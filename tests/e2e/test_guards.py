@@ -40,7 +40,7 @@ def test_users_can_be_read_with_the_token_only(guarded: Service) -> None:
         registered = client.post("/register", json=person())
         assert registered.status_code == 201
         user = registered.headers["Location"]
-        nobody = "/users/01936f3c-5e1a-7b3c-9d2e-4f5a6b7c8d9e"
+        unknown = "/users/01936f3c-5e1a-7b3c-9d2e-4f5a6b7c8d9e"
         for number, (authorization, challenge) in enumerate(
             (
                 ([], 'Bearer realm="usersvc"'),
@@ -51,7 +51,7 @@ def test_users_can_be_read_with_the_token_only(guarded: Service) -> None:
             # From several addresses, as failures are limited.
             headers = [("Authorization", each) for each in authorization] + [("X-Forwarded-For", f"192.0.2.{number}")]
             details = set()
-            for target in (user, nobody, "/users", "/users?limit=0", "/users/odd", "/users?nonsense=1"):
+            for target in (user, unknown, "/users", "/users?limit=0", "/users/odd", "/users?nonsense=1"):
                 refused = client.get(target, headers=headers)
                 details.add(assert_problem(refused, 401, "unauthorized")["detail"])
                 # RFC 6750, section 3.1: no error code for a request without any authentication.
@@ -63,7 +63,7 @@ def test_users_can_be_read_with_the_token_only(guarded: Service) -> None:
         assert client.get("/users", headers=BEARER).status_code == 200
         assert client.head("/users", headers=BEARER).status_code == 200
         assert client.get(user, headers=BEARER).status_code == 200
-        assert_problem(client.get(nobody, headers=BEARER), 404, "user-not-found")
+        assert_problem(client.get(unknown, headers=BEARER), 404, "user-not-found")
         assert_problem(client.get("/users?limit=0", headers=BEARER), 422, "validation-failed")
         for open_to_all in ("/livez", "/readyz", "/openapi.json", "/docs", "/problems/unauthorized"):
             assert client.get(open_to_all).status_code == 200
@@ -125,8 +125,8 @@ def test_registrations_of_a_client_are_limited(start: StartService) -> None:
         assert_problem(responses[-1], 429, "rate-limited")
         assert 3500 < int(responses[-1].headers["Retry-After"]) <= 3600
         # X-Forwarded-For is ignored without a trusted proxy.
-        elsewhere = {"X-Forwarded-For": "198.51.100.7"}
-        assert client.post("/register", json=person(), headers=elsewhere).status_code == 429
+        forged = {"X-Forwarded-For": "198.51.100.7"}
+        assert client.post("/register", json=person(), headers=forged).status_code == 429
         # Reading is not limited.
         assert client.get("/users").status_code == 200
         assert "RateLimit" not in client.get("/users").headers

@@ -69,13 +69,6 @@ async def problem(response: Any, status: int, code: str) -> dict[str, Any]:
     return document
 
 
-async def test_a_path_of_many_segments_is_not_found(client: Client) -> None:
-    await problem(await client.get("/" * 8000), 404, "not-found")
-    head = await client.head("/" * 8000)
-    assert (head.status, await head.read()) == (404, b"")
-    assert head.headers["Content-Type"] == "application/problem+json"
-
-
 def flaws(document: dict[str, Any]) -> set[tuple[str, str]]:
     assert all(flaw["message"] for flaw in document["errors"])
     return {(flaw["field"], flaw["code"]) for flaw in document["errors"]}
@@ -121,7 +114,7 @@ class TestRegister:
                 },
             ),
             (
-                {"email": "nobody", "password": "nobody", "age": "30"},
+                {"email": "invalid", "password": "invalid", "age": "30"},
                 {
                     ("email", "invalid-email"),
                     ("password", "too-short"),
@@ -130,7 +123,7 @@ class TestRegister:
                 },
             ),
             (
-                {"email": "nobody", "password": "short", "age": 17},
+                {"email": "invalid", "password": "short", "age": 17},
                 {("email", "invalid-email"), ("password", "too-short"), ("age", "out-of-range")},
             ),
             *(({**ALICE, "age": age}, {("age", "wrong-type")}) for age in (True, 30.0, 30.5, [30])),
@@ -287,8 +280,8 @@ class TestList:
         }
         again = await client.get(document["links"]["self"])
         assert await again.json() == document
-        nobody = await client.get("/users", params={"email": "carol@example.com"})
-        assert (await nobody.json())["data"] == []
+        other = await client.get("/users", params={"email": "carol@example.com"})
+        assert (await other.json())["data"] == []
 
     @pytest.mark.parametrize(
         ("query", "expected"),
@@ -300,7 +293,7 @@ class TestList:
             ("limit=1&limit=1", {("limit", "repeated")}),
             *((f"order={order}", {("order", "not-a-choice")}) for order in ("up", "DESC")),
             *((f"cursor={cursor}", {("cursor", "invalid-cursor")}) for cursor in ("x", "", "%00%ff", "ZGVzYy4x")),
-            ("email=nobody", {("email", "invalid-email")}),
+            ("email=invalid", {("email", "invalid-email")}),
             ("email=%FF", {("email", "invalid-email")}),
             ("offset=1", {("offset", "unknown-field")}),
             ("offset=1&offset=2", {("offset", "unknown-field")}),
@@ -339,7 +332,7 @@ class TestList:
 
 
 class TestShow:
-    @pytest.mark.parametrize("user_id", [UNKNOWN_ID, "nobody", "0", "1", "1e3", "null", "%00", "%FF", "a%2Fb"])
+    @pytest.mark.parametrize("user_id", [UNKNOWN_ID, "invalid", "0", "1", "1e3", "null", "%00", "%FF", "a%2Fb"])
     async def test_unknown_user_is_not_found(self, client: Client, user_id: str) -> None:
         await problem(await client.get(f"/users/{user_id}"), 404, "user-not-found")
 

@@ -18,8 +18,8 @@ MAX_FAILURES = "10/minute"
 def authentication(token: str, failures: RateLimit | None) -> Middleware:
     """Require the admin token before anything else of the request is examined, so that the response reveals nothing.
 
-    Over the limit of failures, right tokens are refused as well. A request without ``Authorization`` is no attempt to
-    guess the token, and is not counted.
+    Over the limit of failures, right tokens are refused as well. A request without ``Authorization`` is not an
+    attempt to guess the token, and is not counted.
 
     Args:
         token: the admin token.
