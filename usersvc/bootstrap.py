@@ -27,13 +27,13 @@ from usersvc.config import InvalidSetting, Settings
 from usersvc.logs import configure_logging
 from usersvc.setting_parsers import MIN_TOKEN_LENGTH, MemoryDatabase, PostgresDatabase, SqliteDatabase
 from usersvc.web.app import create_app
+from usersvc.web.middleware.authentication import MAX_FAILURES
+from usersvc.web.middleware.rate_limit import RateLimit
 
 if TYPE_CHECKING:
     from usersvc.adapters.postgres import PostgresUsers
     from usersvc.adapters.redis.counts import RedisCounts
     from usersvc.adapters.telemetry.opentelemetry import OpenTelemetryTracing
-    from usersvc.web.middleware.rate_limit import FailureLimit, RateLimit
-    from usersvc.web.request_counts import Counts
 
 log = logging.getLogger(__name__)
 
@@ -133,25 +133,22 @@ def _tracing(settings: Settings) -> "OpenTelemetryTracing | None":
 
 def _limits(
     settings: Settings, metrics: PrometheusMetrics
-) -> "tuple[dict[str, RateLimit], FailureLimit | None, RedisCounts | None]":
+) -> "tuple[dict[str, RateLimit], RateLimit | None, RedisCounts | None]":
     """The limits on requests and on wrong admin tokens, and the counts that they share with other processes."""
     if settings.register_rate is None and settings.admin_token is None:
         return {}, None, None
-    from usersvc.web.middleware.rate_limit import FailureLimit, RateLimit  # noqa: PLC0415  # slow to import
-    from usersvc.web.request_counts import BoundedMemory, FallbackCounts, OwnCounts  # noqa: PLC0415  # slow to import
+    from limits import parse  # noqa: PLC0415  # slow to import
 
-    counts: Counts = OwnCounts(BoundedMemory())
     shared_counts = None
     if settings.rate_limit_store is not None:
         from usersvc.adapters.redis.counts import RedisCounts  # noqa: PLC0415  # an extra, which may be missing
 
         shared_counts = RedisCounts(settings.rate_limit_store, secret=settings.password_pepper)
-        counts = FallbackCounts(shared_counts, counts, metrics.rate_limit_fallbacks.inc)
-    trusted = settings.trusted_proxies
+    limit = partial(RateLimit, trusted_proxies=settings.trusted_proxies, shared=shared_counts)
     rates = {"register": settings.register_rate}
     return (
-        {name: RateLimit(rate, trusted_proxies=trusted, counts=counts) for name, rate in rates.items() if rate},
-        FailureLimit(trusted_proxies=trusted, shared=shared_counts) if settings.admin_token else None,
+        {name: limit(name, rate, on_fallback=metrics.rate_limit_fallbacks.inc) for name, rate in rates.items() if rate},
+        limit("admin-token", parse(MAX_FAILURES)) if settings.admin_token else None,
         shared_counts,
     )
 

@@ -52,7 +52,7 @@ def _members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _refuse_constant(_: str) -> Never:
-    raise InvalidJson("contains NaN or Infinity, which JSON does not allow")
+    raise InvalidJson("contains NaN or Infinity")
 
 
 def _number(digits: str) -> int | float:

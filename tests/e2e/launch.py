@@ -1,6 +1,6 @@
 """Runs a command of usersvc with other values for constants and default arguments, which are not settings.
 
-    python tests/e2e/launch.py usersvc.cli.serve:GRACEFUL_TIMEOUT=1 usersvc.web.app:create_app.body_timeout=1 serve
+    python tests/e2e/launch.py usersvc.cli.serve:GRACEFUL_TIMEOUT=1 usersvc.web.parsing:BODY_TIMEOUT=1 serve
 
 A worker process imports this file before it reports that it is alive, so the file itself imports little.
 """
@@ -35,7 +35,7 @@ SHORT_TIMES = _serve_with(
     "usersvc.server.http_protocol:LINGER=0.5",
     "usersvc.cli.serve:KEEP_ALIVE=0.5",
     "usersvc.asgi.application:_LINGER=0.5",
-    "usersvc.web.app:create_app.body_timeout=0.5",
+    "usersvc.web.parsing:BODY_TIMEOUT=0.5",
 )
 
 

@@ -1,4 +1,4 @@
-"""Each code of the contract, provoked through a real socket; the documentation tells of each where it can happen."""
+"""Each code of the contract, caused through a real socket; the OpenAPI document has it where it can occur."""
 
 import json
 import select
@@ -20,7 +20,6 @@ from tests.e2e.server import DEADLINE, SERVE, Service, break_reads, running
 from usersvc.web.problems import PROBLEMS
 
 TOKEN = "a-token-of-the-tests-4711"
-BEARER = {"Authorization": f"Bearer {TOKEN}"}
 JSON = {"Content-Type": "application/json"}
 ROOT = Path(__file__).parents[2]
 
@@ -31,24 +30,23 @@ FAILING = (
 
 
 class Case(NamedTuple):
-    """How a code is provoked, and where the document tells of it."""
+    """How a code is caused, and the operation that documents it."""
 
-    provoke: Callable[["Place"], RawResponse]
+    cause: Callable[["Place"], RawResponse]
     operation: tuple[str, str] | None
     headers: tuple[str, ...] = ()
 
 
-class Place:
-    """Two services that run already, and a folder in which others run for the length of one test."""
+class Place(NamedTuple):
+    """Two running services, and a way to start others for one test."""
 
-    def __init__(self, shared: Service, guarded: Service, folder: Path, stack: ExitStack) -> None:
-        self.shared = shared
-        self.guarded = guarded
-        self.folder = folder
-        self._stack = stack
+    shared: Service
+    guarded: Service
+    folder: Path
+    stack: ExitStack
 
     def service(self, *, command: tuple[str, ...] = SERVE, **settings: str) -> Service:
-        return self._stack.enter_context(running(self.folder, settings, command))
+        return self.stack.enter_context(running(self.folder, settings, command))
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +70,7 @@ def ask(
     body: bytes = b"",
     announce: int | None = None,
 ) -> RawResponse:
-    """One request over a socket of its own, and the answer as it came."""
+    """Send one request over a socket of its own."""
     fields = {"Host": "test", "Connection": "close", **(headers or {})}
     if body or announce is not None:
         fields["Content-Length"] = str(len(body) if announce is None else announce)
@@ -118,17 +116,13 @@ def overloaded(place: Place) -> RawResponse:
             head = "POST /register HTTP/1.1\r\nHost: test\r\nContent-Type: application/json\r\nConnection: close"
             client.sendall(f"{head}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
         [[refused, *_], _, _] = select.select(clients, [], [], DEADLINE)
-        answer = RawResponse.read(b"".join(iter(partial(refused.recv, 65536), b"")))
+        response = RawResponse.read(b"".join(iter(partial(refused.recv, 65536), b"")))
     service.kill()
-    return answer
-
-
-def too_long(body: int) -> bytes:
-    return b'{"email": "' + b"x" * body + b'"}'
+    return response
 
 
 def asking(method: str, target: str, **request: Any) -> Callable[[Place], RawResponse]:
-    """What one request to the service with default settings provokes."""
+    """A request to the service with default settings."""
     return lambda place: ask(place.shared, method, target, **request)
 
 
@@ -147,7 +141,7 @@ CASES = {
         REGISTER,
     ),
     "email-taken": Case(taken, REGISTER),
-    "body-too-large": Case(asking("POST", "/register", headers=JSON, body=too_long(20_000)), REGISTER),
+    "body-too-large": Case(asking("POST", "/register", headers=JSON, body=b"x" * 20_000), REGISTER),
     "target-too-long": Case(asking("GET", "/" + "x" * 9000), None),
     "unsupported-media-type": Case(
         asking("POST", "/register", headers={"Content-Type": "text/plain"}, body=b"{}"), REGISTER, ("accept",)
@@ -182,27 +176,29 @@ def document(guarded: Service) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("code", CASES)
-def test_a_code_is_what_it_says(code: str, place: Place, client: httpx.Client, document: dict[str, Any]) -> None:
+def test_code_has_its_status_headers_and_documentation(
+    code: str, place: Place, client: httpx.Client, document: dict[str, Any]
+) -> None:
     case = CASES[code]
-    answer = case.provoke(place)
+    response = case.cause(place)
 
-    problem = json.loads(answer.rest)
+    problem = json.loads(response.rest)
     assert (problem["code"], problem["type"]) == (code, f"/problems/{code}")
-    assert answer.status == problem["status"] == PROBLEMS[code].status
-    assert answer.headers["content-type"] == "application/problem+json"
-    assert answer.headers["x-content-type-options"] == "nosniff"
-    assert answer.headers["cache-control"] == "no-store"
-    assert answer.headers["x-request-id"] in problem["instance"]
-    assert int(answer.headers["content-length"]) == len(answer.rest)
-    assert {name for name in case.headers if name not in answer.headers} == set()
+    assert response.status == problem["status"] == PROBLEMS[code].status
+    assert response.headers["content-type"] == "application/problem+json"
+    assert response.headers["x-content-type-options"] == "nosniff"
+    assert response.headers["cache-control"] == "no-store"
+    assert response.headers["x-request-id"] in problem["instance"]
+    assert int(response.headers["content-length"]) == len(response.rest)
+    assert {name for name in case.headers if name not in response.headers} == set()
     if "retry-after" in case.headers:
-        assert int(answer.headers["retry-after"]) >= 1
+        assert int(response.headers["retry-after"]) >= 1
 
     explained = client.get(problem["type"]).json()["data"]
-    assert (explained["code"], explained["status"], explained["title"]) == (code, answer.status, problem["title"])
+    assert (explained["code"], explained["status"], explained["title"]) == (code, response.status, problem["title"])
 
     if case.operation is not None:
         path, method = case.operation
-        documented = document["paths"][path][method]["responses"][str(answer.status)]
+        documented = document["paths"][path][method]["responses"][str(response.status)]
         assert code in documented["content"]["application/problem+json"]["examples"]
         assert {name.lower() for name in documented["headers"]} >= {name for name in case.headers if name != "accept"}

@@ -2,16 +2,14 @@
 
 import shutil
 import socket
-import subprocess
-import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
-from pathlib import Path
+from contextlib import closing
 
 import pytest
 
 from tests.e2e.api import RawResponse
 from tests.e2e.server import DEADLINE, Service, free_port, running
+from tests.soak.proxy import listening
 
 pytestmark = pytest.mark.skipif(shutil.which("haproxy") is None, reason="haproxy is not installed")
 
@@ -36,29 +34,6 @@ backend service
 """
 
 
-@contextmanager
-def haproxy(folder: Path, upstream: int) -> Iterator[int]:
-    """Run one in front of a port of this host; its own port is the value."""
-    port = free_port()
-    file = folder / "haproxy.cfg"
-    file.write_text(CONFIGURATION.format(port=port, upstream=upstream), "utf-8")
-    with subprocess.Popen(["haproxy", "-db", "-f", str(file)], stderr=subprocess.DEVNULL) as process:
-        try:
-            deadline = time.monotonic() + DEADLINE
-            while True:
-                try:
-                    socket.create_connection(("127.0.0.1", port)).close()
-                    break
-                except ConnectionRefusedError:
-                    assert process.poll() is None
-                    assert time.monotonic() < deadline
-                    time.sleep(0.02)
-            yield port
-        finally:
-            process.terminate()
-            process.wait(DEADLINE)
-
-
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     settings = {
@@ -73,7 +48,10 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 
 @pytest.fixture(scope="module")
 def port(service: Service, tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
-    with haproxy(tmp_path_factory.mktemp("haproxy"), service.address[1]) as port:
+    port = free_port()
+    file = tmp_path_factory.mktemp("haproxy") / "haproxy.cfg"
+    file.write_text(CONFIGURATION.format(port=port, upstream=service.address[1]), "utf-8")
+    with listening(["haproxy", "-db", "-f", str(file)], port):
         yield port
 
 
@@ -83,21 +61,18 @@ def ask(port: int, line: str, *trailer: str, client: str = "127.0.0.1") -> RawRe
     fields = "".join(f"{field}\r\n" for field in trailer)
     with closing(socket.create_connection(("127.0.0.1", port), DEADLINE, (client, 0))) as connection:
         connection.sendall(f"{head}Transfer-Encoding: chunked\r\n\r\n1\r\n{{\r\n0\r\n{fields}\r\n".encode())
-        answer = b""
-        while piece := connection.recv(65536):
-            answer += piece
-    return RawResponse.read(answer)
+        return RawResponse.read(b"".join(iter(lambda: connection.recv(65536), b"")))
 
 
-def test_no_trailer_field_gets_past_a_proxy_that_removes_the_header_field(service: Service, port: int) -> None:
-    answer = ask(port, "GET /users", f"Authorization: Bearer {TOKEN}", "X-Request-ID: from-the-client")
-    assert (answer.status, answer.headers["x-request-id"]) == (401, "from-the-proxy")
+def test_trailer_field_does_not_replace_a_header_field_that_the_proxy_removes(service: Service, port: int) -> None:
+    response = ask(port, "GET /users", f"Authorization: Bearer {TOKEN}", "X-Request-ID: from-the-client")
+    assert (response.status, response.headers["x-request-id"]) == (401, "from-the-proxy")
     assert "from-the-client" not in service.output
 
 
-def test_the_rate_limit_knows_the_address_that_the_proxy_has_set(service: Service, port: int) -> None:
-    answers = [ask(port, "POST /register", f"X-Forwarded-For: 198.51.100.{number}") for number in range(4)]
-    assert [answer.status for answer in answers] == [400, 400, 429, 429]
+def test_rate_limit_counts_the_address_set_by_the_proxy(service: Service, port: int) -> None:
+    responses = [ask(port, "POST /register", f"X-Forwarded-For: 198.51.100.{number}") for number in range(4)]
+    assert [response.status for response in responses] == [400, 400, 429, 429]
     assert "198.51.100." not in service.output
 
 

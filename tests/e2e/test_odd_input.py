@@ -1,11 +1,11 @@
-"""What no well-behaved client sends: the service keeps answering everybody else, and never fails over it."""
+"""Invalid and unusual requests: the service still serves other clients, and logs no failure."""
 
 import json
-import random
 import re
 import socket
 import struct
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -17,16 +17,22 @@ CLOSE = b"Host: test\r\nConnection: close\r\n\r\n"
 LAST = b"GET /livez HTTP/1.1\r\n" + CLOSE
 
 
+def registration_of(person: dict[str, Any]) -> bytes:
+    body = json.dumps(person).encode()
+    head = b"POST /register HTTP/1.1\r\nHost: test\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+    return head % len(body) + body
+
+
 @pytest.fixture(autouse=True)
-def _still_answers(service: Service) -> Iterator[None]:
+def _still_responds(service: Service) -> Iterator[None]:
     yield
-    answer = RawResponse.read(service.talk(LAST))
-    assert answer.status == 200
-    assert json.loads(answer.rest) == {"data": {"status": "ok"}}
+    response = RawResponse.read(service.talk(LAST))
+    assert response.status == 200
+    assert json.loads(response.rest) == {"data": {"status": "ok"}}
 
 
 def statuses(raw: bytes) -> list[int]:
-    """The statuses of every response in what came back, complete or not."""
+    """The statuses of all responses, complete or not."""
     return [int(piece[:3]) for piece in raw.split(b"HTTP/1.1 ")[1:]]
 
 
@@ -54,76 +60,37 @@ GARBAGE = {
 
 
 @pytest.mark.parametrize("garbage", GARBAGE.values(), ids=GARBAGE.keys())
-def test_garbage_is_no_failure_of_the_service(service: Service, garbage: bytes) -> None:
-    # Half-closed, since some of it is the beginning of something that never comes.
+def test_garbage_causes_no_server_error(service: Service, garbage: bytes) -> None:
+    # Half-closed, since some of it is incomplete.
     assert all(status < 500 for status in statuses(service.talk(garbage, then_half_close=True)))
 
 
-def test_random_damage_is_no_failure_of_the_service(service: Service) -> None:
-    body = json.dumps(person()).encode()
-    head = b"POST /register HTTP/1.1\r\nContent-Type: application/json\r\nContent-Length: %d\r\n" % len(body)
-    whole = head + CLOSE + body
-    chance = random.Random(20261122)
-    for _ in range(150):
-        damaged = bytearray(whole)
-        for _ in range(chance.randint(1, 4)):
-            at = chance.randrange(len(damaged))
-            match chance.randrange(3):
-                case 0:
-                    damaged[at] = chance.randrange(256)
-                case 1:
-                    del damaged[at : at + chance.randint(1, 20)]
-                case _:
-                    damaged[at:at] = chance.randbytes(chance.randint(1, 20))
-        answer = service.talk(bytes(damaged), then_half_close=True)
-        assert all(status < 500 for status in statuses(answer)), bytes(damaged)
+NOT_FOUND = b"""
+// /% /%zz /%00 /%ff%fe /%F0%9F%92%A9 /users/% /users/%00 /users/%ff /users/%0d%0aSet-Cookie:%20a=b
+/users/..%2flivez /users/%2e%2e/%2e%2e/etc/passwd /users/%252e%252e /problems/%0d%0aX-Injected:%20yes
+/docs/static/../openapi.py /docs/static/..%2f..%2f__init__.py /docs/static/%2e%2e/%2e%2e/__init__.py
+/docs/static/index.html /docs/static//etc/passwd /docs/static/ /livez;a=b
+""".split()
+INVALID = b"""
+/users?% /users?%00=%00 /users?email=%ff%fe /users?= /users?limit[]=1 /livez?anything=%zz
+""".split()
+FOUND = b"""
+/users?limit=%31 /users?&& /livez?& /livez#fragment http://elsewhere.example/livez
+""".split()
+TARGETS = [
+    (target, status) for targets, status in ((NOT_FOUND, 404), (INVALID, 422), (FOUND, 200)) for target in targets
+]
 
 
-TARGETS = {
-    b"//": 404,
-    b"/%": 404,
-    b"/%zz": 404,
-    b"/%00": 404,
-    b"/%ff%fe": 404,
-    b"/%F0%9F%92%A9": 404,
-    b"/users/%": 404,
-    b"/users/%00": 404,
-    b"/users/%ff": 404,
-    b"/users/%0d%0aSet-Cookie:%20a=b": 404,
-    b"/users/..%2flivez": 404,
-    b"/users/%2e%2e/%2e%2e/etc/passwd": 404,
-    b"/users/%252e%252e": 404,
-    b"/problems/%0d%0aX-Injected:%20yes": 404,
-    b"/docs/static/../openapi.py": 404,
-    b"/docs/static/..%2f..%2f__init__.py": 404,
-    b"/docs/static/%2e%2e/%2e%2e/__init__.py": 404,
-    b"/docs/static/index.html": 404,
-    b"/docs/static//etc/passwd": 404,
-    b"/docs/static/": 404,
-    b"/users?%": 422,
-    b"/users?%00=%00": 422,
-    b"/users?email=%ff%fe": 422,
-    b"/users?=": 422,
-    b"/users?limit=%31": 200,
-    b"/users?&&": 200,
-    b"/users?limit[]=1": 422,
-    b"/livez?anything=%zz": 422,
-    b"/livez?&": 200,
-    b"/livez#fragment": 200,
-    b"/livez;a=b": 404,
-    b"http://elsewhere.example/livez": 200,
-}
+@pytest.mark.parametrize(("target", "status"), TARGETS)
+def test_unusual_target_has_an_ordinary_response(service: Service, target: bytes, status: int) -> None:
+    response = RawResponse.read(service.talk(b"GET " + target + b" HTTP/1.1\r\n" + CLOSE))
 
-
-@pytest.mark.parametrize(("target", "status"), TARGETS.items())
-def test_an_odd_target_has_an_ordinary_answer(service: Service, target: bytes, status: int) -> None:
-    answer = RawResponse.read(service.talk(b"GET " + target + b" HTTP/1.1\r\n" + CLOSE))
-
-    assert answer.status == status
-    assert answer.headers["content-type"] in {"application/json", "application/problem+json"}
-    assert "x-injected" not in answer.headers
-    assert "set-cookie" not in answer.headers
-    assert json.loads(answer.rest)
+    assert response.status == status
+    assert response.headers["content-type"] in {"application/json", "application/problem+json"}
+    assert "x-injected" not in response.headers
+    assert "set-cookie" not in response.headers
+    assert json.loads(response.rest)
 
 
 def cpu_seconds(service: Service) -> float:
@@ -133,44 +100,40 @@ def cpu_seconds(service: Service) -> float:
     return float(seconds)
 
 
-def test_a_path_of_many_segments_costs_no_more_than_another_of_its_length(service: Service) -> None:
+def test_path_of_many_segments_takes_no_more_time_than_another_of_its_length(service: Service) -> None:
     costs = {}
     for path in (b"/" + b"a" * 7999, b"/" * 8000, b"/." * 4000):
         before = cpu_seconds(service)
         for _ in range(40):
             requests = (b"GET " + path + b" HTTP/1.1\r\nHost: test\r\n\r\n") * 5
-            answers = read_responses(service.talk(requests + LAST))
-            assert [answer.status for answer in answers] == [404] * 5 + [200]
-            assert {answer.headers["content-type"] for answer in answers[:5]} == {"application/problem+json"}
+            responses = read_responses(service.talk(requests + LAST))
+            assert [response.status for response in responses] == [404] * 5 + [200]
+            assert {response.headers["content-type"] for response in responses[:5]} == {"application/problem+json"}
         costs[path] = cpu_seconds(service) - before
     # 200 searches would take 2 s.
     assert max(costs.values()) < 3 * min(costs.values()) + 0.2, costs
 
 
-def test_pipelined_requests_are_answered_in_their_order(service: Service) -> None:
-    bodies = [json.dumps(person()).encode() for _ in range(3)]
-    requests = [
-        b"POST /register HTTP/1.1\r\nHost: test\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s"
-        % (len(body), body)
-        for body in bodies
-    ]
+def test_pipelined_requests_get_responses_in_order(service: Service) -> None:
+    people = [person() for _ in range(3)]
+    requests = [registration_of(each) for each in people]
     requests.insert(1, b"GET /nowhere HTTP/1.1\r\nHost: test\r\n\r\n")
 
-    answers = read_responses(service.talk(b"".join(requests) + LAST))
+    responses = read_responses(service.talk(b"".join(requests) + LAST))
 
-    assert [answer.status for answer in answers] == [201, 404, 201, 201, 200]
-    registered = [json.loads(answers[at].rest)["data"]["email"] for at in (0, 2, 3)]
-    assert registered == [json.loads(body)["email"] for body in bodies]
+    assert [response.status for response in responses] == [201, 404, 201, 201, 200]
+    registered = [json.loads(responses[at].rest)["data"]["email"] for at in (0, 2, 3)]
+    assert registered == [each["email"] for each in people]
 
 
-def test_requests_that_come_byte_by_byte_are_answered(service: Service) -> None:
+def test_request_that_arrives_byte_by_byte_gets_a_response(service: Service) -> None:
     with socket.create_connection(service.address, DEADLINE) as connection:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         for byte in LAST:
             connection.send(bytes([byte]))
-        answer = connection.makefile("rb").read()
+        response = connection.makefile("rb").read()
 
-    assert RawResponse.read(answer).status == 200
+    assert RawResponse.read(response).status == 200
 
 
 def vanish(service: Service, after: bytes) -> None:
@@ -180,24 +143,13 @@ def vanish(service: Service, after: bytes) -> None:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
-@pytest.mark.parametrize("cut", [1, 20, 60, 120])
-def test_clients_that_vanish_do_no_harm(service: Service, cut: int) -> None:
-    body = json.dumps(person()).encode()
-    request = (
-        b"POST /register HTTP/1.1\r\nHost: test\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s"
-        % (len(body), body)
-    )
-    for _ in range(5):
-        vanish(service, request[:cut])
-        vanish(service, request)
-
-
-def test_what_clients_do_wrong_is_not_reported_as_a_failure_of_the_service(start: StartService) -> None:
+def test_faults_of_clients_are_not_logged_as_failures(start: StartService) -> None:
     service = start()
-    for garbage in (*GARBAGE.values(), *MALFORMED.values()):
+    registration = registration_of(person())
+    for garbage in (*GARBAGE.values(), *MALFORMED.values(), *(registration[:cut] for cut in (1, 20, 60, 120, None))):
         service.talk(garbage, then_half_close=True)
         vanish(service, garbage)
+    assert RawResponse.read(service.talk(LAST)).status == 200
     service.stop()
 
-    # Whoever is woken by errors should not be woken by anybody's lost connection.
     assert not service.errors

@@ -1,4 +1,4 @@
-"""A real nginx with the project's own configuration, but for its addresses, in front of services of a test."""
+"""A real nginx with the configuration of the project, except its addresses, in front of services of a test."""
 
 import os
 import re
@@ -6,9 +6,11 @@ import shutil
 import socket
 import ssl
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import httpx
@@ -24,7 +26,7 @@ needs_nginx = pytest.mark.skipif(shutil.which("nginx") is None, reason="nginx is
 
 
 class Proxy:
-    """An nginx that takes requests; ``proxy`` makes one."""
+    """An nginx that accepts requests."""
 
     def __init__(self, folder: Path, port: int) -> None:
         self.url = f"https://localhost:{port}"
@@ -35,7 +37,7 @@ class Proxy:
         return self._log.read_text("utf-8")
 
     def client(self, address: str = "127.0.0.1") -> httpx.Client:
-        """Somebody who comes from an address of this machine."""
+        """A client with an address of this host."""
         transport = httpx.HTTPTransport(verify=TRUST, local_address=address)
         return httpx.Client(base_url=self.url, transport=transport, timeout=DEADLINE)
 
@@ -59,7 +61,7 @@ def configuration(folder: Path, port: int, upstreams: list[tuple[str, int]]) -> 
         ("listen 8443", f"listen 127.0.0.1:{port}"),
         ("127.0.0.1:8081", f"127.0.0.1:{free_port()}"),
         ("worker_processes auto", "worker_processes 2"),
-        # All of a test's people come from few addresses.
+        # All clients of a test have few addresses.
         ("rate=50r/s", "rate=5000r/s"),
         ("limit_conn connections 50", "limit_conn connections 500"),
     ):
@@ -74,11 +76,16 @@ def proxy(folder: Path, upstreams: list[tuple[str, int]]) -> Iterator[Proxy]:
     port = free_port()
     file = folder / "nginx.conf"
     file.write_text(configuration(folder, port, upstreams), "utf-8")
-    # A master that is root would give the work to somebody who may not read the test's folder.
+    # A master process that is root would start workers that may not read the folder of the test.
     globally = "daemon off;" + (" user root;" if os.geteuid() == 0 else "")
     command = ["nginx", "-p", str(folder), "-c", str(file), "-e", str(folder / "error.log"), "-g", globally]
-    checked = subprocess.run([*command, "-t"], capture_output=True, text=True, check=False)
-    assert checked.returncode == 0, checked.stderr
+    with listening(command, port):
+        yield Proxy(folder, port)
+
+
+@contextmanager
+def listening(command: list[str], port: int) -> Iterator[None]:
+    """Run a server that listens on a port of this host."""
     with subprocess.Popen(command) as process:
         try:
             deadline = time.monotonic() + DEADLINE
@@ -87,10 +94,24 @@ def proxy(folder: Path, upstreams: list[tuple[str, int]]) -> Iterator[Proxy]:
                     socket.create_connection(("127.0.0.1", port)).close()
                     break
                 except ConnectionRefusedError:
-                    assert process.poll() is None, (folder / "error.log").read_text("utf-8")
+                    assert process.poll() is None
                     assert time.monotonic() < deadline
                     time.sleep(0.02)
-            yield Proxy(folder, port)
+            yield
         finally:
             process.terminate()
             process.wait(DEADLINE)
+
+
+@contextmanager
+def http_server(handler: type[BaseHTTPRequestHandler]) -> Iterator[tuple[str, int]]:
+    """Run a server of the standard library without its log; return its address."""
+    handler.log_message = lambda *_: None  # type: ignore[method-assign]  # it would write to standard error
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield "127.0.0.1", server.server_port
+        finally:
+            server.shutdown()
+            thread.join()

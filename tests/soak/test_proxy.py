@@ -1,4 +1,4 @@
-"""Two instances of the service behind a real nginx, which has the configuration of ``deploy/``."""
+"""Two instances of the service behind a real nginx with the configuration of ``deploy/``."""
 
 import json
 import re
@@ -6,10 +6,10 @@ import socket
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from email.message import Message
 from functools import partial
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import NamedTuple
 from uuid import uuid4
@@ -20,7 +20,7 @@ import pytest
 from tests.e2e.api import pages_from, person, register
 from tests.e2e.server import DEADLINE, Service, free_port, running
 from tests.redis_server import needs_redis, redis_server
-from tests.soak.proxy import TRUST, Proxy, needs_nginx, proxy
+from tests.soak.proxy import TRUST, Proxy, http_server, needs_nginx, proxy
 
 pytestmark = needs_nginx
 
@@ -40,7 +40,7 @@ def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
         yield Deployment(stack.enter_context(proxy(folder, [each.address for each in instances])), instances)
 
 
-def test_requests_go_to_both_instances_under_one_name(deployed: Deployment) -> None:
+def test_requests_are_distributed_to_both_instances(deployed: Deployment) -> None:
     with deployed.proxy.client() as client:
         users = [register(client) for _ in range(10)]
         listed = [user["id"] for page in pages_from(client, "/users?limit=3&order=asc") for user in page]
@@ -51,7 +51,7 @@ def test_requests_go_to_both_instances_under_one_name(deployed: Deployment) -> N
 
 
 @needs_redis
-def test_each_client_has_one_limit_whatever_it_says_of_itself(tmp_path: Path) -> None:
+def test_limit_of_a_client_ignores_the_addresses_that_it_forwards(tmp_path: Path) -> None:
     folders = [tmp_path / name for name in ("one", "other", "proxy", "redis")]
     for folder in folders:
         folder.mkdir()
@@ -68,36 +68,34 @@ def test_each_client_has_one_limit_whatever_it_says_of_itself(tmp_path: Path) ->
         for address in ("127.0.0.2", "127.0.0.3"):
             with front.client(address) as client:
                 made_up = [{"X-Forwarded-For": f"198.51.100.{number}"} for number in range(6)]
-                answers = [client.post("/register", json=person(), headers=headers) for headers in made_up]
-                assert [answer.status_code for answer in answers] == [201] * 4 + [429] * 2
-                assert [answer.headers["RateLimit"][:14] for answer in answers[:4]] == [
+                responses = [client.post("/register", json=person(), headers=headers) for headers in made_up]
+                assert [response.status_code for response in responses] == [201] * 4 + [429] * 2
+                assert [response.headers["RateLimit"][:14] for response in responses[:4]] == [
                     f'"register";r={left}' for left in (3, 2, 1, 0)
                 ]
         for instance in instances:
             instance.wait_for_output('"client":"127.0.0.2"')
 
 
-def test_a_request_has_one_id_in_the_answer_and_in_both_logs(deployed: Deployment) -> None:
+def test_request_has_one_id_in_the_response_and_in_both_logs(deployed: Deployment) -> None:
     with deployed.proxy.client() as client:
-        told = client.get("/users", headers={"X-Request-ID": "the-one"})
+        given = client.get("/users", headers={"X-Request-ID": "the-one"})
         made = client.get("/users")
         replaced = client.get("/users", headers={"X-Request-ID": "with spaces"})
-    assert told.headers["X-Request-ID"] == "the-one"
+    assert given.headers["X-Request-ID"] == "the-one"
     assert replaced.headers["X-Request-ID"] != "with spaces"
-    for answer in (told, made, replaced):
-        request_id = answer.headers["X-Request-ID"]
+    for response in (given, made, replaced):
+        request_id = response.headers["X-Request-ID"]
         [line] = [line for line in map(json.loads, deployed.proxy.log.splitlines()) if line["request_id"] == request_id]
         assert (line["status"], line["client"], line["method"]) == (200, "127.0.0.1", "GET")
         [instance] = [each for each in deployed.instances if line["instance"] == "{}:{}".format(*each.address)]
         instance.wait_for_output(f'"request_id":"{request_id}"')
 
 
-@contextmanager
-def recording_instance() -> Iterator[tuple[tuple[str, int], list[Message]]]:
-    """A server that keeps the header fields of each request."""
+def test_an_idempotency_key_cannot_be_read_from_the_log_or_the_request_id(tmp_path: Path) -> None:
     received: list[Message] = []
 
-    class Handler(BaseHTTPRequestHandler):
+    class Recording(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             received.append(self.headers)
             self.rfile.read(int(self.headers["Content-Length"]))
@@ -105,22 +103,8 @@ def recording_instance() -> Iterator[tuple[tuple[str, int], list[Message]]]:
             self.send_header("Content-Length", "0")
             self.end_headers()
 
-        def log_message(self, *_: object) -> None:
-            """Stay silent."""
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield ("127.0.0.1", server.server_port), received
-        finally:
-            server.shutdown()
-            thread.join()
-
-
-def test_an_idempotency_key_cannot_be_read_from_the_log_or_the_request_id(tmp_path: Path) -> None:
     with (
-        recording_instance() as (address, received),
+        http_server(Recording) as address,
         proxy(tmp_path, [address, address]) as front,
         front.client() as client,
     ):
@@ -144,12 +128,12 @@ def test_an_idempotency_key_cannot_be_read_from_the_log_or_the_request_id(tmp_pa
 @pytest.mark.parametrize("size", [20_000, 100_000], ids=["by the service", "by the proxy"])
 def test_a_large_body_is_refused_as_a_problem(deployed: Deployment, size: int) -> None:
     with deployed.proxy.client() as client:
-        answer = client.post("/register", json=person(password="x" * size), headers={"X-Request-ID": f"large-{size}"})
-    assert (answer.status_code, answer.headers["Content-Type"]) == (413, "application/problem+json")
-    document = answer.json()
+        response = client.post("/register", json=person(password="x" * size), headers={"X-Request-ID": f"large-{size}"})
+    assert (response.status_code, response.headers["Content-Type"]) == (413, "application/problem+json")
+    document = response.json()
     assert set(document) == {"type", "title", "status", "detail", "instance", "code"}
     assert (document["code"], document["instance"]) == ("body-too-large", f"/requests/large-{size}")
-    assert answer.headers["X-Request-ID"] == f"large-{size}"
+    assert response.headers["X-Request-ID"] == f"large-{size}"
 
 
 HOST = b"Host: localhost\r\nConnection: close\r\n"
@@ -172,17 +156,15 @@ HOST = b"Host: localhost\r\nConnection: close\r\n"
         (b"GET / HTTP/1.1\r\n" + HOST + b"A: " + b"a" * 10_000 + b"\r\n\r\n", 431, "head-too-large"),
     ],
 )
-def test_what_the_proxy_refuses_by_itself_is_a_problem(
-    deployed: Deployment, sent: bytes, status: int, code: str
-) -> None:
+def test_refusals_of_the_proxy_are_problems(deployed: Deployment, sent: bytes, status: int, code: str) -> None:
     address = ("127.0.0.1", int(deployed.proxy.url.rpartition(":")[2]))
     with (
         socket.create_connection(address, DEADLINE) as plain,
         TRUST.wrap_socket(plain, server_hostname="localhost") as tls,
     ):
         tls.sendall(sent)
-        answer = b"".join(iter(lambda: tls.recv(65536), b""))
-    head, _, body = answer.decode().partition("\r\n\r\n")
+        response = b"".join(iter(lambda: tls.recv(65536), b""))
+    head, _, body = response.decode().partition("\r\n\r\n")
     assert head.split()[1] == str(status)
     fields = dict(line.lower().split(": ", 1) for line in head.split("\r\n")[1:])
     document = json.loads(body)
@@ -195,32 +177,23 @@ def test_what_the_proxy_refuses_by_itself_is_a_problem(
     assert fields.get("allow") == ("post" if status == 405 else None)
 
 
-def test_who_speaks_no_tls_is_told_so_in_a_problem(deployed: Deployment) -> None:
-    answer = httpx.get(deployed.proxy.url.replace("https://", "http://"), trust_env=False, timeout=DEADLINE)
-    assert (answer.status_code, answer.json()["code"]) == (400, "malformed-http")
-
-
-def test_figures_are_not_for_the_world(deployed: Deployment) -> None:
-    with deployed.proxy.client() as client:
-        answer = client.get("/metrics")
-    assert (answer.status_code, answer.json()["code"]) == (404, "not-found")
-
-
-def test_what_asks_for_another_name_gets_no_answer(deployed: Deployment) -> None:
+def test_other_requests_that_the_proxy_refuses(deployed: Deployment) -> None:
+    plain = httpx.get(deployed.proxy.url.replace("https://", "http://"), trust_env=False, timeout=DEADLINE)
+    assert (plain.status_code, plain.json()["code"]) == (400, "malformed-http")
     with deployed.proxy.client() as client, pytest.raises(httpx.RemoteProtocolError):
         client.get("/livez", headers={"Host": "evil.example.com"})
 
 
-def test_without_an_instance_a_problem_says_so(tmp_path: Path) -> None:
-    nobody = [("127.0.0.1", free_port()), ("127.0.0.1", free_port())]
-    with proxy(tmp_path, nobody) as front, front.client() as client:
-        for answer in (client.get("/users"), client.post("/register", json=person())):
-            assert (answer.status_code, answer.json()["code"]) == (503, "overloaded")
-            assert answer.headers["Retry-After"] == "5"
-            assert answer.headers["X-Request-ID"] in answer.json()["instance"]
+def test_without_an_instance_the_response_is_a_problem(tmp_path: Path) -> None:
+    unused = [("127.0.0.1", free_port()), ("127.0.0.1", free_port())]
+    with proxy(tmp_path, unused) as front, front.client() as client:
+        for response in (client.get("/users"), client.post("/register", json=person())):
+            assert (response.status_code, response.json()["code"]) == (503, "overloaded")
+            assert response.headers["Retry-After"] == "5"
+            assert response.headers["X-Request-ID"] in response.json()["instance"]
 
 
-def test_an_export_is_passed_on_as_it_comes(tmp_path: Path) -> None:
+def test_export_is_forwarded_without_buffering(tmp_path: Path) -> None:
     read = threading.Event()
     was_read = []
 
@@ -230,7 +203,7 @@ def test_an_export_is_passed_on_as_it_comes(tmp_path: Path) -> None:
             connection.sendall(
                 b"HTTP/1.1 200 OK\r\nContent-Type: application/x-ndjson\r\nConnection: close\r\n\r\n{}\n"
             )
-            # The rest comes when the beginning has arrived, or never did.
+            # The rest is sent when the beginning has been read.
             was_read.append(read.wait(DEADLINE))
             connection.sendall(b"{}\n")
 
@@ -238,8 +211,8 @@ def test_an_export_is_passed_on_as_it_comes(tmp_path: Path) -> None:
     serving = threading.Thread(target=serve, args=[listener])
     serving.start()
     instances = [listener.getsockname()[:2], ("127.0.0.1", free_port())]
-    with proxy(tmp_path, instances) as front, front.client() as client, client.stream("GET", "/users") as answer:
-        pieces = answer.iter_raw()
+    with proxy(tmp_path, instances) as front, front.client() as client, client.stream("GET", "/users") as response:
+        pieces = response.iter_raw()
         assert next(pieces) == b"{}\n"
         read.set()
         assert b"".join(pieces) == b"{}\n"
@@ -248,7 +221,7 @@ def test_an_export_is_passed_on_as_it_comes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("end", ["stopped", "killed"])
-def test_an_instance_that_ends_costs_nobody_an_answer(tmp_path: Path, end: str) -> None:
+def test_instance_that_ends_costs_no_response(tmp_path: Path, end: str) -> None:
     data, folder = tmp_path / "data", tmp_path / "proxy"
     data.mkdir()
     folder.mkdir()
@@ -260,12 +233,11 @@ def test_an_instance_that_ends_costs_nobody_an_answer(tmp_path: Path, end: str) 
         statuses: Counter[int] = Counter()
         registered: list[str] = []
 
-        def answered(send: Callable[[], httpx.Response]) -> httpx.Response:
+        def retried(send: Callable[[], httpx.Response]) -> httpx.Response:
             try:
                 return send()
             except httpx.RemoteProtocolError:
-                # Killed between the head of an answer and its body: what nginx has passed on cannot be taken back, but
-                # is seen to be cut off.
+                # Killed between the head of a response and its body: the client sees that it is incomplete.
                 assert end == "killed"
                 return send()
 
@@ -275,10 +247,10 @@ def test_an_instance_that_ends_costs_nobody_an_answer(tmp_path: Path, end: str) 
                 # On, until the other has been alone for a while.
                 while after < 20:
                     body, key = person(), {"Idempotency-Key": uuid4().hex}
-                    answer = answered(partial(client.post, "/register", json=body, headers=key))
-                    statuses[answer.status_code] += 1
-                    registered.append(answer.headers.get("Location", ""))
-                    statuses[answered(partial(client.get, "/users?limit=1")).status_code] += 1
+                    response = retried(partial(client.post, "/register", json=body, headers=key))
+                    statuses[response.status_code] += 1
+                    registered.append(response.headers.get("Location", ""))
+                    statuses[retried(partial(client.get, "/users?limit=1")).status_code] += 1
                     after += ended.is_set()
 
         asking = [threading.Thread(target=ask) for _ in range(8)]

@@ -32,27 +32,29 @@ PROXIES = (ip_network("10.0.0.0/8"), ip_network("::1"))
         ("10.0.0.1", [",,"], "10.0.0.1"),
     ],
 )
-def test_the_client_is_the_nearest_who_is_no_trusted_proxy(peer: str, forwarded: list[str], client: str) -> None:
+def test_client_is_the_nearest_address_that_is_not_a_trusted_proxy(
+    peer: str, forwarded: list[str], client: str
+) -> None:
     assert client_address(peer, forwarded, PROXIES) == ip_address(client)
 
 
-def test_without_trusted_proxies_nobody_is_believed() -> None:
+def test_forwarded_addresses_are_ignored_without_trusted_proxies() -> None:
     assert client_address("10.0.0.1", ["198.51.100.7"], ()) == ip_address("10.0.0.1")
 
 
-def test_a_peer_without_an_address_is_nobody() -> None:
+def test_peer_without_an_address_has_no_client_address() -> None:
     assert client_address(None, ["198.51.100.7"], PROXIES) is None
     assert client_address("", [], PROXIES) is None
 
 
 @given(st.lists(st.text() | st.from_regex(r"[0-9a-f.:\[\], %]*", fullmatch=True)))
-def test_whatever_is_forwarded_makes_somebody_the_client(forwarded: list[str]) -> None:
+def test_any_forwarded_text_yields_an_address(forwarded: list[str]) -> None:
     assert isinstance(client_address("10.0.0.1", forwarded, PROXIES), IPv4Address | IPv6Address)
 
 
 @given(st.lists(st.ip_addresses()), st.ip_addresses().filter(lambda ip: not any(ip in net for net in PROXIES)))
-def test_what_a_client_makes_up_changes_nothing(made_up: list[IPv4Address], client: IPv4Address) -> None:
-    line = ", ".join([*map(str, made_up), str(client)])
+def test_addresses_forged_by_a_client_are_ignored(forged: list[IPv4Address], client: IPv4Address) -> None:
+    line = ", ".join([*map(str, forged), str(client)])
     mapped = getattr(client, "ipv4_mapped", None)
 
     assert client_address("10.0.0.1", [line], PROXIES) == (mapped or client)

@@ -13,7 +13,7 @@ from usersvc.web.router import BoundedRouter
 
 @pytest.fixture
 def searched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The paths for which aiohttp's router is asked."""
+    """The paths that are looked up by the router of aiohttp."""
     paths: list[str] = []
     resolve = UrlDispatcher.resolve
 
@@ -42,7 +42,7 @@ def searched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         ("/%41" * 2000, False, None),
     ],
 )
-async def test_only_paths_that_a_route_could_match_are_searched_for(
+async def test_only_paths_that_a_route_could_match_are_looked_up(
     searched: list[str], path: str, is_searched: bool, found: str | None
 ) -> None:
     match_info = await quick_app().router.resolve(make_mocked_request("GET", path))
@@ -55,7 +55,7 @@ async def test_only_paths_that_a_route_could_match_are_searched_for(
         assert resource.canonical == found
 
 
-async def test_the_limit_grows_with_the_routes() -> None:
+async def test_limit_grows_with_the_routes() -> None:
     async def handler(_: web.Request) -> web.Response:
         return web.Response()
 

@@ -4,11 +4,9 @@ import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from functools import partial
-from typing import TYPE_CHECKING
 
 import orjson
 from aiohttp import web
-from aiohttp.typedefs import Middleware
 from aiohttp_apispec import validation_middleware
 
 from usersvc.application.readiness import Readiness
@@ -17,29 +15,23 @@ from usersvc.application.user_queries import UserQueryService
 from usersvc.web import documentation, operations, users
 from usersvc.web.client_address import Network
 from usersvc.web.middleware import cors
-from usersvc.web.middleware.authentication import AdminToken, authentication
+from usersvc.web.middleware.authentication import authentication
 from usersvc.web.middleware.content_negotiation import content_negotiation
 from usersvc.web.middleware.errors import errors
+from usersvc.web.middleware.rate_limit import RateLimit, rate_limit
 from usersvc.web.middleware.request_log import Observe, request_log
 from usersvc.web.middleware.security_headers import security_headers
 from usersvc.web.middleware.tracing import Trace, trace_context, tracing
 from usersvc.web.openapi import openapi_document
-from usersvc.web.parsing import BODY_TIMEOUT, StrictParser
+from usersvc.web.parsing import Parser
 from usersvc.web.router import BoundedRouter
 from usersvc.web.schemas.users import RegistrationSchema
-
-if TYPE_CHECKING:
-    from usersvc.web.middleware.rate_limit import FailureLimit, RateLimit
 
 MAX_BODY_BYTES = 16384
 
 
 async def leave_to_server(_: web.Request) -> None:
-    """Ignore ``Expect``: the ASGI server handles 100-continue.
-
-    aiohttp would refuse other expectations before any middleware runs, and so without a problem document (RFC 9110,
-    section 10.1.1).
-    """
+    """Ignore ``Expect``, which aiohttp would refuse without a problem document; the server handles 100-continue."""
 
 
 get = partial(web.get, expect_handler=leave_to_server)
@@ -56,14 +48,8 @@ ROUTES = [
     get("/problems/{code}", operations.show_problem),
     get("/openapi.json", documentation.openapi),
     get("/docs", documentation.docs_page),
-    get("/docs/static/init.js", documentation.docs_script),
     get(documentation.DOCS_ASSETS, documentation.docs_asset),
 ]
-
-
-async def no_metrics() -> bytes:
-    """No metrics, for an application without any."""
-    return b""
 
 
 def create_app(
@@ -73,14 +59,13 @@ def create_app(
     *,
     resources: Callable[[], AbstractAsyncContextManager[None]] = nullcontext,
     max_body_bytes: int = MAX_BODY_BYTES,
-    body_timeout: float = BODY_TIMEOUT,
     admin_token: str | None = None,
-    admin_failures: "FailureLimit | None" = None,
-    rate_limits: "Mapping[str, RateLimit] | None" = None,
+    admin_failures: RateLimit | None = None,
+    rate_limits: Mapping[str, RateLimit] | None = None,
     cors_origins: Sequence[str] = (),
     trusted_proxies: Sequence[Network] = (),
     cancel_on_disconnect: users.CancelOnDisconnect = lambda _: nullcontext(),
-    metrics: Callable[[], Awaitable[bytes]] = no_metrics,
+    metrics: Callable[[], Awaitable[bytes]] | None = None,
     observe: Observe = lambda *_: None,
     trace: Trace | None = None,
 ) -> web.Application:
@@ -92,14 +77,13 @@ def create_app(
         readiness: checks the storage.
         resources: entered at start-up and left at clean-up.
         max_body_bytes: a larger body is refused with 413.
-        body_timeout: how long a body may take to arrive, in seconds, before it is refused with 408.
         admin_token: required to read users; None: they are open.
         admin_failures: limits wrong tokens by client address; None: no limit.
         rate_limits: by the ``rate`` in the metadata of a handler; None: no limits.
         cors_origins: the origins whose pages may use the service in a browser.
         trusted_proxies: whose ``X-Forwarded-For`` is used, for the log.
         cancel_on_disconnect: cancels a registration when its client disconnects.
-        metrics: returns the metrics in the text format of Prometheus.
+        metrics: returns the metrics in the text format of Prometheus; None: there are none.
         observe: called for each request.
         trace: starts the span of each request; None: no tracing.
     """
@@ -109,7 +93,9 @@ def create_app(
             trace_context if trace is None else tracing(trace),
             security_headers,
             errors,
-            *_guards(cors_origins, rate_limits, admin_token, admin_failures),
+            *([cors.refuse_preflight] if cors_origins else []),
+            *([rate_limit(rate_limits)] if rate_limits else []),
+            *([] if admin_token is None else [authentication(admin_token, admin_failures)]),
             content_negotiation,
             validation_middleware,
         ],
@@ -125,7 +111,7 @@ def create_app(
     with warnings.catch_warnings():
         # validation_middleware uses plain strings as keys, which aiohttp warns about.
         warnings.simplefilter("ignore", web.NotAppKeyWarning)
-        app["_apispec_parser"] = StrictParser(rules={RegistrationSchema: service.violations}, body_timeout=body_timeout)
+        app["_apispec_parser"] = Parser({RegistrationSchema: service.violations})
         app["_apispec_request_data_name"] = "data"
     app.add_routes(ROUTES)
     document = openapi_document(
@@ -141,22 +127,3 @@ def create_app(
 
     app.cleanup_ctx.append(life_cycle)
     return app
-
-
-def _guards(
-    cors_origins: Sequence[str],
-    rate_limits: "Mapping[str, RateLimit] | None",
-    admin_token: str | None,
-    admin_failures: "FailureLimit | None",
-) -> list[Middleware]:
-    """The middlewares that are only present if they are configured."""
-    guards: list[Middleware] = []
-    if cors_origins:
-        guards.append(cors.refuse_preflight)
-    if rate_limits:
-        from usersvc.web.middleware.rate_limit import rate_limit  # noqa: PLC0415  # slow to import
-
-        guards.append(rate_limit(rate_limits))
-    if admin_token is not None:
-        guards.append(authentication(AdminToken(admin_token), admin_failures))
-    return guards

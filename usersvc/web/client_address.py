@@ -1,4 +1,4 @@
-"""Who the client is: the peer, or whom a trusted proxy says it speaks for."""
+"""The address of the client: the peer, or the address that a trusted proxy forwards."""
 
 from collections.abc import Iterable, Sequence
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
@@ -8,10 +8,10 @@ Network = IPv4Network | IPv6Network
 
 
 def client_address(peer: str | None, forwarded_for: Iterable[str], trusted: Sequence[Network]) -> Address | None:
-    """The nearest address that is not a trusted proxy's.
+    """The nearest address that is not that of a trusted proxy.
 
-    ``X-Forwarded-For`` is read from its end, where each proxy adds the address that it was asked from: what stands
-    before the first address that is not trusted may be made up by the client. What is no address ends the walk.
+    ``X-Forwarded-For`` is read from its end, where each proxy appends its peer: everything before the first untrusted
+    address may be forged by the client. Reading ends at anything that is not an address.
 
     Args:
         peer: the other end of the connection, if it has an address.
@@ -19,7 +19,7 @@ def client_address(peer: str | None, forwarded_for: Iterable[str], trusted: Sequ
         trusted: the networks of the proxies.
 
     Returns:
-        None when the peer has no address, as with a socket of the file system.
+        None if the peer has no address, as with a UNIX socket.
     """
     nearest = _address(peer or "")
     if not trusted or nearest is None:
@@ -48,6 +48,6 @@ def _address(text: str) -> Address | None:
         if address.ipv4_mapped is not None:
             return address.ipv4_mapped
         if address.scope_id is not None:
-            # The zone is the peer's own name for a link, and no part of who it is.
+            # The zone is the peer's own name for a link.
             return IPv6Address(address.packed)
     return address

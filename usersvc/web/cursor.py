@@ -1,7 +1,6 @@
 """The cursor of a page of users."""
 
 import base64
-import binascii
 import re
 from dataclasses import dataclass
 
@@ -20,13 +19,15 @@ class Cursor:
         return base64.urlsafe_b64encode(f"{self.order}.{self.after}".encode()).rstrip(b"=").decode()
 
     @classmethod
-    def decode(cls, text: str) -> "Cursor | None":
-        """Decode what ``encode`` returned; None for anything else."""
-        try:
-            raw = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True).decode("ascii")
-        except (binascii.Error, ValueError):
-            return None
+    def decode(cls, text: str) -> "Cursor":
+        """Decode what ``encode`` returned.
+
+        Raises:
+            ValueError: it did not return this text.
+        """
+        raw = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True).decode("ascii")
         # 18 digits keep it within the 64 bits of a database's integer.
         match = re.fullmatch(r"(asc|desc)\.([1-9][0-9]{0,17})", raw)
-        cursor = match and cls(Order(match[1]), int(match[2]))
-        return cursor if cursor and cursor.encode() == text else None
+        if match is None or (cursor := cls(Order(match[1]), int(match[2]))).encode() != text:
+            raise ValueError("not a cursor")
+        return cursor

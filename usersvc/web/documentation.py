@@ -19,13 +19,13 @@ from usersvc.web.schemas.operations import OpenApiSchema
 DOCUMENT = web.AppKey("DOCUMENT", bytes)
 """The OpenAPI document, serialized."""
 
-_PAGE, _INIT = ((files("usersvc.web") / "swagger_ui" / name).read_text("utf-8") for name in ("index.html", "init.js"))
+_OWN = files("usersvc.web") / "swagger_ui"
+_PAGE = (_OWN / "index.html").read_text("utf-8")
 # No script but the files of this host, and no request to any other host.
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-_CACHED = {"Cache-Control": "public, max-age=86400"}
 
 
 @docs(tags=["documentation"], summary="This document")
@@ -57,28 +57,25 @@ async def docs_page(_: web.Request) -> web.Response:
     )
 
 
-async def docs_script(_: web.Request) -> web.Response:
-    """The script that starts Swagger UI."""
-    return web.Response(text=_INIT, content_type="text/javascript", headers=_CACHED)
-
-
 async def docs_asset(request: web.Request) -> web.Response:
-    """A file of Swagger UI; the route matches the names of ``_ASSET_TYPES`` only."""
+    """A file of the page; the route matches the names of ``_ASSETS`` only."""
     name = request.match_info["name"]
-    kind = _ASSET_TYPES[name]
-    charset = "utf-8" if kind.startswith("text/") else None
-    return web.Response(body=_asset(name), content_type=kind, charset=charset, headers=_CACHED)
+    media_type, body = _asset(name)
+    return web.Response(body=body, headers={"Content-Type": media_type, "Cache-Control": "public, max-age=86400"})
 
 
 @cache
-def _asset(name: str) -> bytes:
-    return (files(aiohttp_apispec) / "static" / name).read_bytes()
+def _asset(name: str) -> tuple[str, bytes]:
+    folder, media_type = _ASSETS[name]
+    return media_type, (folder / name).read_bytes()
 
 
-_ASSET_TYPES = {
-    "swagger-ui.css": "text/css",
-    "swagger-ui-bundle.js": "text/javascript",
-    "favicon-32x32.png": "image/png",
+_BUNDLED = files(aiohttp_apispec) / "static"
+_ASSETS = {
+    "init.js": (_OWN, "text/javascript; charset=utf-8"),
+    "swagger-ui.css": (_BUNDLED, "text/css; charset=utf-8"),
+    "swagger-ui-bundle.js": (_BUNDLED, "text/javascript; charset=utf-8"),
+    "favicon-32x32.png": (_BUNDLED, "image/png"),
 }
-DOCS_ASSETS = f"/docs/static/{{name:{'|'.join(map(re.escape, _ASSET_TYPES))}}}"
+DOCS_ASSETS = f"/docs/static/{{name:{'|'.join(map(re.escape, _ASSETS))}}}"
 """The path of the assets."""

@@ -5,7 +5,7 @@ The library itself writes Swagger 2.0 only. This module reads the metadata that 
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from aiohttp import web
@@ -17,12 +17,15 @@ from marshmallow import Schema
 import usersvc
 from usersvc.web import problems
 from usersvc.web.problems import PROBLEMS, Problem
-from usersvc.web.schemas.problems import FieldErrorSchema, ProblemSchema
+from usersvc.web.schemas.operations import FieldErrorSchema, ProblemSchema
 
 OPENAPI_VERSION = "3.0.3"
 
 # Of every operation.
 _COMMON_PROBLEMS = ("not-acceptable", "internal-error", "overloaded")
+
+BODY_PROBLEMS = ("malformed-json", "request-timeout", "body-too-large", "unsupported-media-type")
+"""Of every operation with a body."""
 
 _EXAMPLE_REQUEST_ID = "01936f3c-5e1a-7b3c-9d2e-4f5a6b7c8d9f"
 
@@ -112,33 +115,24 @@ def openapi_document(
         spec.components.security_scheme(
             BEARER, {"type": "http", "scheme": "bearer", "description": "The admin token (USERSVC_ADMIN_TOKEN)."}
         )
+    assert plugin.converter is not None  # noqa: S101  # the plugin has one as soon as it belongs to a document
     for route in routes:
         metadata: Mapping[str, Any] | None = getattr(route.handler, "__apispec__", None)
         if metadata and route.resource and route.method != "HEAD":
-            spec.path(
-                path=route.resource.canonical,
-                operations={
-                    route.method.lower(): _operation(route.handler.__name__, metadata, plugin.converter, protected)
-                },
-            )
+            operation = {"operationId": route.handler.__name__, **_operation(metadata, plugin.converter, protected)}
+            spec.path(path=route.resource.canonical, operations={route.method.lower(): operation})
     document = spec.to_dict()
     document["components"]["schemas"]["Registration"]["properties"]["password"]["minLength"] = password_min_length
     return document
 
 
-def _operation(
-    name: str, metadata: Mapping[str, Any], converter: OpenAPIConverter | None, protected: bool
-) -> dict[str, Any]:
-    assert converter is not None  # noqa: S101  # the plugin has one as soon as it belongs to a document
-    operation: dict[str, Any] = {"operationId": name}
-    operation |= {key: metadata[key] for key in ("tags", "summary", "description") if key in metadata}
+def _operation(metadata: Mapping[str, Any], converter: OpenAPIConverter, protected: bool) -> dict[str, Any]:
+    operation = {key: metadata[key] for key in ("tags", "summary", "description") if key in metadata}
     operation["parameters"] = ["X-Request-ID", *metadata["parameters"]]
     for request in metadata["schemas"]:
         if request["location"] == "json":
-            operation["requestBody"] = {
-                "required": True,
-                "content": {"application/json": {"schema": request["schema"]}},
-            }
+            content = {"application/json": {"schema": request["schema"]}}
+            operation["requestBody"] = {"required": True, "content": content}
         else:
             location = request["location"].removesuffix("string")
             operation["parameters"] += converter.schema2parameters(request["schema"], location=location)
@@ -172,24 +166,16 @@ def _failures(codes: Iterable[str]) -> dict[str, Any]:
     by_status: defaultdict[int, list[Problem]] = defaultdict(list)
     for code in codes:
         by_status[PROBLEMS[code].status].append(PROBLEMS[code])
+    return {str(status): _failure(alike) for status, alike in by_status.items()}
+
+
+def _failure(alike: Sequence[Problem]) -> dict[str, Any]:
+    sent = {name: value for problem in alike for name, value in problem.headers.items()}
+    examples = {problem.code: {"value": _problem_example(problem)} for problem in alike}
     return {
-        str(status): {
-            "description": " ".join(f"`{problem.code}`: {problem.description}" for problem in alike),
-            "headers": _headers(
-                {
-                    name: header("Sent with this status.", value)
-                    for problem in alike
-                    for name, value in (problem.headers or {}).items()
-                }
-            ),
-            "content": {
-                problems.MEDIA_TYPE: {
-                    "schema": ProblemSchema,
-                    "examples": {problem.code: {"value": _problem_example(problem)} for problem in alike},
-                }
-            },
-        }
-        for status, alike in by_status.items()
+        "description": " ".join(f"`{problem.code}`: {problem.description}" for problem in alike),
+        "headers": _headers({name: header("Sent with this status.", value) for name, value in sent.items()}),
+        "content": {problems.MEDIA_TYPE: {"schema": ProblemSchema, "examples": examples}},
     }
 
 

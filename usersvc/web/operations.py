@@ -11,11 +11,10 @@ from usersvc.web.openapi import ADMIN, path_parameter
 from usersvc.web.problems import PROBLEMS
 from usersvc.web.responses import json_response
 from usersvc.web.schemas.fields import QuerySchema
-from usersvc.web.schemas.operations import IndexDocumentSchema, StatusDocumentSchema
-from usersvc.web.schemas.problems import ProblemKindDocumentSchema
+from usersvc.web.schemas.operations import LINKS, IndexDocumentSchema, ProblemKindDocumentSchema, StatusDocumentSchema
 
 READINESS = web.AppKey("READINESS", Readiness)
-METRICS = web.AppKey[Callable[[], Awaitable[bytes]]]("METRICS")
+METRICS = web.AppKey[Callable[[], Awaitable[bytes]] | None]("METRICS")
 """Returns the metrics in the text format of Prometheus."""
 
 
@@ -24,13 +23,7 @@ METRICS = web.AppKey[Callable[[], Awaitable[bytes]]]("METRICS")
 @response_schema(IndexDocumentSchema, 200, description="Links.")
 async def index(_: web.Request) -> web.Response:
     """``GET /``."""
-    paths = ("register", "users", "docs", "livez", "readyz", "metrics")
-    return json_response(
-        {
-            "data": {"name": "usersvc", "version": usersvc.__version__},
-            "links": {"self": "/", "openapi": "/openapi.json"} | {path: f"/{path}" for path in paths},
-        }
-    )
+    return json_response({"data": {"name": "usersvc", "version": usersvc.__version__}, "links": LINKS})
 
 
 @docs(tags=["operation"], summary="Check that the process responds")
@@ -72,7 +65,8 @@ async def readyz(request: web.Request) -> web.Response:
 @querystring_schema(QuerySchema)
 async def metrics(request: web.Request) -> web.Response:
     """``GET /metrics``."""
-    text = await request.app[METRICS]()
+    exposition = request.app[METRICS]
+    text = b"" if exposition is None else await exposition()
     return web.Response(body=text, headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
 
 
@@ -89,13 +83,5 @@ async def show_problem(request: web.Request) -> web.Response:
     problem = PROBLEMS.get(request.match_info["code"])
     if problem is None:
         raise web.HTTPNotFound
-    return json_response(
-        {
-            "data": {
-                "code": problem.code,
-                "status": problem.status,
-                "title": problem.title,
-                "description": problem.description,
-            }
-        }
-    )
+    names = ("code", "status", "title", "description")
+    return json_response({"data": {name: getattr(problem, name) for name in names}})

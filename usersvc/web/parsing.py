@@ -2,16 +2,16 @@
 
 import asyncio
 import warnings
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Never
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 from aiohttp import web
 from marshmallow import Schema, ValidationError
-from webargs.aiohttpparser import AIOHTTPParser
+from multidict import MultiMapping
 
 from usersvc import strict_json
-from usersvc.domain.errors import Violation
-from usersvc.web.problems import BodyTooLarge, InvalidRequest, MalformedJson, RequestTimeout, UnsupportedMediaType
+from usersvc.domain.errors import ValidationFailed, Violation
+from usersvc.web.problems import RequestRefused
 from usersvc.web.schemas.fields import violations_in
 
 # The middleware of the library stores parsed data under plain strings, which aiohttp warns about.
@@ -32,127 +32,100 @@ MAX_NAMES = 100
 """The maximum number of members of a body and of parameters of a query: reporting unknown ones takes time."""
 
 BODY_TIMEOUT = 30.0
-"""How long the body of a request may take to arrive, in seconds."""
+"""How long the body of a request may take to arrive, in seconds, before it is refused with 408."""
 
 
-def refuse_too_many(field: str, names: int) -> None:
-    """Raise ``InvalidRequest`` if a part of a request has more than ``MAX_NAMES`` names."""
-    if names > MAX_NAMES:
-        raise InvalidRequest([Violation(field, "too-many", f"Must have at most {MAX_NAMES} names.")])
+class Parser:
+    """The part of a webargs parser that the validation middleware uses."""
 
-
-class StrictParser(AIOHTTPParser):
-    """The webargs parser for aiohttp, with strict JSON, and the errors of this service."""
-
-    def __init__(self, *, rules: Mapping[type[Schema], Rules], body_timeout: float = BODY_TIMEOUT) -> None:
+    def __init__(self, rules: Mapping[type[Schema], Rules]) -> None:
         """Make a parser.
 
         Args:
             rules: for a schema, returns the business rules that valid fields break.
-            body_timeout: how long a body may take to arrive, in seconds.
         """
-        super().__init__()
         self._rules = rules
-        self._body_timeout = body_timeout
         self._queries: dict[tuple[Schema, str], dict[str, Any]] = {}
 
-    async def parse(  # type: ignore[override]  # without parameters that are not used here
-        self, argmap: Schema, req: web.Request, *, location: str, unknown: str | None
-    ) -> Any:
+    async def parse(self, schema: Schema, request: web.Request, *, location: str, **_: object) -> dict[str, Any]:
         """Parse one part of a request. This is the only place that raises violations, of all parts at once.
 
         Raises:
-            InvalidRequest: after the last part, with the violations in all parts.
-            RequestRefused: see ``load_json``.
+            ValidationFailed: after the last part, with the violations in all parts.
+            RequestRefused: the body cannot be read as JSON.
         """
-        query = (argmap, req.raw_path.partition("?")[2]) if location == "querystring" else None
+        query = (schema, request.raw_path.partition("?")[2]) if location == "querystring" else None
         if query is not None and (known := self._queries.get(query)) is not None:
             return known.copy()
-        try:
-            data = await super().parse(argmap, req, location=location, unknown=unknown)
-        except InvalidRequest as refused:
-            req[VIOLATIONS] = [*req.get(VIOLATIONS, ()), *refused.violations]
-            data = {}
-        if found := req.get(VIOLATIONS):
-            [*_, last] = req.match_info.handler.__schemas__  # type: ignore[attr-defined]  # aiohttp-apispec's own
+        data, violations = await _load(schema, request, location)
+        if found := [*request.get(VIOLATIONS, ()), *violations]:
+            request[VIOLATIONS] = found
+            [*_, last] = request.match_info.handler.__schemas__  # type: ignore[attr-defined]  # aiohttp-apispec's own
             if location == last["location"]:
                 # The use case, which checks the rules, is not called.
-                raise InvalidRequest([*found, *self._broken(argmap, data)])
+                rules = self._rules.get(type(schema))
+                raise ValidationFailed([*found, *(rules(**data) if rules else ())])
         elif query is not None:
-            self._cache(query, data)
+            if len(self._queries) >= CACHED_QUERIES:
+                del self._queries[next(iter(self._queries))]
+            self._queries[query] = data.copy()
         return data
 
-    def _cache(self, query: tuple[Schema, str], data: dict[str, Any]) -> None:
-        """Cache a parsed query; the oldest is evicted."""
-        if len(self._queries) >= CACHED_QUERIES:
-            del self._queries[next(iter(self._queries))]
-        self._queries[query] = data.copy()
 
-    async def load_json(self, req: web.Request, schema: Schema) -> Any:
-        """Parse the body.
+async def _load(schema: Schema, request: web.Request, location: str) -> tuple[dict[str, Any], Sequence[Violation]]:
+    """The valid fields of a part of a request, and the violations in the others."""
+    try:
+        match location:
+            case "json":
+                given = await read_json(request)
+            case "headers":
+                names = [declared.data_key or name for name, declared in schema.fields.items()]
+                given = _values(request.headers, names)
+            case _:
+                _refuse_too_many("query", len(request.query))
+                given = _values(request.query, request.query)
+        return schema.load(given), ()
+    except ValidationFailed as refused:
+        return {}, refused.violations
+    except ValidationError as error:
+        valid = error.valid_data
+        return valid if isinstance(valid, dict) else {}, [*violations_in(error.messages)]
 
-        Raises:
-            UnsupportedMediaType: its headers do not declare JSON in UTF-8.
-            BodyTooLarge: it exceeds the limit of the application.
-            RequestTimeout: it did not arrive in time.
-            MalformedJson: it is not JSON.
-            InvalidRequest: it has more than ``MAX_NAMES`` members.
-        """
-        if req.content_type != "application/json" or "Content-Type" not in req.headers:
-            raise UnsupportedMediaType("The body must be application/json.")
-        if (req.charset or "utf-8").lower() not in {"utf-8", "utf8"}:
-            raise UnsupportedMediaType("JSON must be in UTF-8.")
-        if req.headers.get("Content-Encoding", "identity").lower() not in CODINGS:
-            raise UnsupportedMediaType(f"The content coding must be one of {', '.join(CODINGS)}.")
-        # A body that is declared too large is refused before it is read.
-        if (req.content_length or 0) > req.client_max_size:
-            raise BodyTooLarge(f"The body may have at most {req.client_max_size} bytes.")
-        try:
-            async with asyncio.timeout(self._body_timeout):
-                body = await req.read()
-        except TimeoutError:
-            raise RequestTimeout("The body did not arrive in time.") from None
-        try:
-            document = strict_json.loads(body)
-        except strict_json.InvalidJson as error:
-            raise MalformedJson(f"The body {error}.") from None
-        if isinstance(document, dict):
-            refuse_too_many("body", len(document))
-        return document
 
-    def load_headers(self, req: web.Request, schema: Schema) -> Any:
-        """The headers of the schema; a list of values for a repeated one."""
-        names = [declared.data_key or name for name, declared in schema.fields.items()]
-        values = {name: req.headers.getall(name) for name in names if name in req.headers}
-        return {name: given if len(given) > 1 else given[0] for name, given in values.items()}
+def _values(source: MultiMapping[str], names: Iterable[str]) -> dict[str, str | list[str]]:
+    """The values by name; a list for a repeated one."""
+    values = {name: source.getall(name) for name in names if name in source}
+    return {name: given if len(given) > 1 else given[0] for name, given in values.items()}
 
-    def load_querystring(self, req: web.Request, schema: Schema) -> Any:
-        """The query; a list of values for a repeated parameter.
 
-        Raises:
-            InvalidRequest: it has more than ``MAX_NAMES`` parameters.
-        """
-        refuse_too_many("query", len(req.query))
-        values = {name: req.query.getall(name) for name in req.query}
-        return {name: given if len(given) > 1 else given[0] for name, given in values.items()}
+def _refuse_too_many(field: str, names: int) -> None:
+    if names > MAX_NAMES:
+        raise ValidationFailed([Violation(field, "too-many", f"Must have at most {MAX_NAMES} names.")])
 
-    def handle_error(
-        self,
-        error: ValidationError,
-        req: web.Request,
-        schema: Schema,
-        *,
-        error_status_code: int | None,
-        error_headers: Mapping[str, str] | None,
-    ) -> Never:
-        """Raise ``InvalidRequest`` with the fields that are malformed, and the rules that the other fields break."""
-        # webargs groups the messages by location.
-        [by_field] = error.messages_dict.values()
-        violations = [*violations_in(by_field)]
-        violations += self._broken(schema, error.valid_data)
-        raise InvalidRequest(violations)
 
-    def _broken(self, schema: Schema, data: object) -> Iterable[Violation]:
-        """The rules that valid fields break."""
-        rules = self._rules.get(type(schema))
-        return rules(**data) if rules is not None and isinstance(data, dict) else ()
+async def read_json(request: web.Request) -> Any:
+    """The JSON document in the body of a request.
+
+    Raises:
+        RequestRefused: the headers do not declare JSON in UTF-8, or the body is too large, too slow or not JSON.
+        ValidationFailed: it has more than ``MAX_NAMES`` members.
+    """
+    if request.content_type != "application/json" or "Content-Type" not in request.headers:
+        raise RequestRefused("unsupported-media-type", "The body must be application/json.")
+    if (request.charset or "utf-8").lower() not in {"utf-8", "utf8"}:
+        raise RequestRefused("unsupported-media-type", "JSON must be in UTF-8.")
+    if request.headers.get("Content-Encoding", "identity").lower() not in CODINGS:
+        raise RequestRefused("unsupported-media-type", f"The content coding must be one of {', '.join(CODINGS)}.")
+    # A body that is declared too large is refused before it is read.
+    if (request.content_length or 0) > request.client_max_size:
+        raise RequestRefused("body-too-large", f"The body may have at most {request.client_max_size} bytes.")
+    try:
+        async with asyncio.timeout(BODY_TIMEOUT):
+            document = strict_json.loads(await request.read())
+    except TimeoutError:
+        raise RequestRefused("request-timeout", "The body did not arrive in time.") from None
+    except strict_json.InvalidJson as error:
+        raise RequestRefused("malformed-json", f"The body {error}.") from None
+    if isinstance(document, dict):
+        _refuse_too_many("body", len(document))
+    return document

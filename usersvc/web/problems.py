@@ -1,8 +1,9 @@
 """The table of all problems (RFC 9457): error type -> status and code."""
 
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote
@@ -12,7 +13,7 @@ from aiohttp import web
 
 from usersvc.application.errors import QueueFull, StorageUnavailable
 from usersvc.application.registration import IdempotencyKeyReused
-from usersvc.domain.errors import EmailAlreadyRegistered, ValidationFailed, Violation
+from usersvc.domain.errors import EmailAlreadyRegistered, ValidationFailed
 
 log = logging.getLogger(__name__)
 
@@ -20,97 +21,28 @@ MEDIA_TYPE = "application/problem+json"
 
 
 class RequestRefused(Exception):
-    """A refusal by the web side; its text is sent to the client and contains nothing secret."""
+    """A refusal by the web side or the server; its text is sent to the client and contains nothing secret."""
 
-    def __init__(self, text: str = "", headers: Mapping[str, str] | None = None) -> None:
+    def __init__(self, code: str, text: str = "", headers: Mapping[str, str] | None = None) -> None:
         """Make a refusal.
 
         Args:
-            text: for the client.
+            code: that of a row of ``PROBLEMS``.
+            text: for the client; by default the description of the problem.
             headers: of the response, in place of those in the table.
         """
         super().__init__(text)
+        self.problem = PROBLEMS[code]
         self.headers = headers or {}
 
 
-class MalformedJson(RequestRefused):
-    """The body is not strict JSON (RFC 8259, RFC 7493)."""
-
-
-class Unauthorized(RequestRefused):
-    """The request is not authorized; the response does not reveal whether the resource exists."""
-
-
-class RateLimited(RequestRefused):
-    """The client has sent too many requests."""
-
-    def __init__(self, headers: Mapping[str, str]) -> None:
-        """Make a refusal.
-
-        Args:
-            headers: ``Retry-After`` and the RateLimit headers.
-        """
-        super().__init__(f"Too many requests from this address; retry in {headers['Retry-After']} s.", headers)
-
-
-class UserNotFound(RequestRefused):
-    """There is no user with this id."""
-
-
-class NotAcceptable(RequestRefused):
-    """The client accepts none of the media types of the resource."""
-
-
-class RequestTimeout(RequestRefused):
-    """The request did not arrive in time."""
-
-
-class MalformedHttp(RequestRefused):
-    """The request is not valid HTTP (RFC 9112)."""
-
-
-class TargetTooLong(RequestRefused):
-    """The request target is too long."""
-
-
-class HeadTooLarge(RequestRefused):
-    """The request head is too large, or has too many fields."""
-
-
-class TransferCodingNotImplemented(RequestRefused):
-    """The body is in a transfer coding other than chunked (RFC 9112, section 6.1)."""
-
-
-class HttpVersionNotSupported(RequestRefused):
-    """The request is in a version of HTTP other than 1.0 and 1.1 (RFC 9110, section 15.6.6)."""
-
-
-class TooManyConnections(RequestRefused):
-    """The limit of connections is reached."""
-
-
-class TooManyWaiting(RequestRefused):
-    """The limit of pipelined requests is reached."""
-
-
-class Stopping(RequestRefused):
-    """The service is stopping and does not complete the request."""
-
-
-class BodyTooLarge(RequestRefused):
-    """The body is too large."""
-
-
-class UnsupportedMediaType(RequestRefused):
-    """The media type or the coding of the body is not supported."""
-
-
-class InvalidRequest(RequestRefused):
-    """The body or the query is invalid; ``violations`` has every reason."""
-
-    def __init__(self, violations: Sequence[Violation]) -> None:
-        super().__init__()
-        self.violations = tuple(violations)
+HeadTooLarge = partial(RequestRefused, "head-too-large")
+HttpVersionNotSupported = partial(RequestRefused, "http-version-not-supported")
+MalformedHttp = partial(RequestRefused, "malformed-http")
+RequestTimeout = partial(RequestRefused, "request-timeout")
+TargetTooLong = partial(RequestRefused, "target-too-long")
+TooManyConnections = TooManyWaiting = Stopping = partial(RequestRefused, "overloaded")
+TransferCodingNotImplemented = partial(RequestRefused, "transfer-coding-not-implemented")
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,8 +54,8 @@ class Problem:
     title: str
     description: str
     errors: tuple[type[Exception], ...] = ()
-    """The exceptions that lead to it, with their subclasses."""
-    headers: Mapping[str, str] | None = None
+    """The exceptions that lead to it, with their subclasses, besides a ``RequestRefused`` with its code."""
+    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 PROBLEMS: Mapping[str, Problem] = {
@@ -134,31 +66,18 @@ PROBLEMS: Mapping[str, Problem] = {
             400,
             "Malformed JSON",
             "The body is not strict JSON: syntax error, not UTF-8, duplicate member, NaN or Infinity, or too deep.",
-            (MalformedJson, web.HTTPBadRequest, web.RequestPayloadError),
+            (web.HTTPBadRequest, web.RequestPayloadError),
         ),
-        Problem(
-            "malformed-http",
-            400,
-            "Malformed HTTP",
-            "The request is not valid HTTP (RFC 9112).",
-            (MalformedHttp,),
-        ),
+        Problem("malformed-http", 400, "Malformed HTTP", "The request is not valid HTTP (RFC 9112)."),
         Problem(
             "unauthorized",
             401,
             "Unauthorized",
             "The resource requires the admin token, as Authorization: Bearer.",
-            (Unauthorized,),
-            {"WWW-Authenticate": 'Bearer realm="usersvc"'},
+            headers={"WWW-Authenticate": 'Bearer realm="usersvc"'},
         ),
-        Problem(
-            "not-found",
-            404,
-            "Not found",
-            "There is nothing at this path.",
-            (web.HTTPNotFound,),
-        ),
-        Problem("user-not-found", 404, "User not found", "There is no user with this id.", (UserNotFound,)),
+        Problem("not-found", 404, "Not found", "There is nothing at this path.", (web.HTTPNotFound,)),
+        Problem("user-not-found", 404, "User not found", "There is no user with this id."),
         Problem(
             "method-not-allowed",
             405,
@@ -168,19 +87,9 @@ PROBLEMS: Mapping[str, Problem] = {
             (web.HTTPMethodNotAllowed,),
         ),
         Problem(
-            "not-acceptable",
-            406,
-            "Not acceptable",
-            "The resource has none of the media types in the Accept header.",
-            (NotAcceptable,),
+            "not-acceptable", 406, "Not acceptable", "The resource has none of the media types in the Accept header."
         ),
-        Problem(
-            "request-timeout",
-            408,
-            "Request timeout",
-            "The request did not arrive in time.",
-            (RequestTimeout,),
-        ),
+        Problem("request-timeout", 408, "Request timeout", "The request did not arrive in time."),
         Problem(
             "email-taken",
             409,
@@ -193,21 +102,20 @@ PROBLEMS: Mapping[str, Problem] = {
             413,
             "Body too large",
             "The body of the request is larger than the service accepts.",
-            (BodyTooLarge, web.HTTPRequestEntityTooLarge),
+            (web.HTTPRequestEntityTooLarge,),
         ),
         Problem(
             "target-too-long",
             414,
             "Target too long",
             "The path and the query of the request are longer than the service accepts.",
-            (TargetTooLong,),
         ),
         Problem(
             "unsupported-media-type",
             415,
             "Unsupported media type",
             "The body must be application/json, in UTF-8.",
-            (UnsupportedMediaType, web.HTTPUnsupportedMediaType),
+            (web.HTTPUnsupportedMediaType,),
             {"Accept": "application/json"},
         ),
         Problem(
@@ -215,7 +123,7 @@ PROBLEMS: Mapping[str, Problem] = {
             422,
             "Validation failed",
             "Fields of the body or parameters of the query are invalid; errors lists all of them.",
-            (ValidationFailed, InvalidRequest),
+            (ValidationFailed,),
         ),
         Problem(
             "idempotency-key-reused",
@@ -229,15 +137,17 @@ PROBLEMS: Mapping[str, Problem] = {
             429,
             "Rate limited",
             "Too many requests from this address; Retry-After says when to retry.",
-            (RateLimited,),
-            {"Retry-After": "60", "RateLimit-Policy": '"register";q=60;w=60', "RateLimit": '"register";r=0;t=60'},
+            headers={
+                "Retry-After": "60",
+                "RateLimit-Policy": '"register";q=60;w=60',
+                "RateLimit": '"register";r=0;t=60',
+            },
         ),
         Problem(
             "head-too-large",
             431,
             "Head too large",
             "The header fields of the request are larger, or more, than the service accepts.",
-            (HeadTooLarge,),
         ),
         Problem(
             "internal-error",
@@ -251,14 +161,13 @@ PROBLEMS: Mapping[str, Problem] = {
             501,
             "Transfer coding not implemented",
             "The only transfer coding of a body that the service knows is chunked.",
-            (TransferCodingNotImplemented,),
         ),
         Problem(
             "overloaded",
             503,
             "Overloaded",
             "The service is overloaded or stopping; retry the request later.",
-            (Stopping, QueueFull, TooManyConnections, TooManyWaiting),
+            (QueueFull,),
             {"Retry-After": "5"},
         ),
         Problem(
@@ -274,7 +183,6 @@ PROBLEMS: Mapping[str, Problem] = {
             505,
             "HTTP version not supported",
             "The service supports HTTP/1.0 and HTTP/1.1.",
-            (HttpVersionNotSupported,),
         ),
     )
 }
@@ -296,22 +204,23 @@ def members(problem: Problem, detail: str, request_id: str) -> dict[str, Any]:
 
 def problem_response(error: Exception, request_id: str) -> web.Response:
     """The response to a failure. Failures of the service are logged; unexpected ones reveal nothing."""
-    # The row of the class, or of its nearest base class that has one.
-    problem = next(_PROBLEM_OF[kind] for kind in type(error).__mro__ if kind in _PROBLEM_OF)
-    if isinstance(error, StorageUnavailable):
+    detail = ""
+    headers: Mapping[str, str] = {}
+    if isinstance(error, RequestRefused):
+        problem, detail, headers = error.problem, str(error), error.headers
+    else:
+        # The row of the class, or of its nearest base class that has one.
+        problem = next(_PROBLEM_OF[kind] for kind in type(error).__mro__ if kind in _PROBLEM_OF)
+    if isinstance(error, QueueFull):
+        headers = {"Retry-After": str(error.retry_after)}
+    elif isinstance(error, web.HTTPMethodNotAllowed):
+        headers = {"Allow": error.headers["Allow"]}
+    elif isinstance(error, StorageUnavailable):
         log.error("request failed: %s: %s", problem.code, error, extra={"request_id": request_id})
     elif problem.status == HTTPStatus.INTERNAL_SERVER_ERROR:
         log.error("request failed: %s", problem.code, extra={"request_id": request_id}, exc_info=error)
-    reason = str(error) if isinstance(error, RequestRefused) else ""
-    document = members(problem, reason or problem.description, request_id)
-    if isinstance(error, InvalidRequest | ValidationFailed):
+    document = members(problem, detail or problem.description, request_id)
+    if isinstance(error, ValidationFailed):
         document["errors"] = [asdict(violation) for violation in error.violations]
-    response = web.Response(body=orjson.dumps(document), status=problem.status, content_type=MEDIA_TYPE)
-    response.headers.update(problem.headers or {})
-    if isinstance(error, RequestRefused):
-        response.headers.update(error.headers)
-    if isinstance(error, QueueFull):
-        response.headers["Retry-After"] = str(error.retry_after)
-    if isinstance(error, web.HTTPMethodNotAllowed):
-        response.headers["Allow"] = error.headers["Allow"]
-    return response
+    body, headers = orjson.dumps(document), {**problem.headers, **headers}
+    return web.Response(body=body, status=problem.status, headers=headers, content_type=MEDIA_TYPE)

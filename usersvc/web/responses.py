@@ -23,69 +23,43 @@ async def stream_response(batches: AsyncGenerator[bytes, None], content_type: st
     return web.Response(body=StreamedBody(first, batches), content_type=content_type)
 
 
-class _Body(Payload):
-    """A body that can only be written."""
-
-    def decode(self, encoding: str = "utf-8", errors: str = "strict") -> Never:
-        raise TypeError("a streamed body cannot be decoded")
-
-
-class StreamedBody(_Body):
+class StreamedBody(Payload):
     """Batches of bytes; the generator is closed however the sending ends."""
 
     def __init__(self, first: bytes, batches: AsyncGenerator[bytes, None]) -> None:
         super().__init__(batches)
         self._first = first
+        self.when_sent: list[Sent] = []
+
+    def decode(self, encoding: str = "utf-8", errors: str = "strict") -> Never:
+        """Refuse: the body can only be written."""
+        raise TypeError("a streamed body cannot be decoded")
 
     async def write(self, writer: AbstractStreamWriter) -> None:
         """Write all batches."""
-        async with aclosing(self._value):
-            await writer.write(self._first)
-            async for batch in self._value:
-                await writer.write(batch)
+        size = 0
+        complete = False
+        try:
+            async with aclosing(self._value):
+                await writer.write(self._first)
+                size = len(self._first)
+                async for batch in self._value:
+                    await writer.write(batch)
+                    size += len(batch)
+            complete = True
+        finally:
+            for sent in self.when_sent:
+                sent(size, complete)
 
     async def close(self) -> None:
         """Close the generator, if it has not been written."""
         await self._value.aclose()
 
 
-class _CountingWriter:
-    """Passes a body on to the writer of aiohttp, and counts its bytes."""
-
-    def __init__(self, writer: AbstractStreamWriter) -> None:
-        self._writer = writer
-        self.sent = 0
-
-    async def write(self, chunk: bytes) -> None:
-        await self._writer.write(chunk)
-        self.sent += len(chunk)
-
-
-class _ReportedBody(_Body):
-    """Another body, the end of which is reported."""
-
-    def __init__(self, body: Payload, sent: Sent) -> None:
-        super().__init__(body)
-        self._sent = sent
-
-    async def write(self, writer: Any) -> None:
-        counting = _CountingWriter(writer)
-        complete = False
-        try:
-            await self._value.write(counting)
-            complete = True
-        finally:
-            self._sent(counting.sent, complete)
-
-    async def close(self) -> None:
-        await self._value.close()
-
-
 def when_sent(request: web.Request, response: web.StreamResponse, sent: Sent) -> None:
     """Report the end of a response: at once if its body is in memory or not sent, else when it has been streamed."""
-    if not isinstance(response, web.Response) or request.method == "HEAD":
-        sent(0, True)
-    elif isinstance(response.body, Payload):
-        response.body = _ReportedBody(response.body, sent)
+    body = response.body if isinstance(response, web.Response) and request.method != "HEAD" else None
+    if isinstance(body, StreamedBody):
+        body.when_sent.append(sent)
     else:
-        sent(len(response.body or b""), True)
+        sent(len(body) if isinstance(body, bytes) else 0, True)

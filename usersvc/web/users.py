@@ -16,11 +16,12 @@ from usersvc.application.user_queries import UserQueryService
 from usersvc.domain.email_address import EmailAddress
 from usersvc.web.cursor import Cursor
 from usersvc.web.middleware.content_negotiation import MEDIA_TYPE
-from usersvc.web.openapi import ADMIN, header, link_to_user, path_parameter
-from usersvc.web.problems import UserNotFound
+from usersvc.web.openapi import ADMIN, BODY_PROBLEMS, header, link_to_user, path_parameter
+from usersvc.web.problems import RequestRefused
 from usersvc.web.responses import json_response, stream_response
-from usersvc.web.schemas.fields import DEFAULT_LIMIT, QuerySchema
+from usersvc.web.schemas.fields import QuerySchema
 from usersvc.web.schemas.users import (
+    DEFAULT_LIMIT,
     EXAMPLE_USER,
     NEXT_EXAMPLE,
     RegistrationHeadersSchema,
@@ -46,16 +47,7 @@ CANCEL_ON_DISCONNECT = web.AppKey[CancelOnDisconnect]("CANCEL_ON_DISCONNECT")
     description="Stores the user; a welcome mail is sent later. With an Idempotency-Key, the request can be repeated "
     "if the response was lost.",
     rate="register",
-    problems=[
-        "malformed-json",
-        "request-timeout",
-        "email-taken",
-        "body-too-large",
-        "unsupported-media-type",
-        "idempotency-key-reused",
-        "rate-limited",
-        "storage-unavailable",
-    ],
+    problems=[*BODY_PROBLEMS, "email-taken", "idempotency-key-reused", "rate-limited", "storage-unavailable"],
     links=link_to_user("The new user.", "/data/id"),
     success_headers={
         "Location": header("The path of the user.", f"/users/{EXAMPLE_USER['id']}"),
@@ -136,15 +128,13 @@ async def list_users(request: web.Request) -> web.Response:
 @response_schema(UserDocumentSchema, 200, description="The user.")
 async def show_user(request: web.Request) -> web.Response:
     """``GET /users/{id}``."""
-    text = request.match_info["user_id"]
+    text = request.match_info["user_id"].lower()
     try:
         user_id = UUID(text)
     except ValueError:
-        raise UserNotFound("The id of a user is a UUID.") from None
+        raise RequestRefused("user-not-found") from None
     # UUID() also accepts braces, missing hyphens and digits of other scripts.
-    if str(user_id) != text.lower():
-        raise UserNotFound("The id of a user is a UUID.")
-    user = await request.app[QUERIES].show(user_id)
+    user = await request.app[QUERIES].show(user_id) if str(user_id) == text else None
     if user is None:
-        raise UserNotFound("There is no user with this id.")
+        raise RequestRefused("user-not-found")
     return json_response({"data": user})

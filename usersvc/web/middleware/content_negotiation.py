@@ -8,7 +8,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from usersvc.web.handler_metadata import metadata
-from usersvc.web.problems import NotAcceptable
+from usersvc.web.problems import RequestRefused
 
 MEDIA_TYPE = web.RequestKey("MEDIA_TYPE", str)
 """The media type of the resource that the client prefers."""
@@ -22,7 +22,7 @@ async def content_negotiation(request: web.Request, handler: Handler) -> web.Str
     """Choose a media type for the response.
 
     Raises:
-        NotAcceptable: ``Accept`` allows none of those that the resource has.
+        RequestRefused: ``Accept`` allows none of those that the resource has.
     """
     offered: Sequence[str] = metadata(request).get("produces", ())
     if offered:
@@ -32,7 +32,7 @@ async def content_negotiation(request: web.Request, handler: Handler) -> web.Str
             # The first of equals, which is the default of the resource.
             chosen = max(offered, key=partial(weight, accept))
             if weight(accept, chosen) == 0:
-                raise NotAcceptable(f"This resource is available as {', '.join(offered)} only.")
+                raise RequestRefused("not-acceptable", f"This resource is available as {', '.join(offered)} only.")
         request[MEDIA_TYPE] = chosen
     return await handler(request)
 

@@ -5,21 +5,16 @@ from collections.abc import Sequence
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
 
-ALLOWED = ("Authorization", "Content-Type", "Idempotency-Key", "X-Request-ID", "traceparent")
-"""Request headers that pages may send."""
-EXPOSED = (
-    "Idempotency-Replayed",
-    "Link",
-    "Location",
-    "RateLimit",
-    "RateLimit-Policy",
-    "Retry-After",
-    "WWW-Authenticate",
-    "X-Request-ID",
-)
-"""Response headers that pages may read."""
-MAX_AGE = 600
-"""How long a browser may cache the response to a preflight request, in seconds."""
+OPTIONS = {
+    "allow_headers": ("Authorization", "Content-Type", "Idempotency-Key", "X-Request-ID", "traceparent"),
+    "expose_headers": (
+        *("Idempotency-Replayed", "Link", "Location", "X-Request-ID"),
+        *("RateLimit", "RateLimit-Policy", "Retry-After", "WWW-Authenticate"),
+    ),
+    # How long a browser may cache the response to a preflight request, in seconds.
+    "max_age": 600,
+}
+"""What pages may send and read."""
 
 
 def allow(app: web.Application, origins: Sequence[str]) -> None:
@@ -31,17 +26,14 @@ def allow(app: web.Application, origins: Sequence[str]) -> None:
     """
     import aiohttp_cors  # noqa: PLC0415  # only used if an origin is allowed
 
-    options = aiohttp_cors.ResourceOptions(  # type: ignore[no-untyped-call]  # the library's constructor has no types
-        expose_headers=EXPOSED, allow_headers=ALLOWED, max_age=MAX_AGE
-    )
-    cors = aiohttp_cors.setup(app, defaults=dict.fromkeys(origins, options))
+    cors = aiohttp_cors.setup(app, defaults=dict.fromkeys(origins, OPTIONS))
     for route in list(app.router.routes()):
         cors.add(route)
     app.on_response_prepare.append(_add_vary)
 
 
 async def _add_vary(_: web.Request, response: web.StreamResponse) -> None:
-    """Tell caches that the response depends on the origin (Fetch standard, "CORS protocol and HTTP caches")."""
+    # The response depends on the origin (Fetch standard, "CORS protocol and HTTP caches").
     response.headers.add(hdrs.VARY, hdrs.ORIGIN)
 
 

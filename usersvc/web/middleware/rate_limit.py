@@ -1,22 +1,35 @@
-"""Rate limits: of requests to some handlers, and of wrong admin tokens."""
+"""Rate limits by client address, in windows of time that start with the first request of a client."""
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
 from ipaddress import IPv4Address
+from typing import TYPE_CHECKING, Protocol
 
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
-from limits import RateLimitItem, RateLimitItemPerMinute
 
 from usersvc.web.client_address import Network, client_address
 from usersvc.web.handler_metadata import metadata
 from usersvc.web.middleware.errors import errors
-from usersvc.web.problems import RateLimited
-from usersvc.web.request_counts import BoundedMemory, Counts, SharedCounts
+from usersvc.web.problems import RequestRefused
 
-ADMIN_FAILURE_RATE = RateLimitItemPerMinute(10)
-"""Wrong admin tokens of one client address."""
+if TYPE_CHECKING:
+    from limits import RateLimitItem  # slow to import, and not needed without a limit
+
+MAX_CLIENTS = 100_000
+"""How many counts a limit keeps in memory, about 20 MB; the oldest is dropped first."""
+
+Hit = tuple[bool, int, float]
+"""The result of counting: whether the request is admitted, how many more are, and the seconds to the window's end."""
+
+
+class SharedCounts(Protocol):
+    """Counts that several processes share, and that may be unavailable."""
+
+    async def hit(self, rate: "RateLimitItem", client: str) -> Hit | None:
+        """Count a request of a client against a rate; None, in bounded time, if the counts are unavailable."""
 
 
 def rate_limit(limits: Mapping[str, "RateLimit"]) -> Middleware:
@@ -39,22 +52,35 @@ def rate_limit(limits: Mapping[str, "RateLimit"]) -> Middleware:
 
 
 class RateLimit:
-    """Limits the registrations of each client address; IPv6 addresses are counted by their /64 network.
+    """Limits each client address; IPv6 addresses are counted by their /64 network.
 
     A subscriber gets at least such a network (RFC 6177), which has more addresses than can be counted.
     """
 
-    def __init__(self, rate: RateLimitItem, *, trusted_proxies: Sequence[Network] = (), counts: Counts) -> None:
+    def __init__(
+        self,
+        policy: str,
+        rate: "RateLimitItem",
+        *,
+        trusted_proxies: Sequence[Network] = (),
+        shared: SharedCounts | None = None,
+        on_fallback: Callable[[], None] = lambda: None,
+    ) -> None:
         """Make a limit.
 
         Args:
+            policy: its name in the RateLimit headers.
             rate: how many requests in what time.
             trusted_proxies: whose ``X-Forwarded-For`` is used.
-            counts: counts the requests.
+            shared: counts that are used while they are available.
+            on_fallback: called each time that they are not.
         """
+        self._policy = policy
         self._rate = rate
         self._trusted = trusted_proxies
-        self._counts = counts
+        self._shared = shared
+        self._on_fallback = on_fallback
+        self._own = OwnCounts(rate.get_expiry())
 
     async def admit(self, request: web.Request) -> dict[str, str]:
         """Count a request.
@@ -63,81 +89,98 @@ class RateLimit:
             The headers that state what is left (draft-ietf-httpapi-ratelimit-headers-10).
 
         Raises:
-            RateLimited: the client has sent too many; with the same headers, and ``Retry-After``.
+            RequestRefused: the client has sent too many; with the same headers, and ``Retry-After``.
         """
-        admitted, left, ends = await self._counts.hit(self._rate, _client_key(request, self._trusted))
-        headers = _headers("register", self._rate, left, ends)
+        admitted, left, ends = await self._hit(self._client(request))
         if not admitted:
-            raise RateLimited(headers | {"Retry-After": str(_whole_seconds(ends))})
-        return headers
+            raise self._refusal(ends)
+        return self._headers(left, _whole_seconds(ends))
 
+    def check(self, request: web.Request) -> None:
+        """Return if the client has not reached the limit of what ``count`` counts.
 
-class FailureLimit:
-    """Limits how many credentials that are wrong one client address may send.
-
-    Over the limit, credentials are refused before they are compared, also right ones. What decides is the count of this
-    process: that check takes no time, and concurrent attempts cannot overtake it. From the shared counts, a process
-    learns with each failure whether the limit was reached elsewhere.
-    """
-
-    def __init__(
-        self,
-        rate: RateLimitItem = ADMIN_FAILURE_RATE,
-        *,
-        trusted_proxies: Sequence[Network] = (),
-        shared: SharedCounts | None = None,
-    ) -> None:
-        """Make a limit.
-
-        Args:
-            rate: how many failures in what time.
-            trusted_proxies: whose ``X-Forwarded-For`` is used.
-            shared: counts that several processes share, if there are any.
-        """
-        self._rate = rate
-        self._trusted = trusted_proxies
-        self._shared = shared
-        self._own = BoundedMemory()
-
-    async def check(self, request: web.Request) -> None:
-        """Return if the client has failures left.
+        What decides is the count of this process: the check takes no time, and concurrent attempts cannot overtake it.
 
         Raises:
-            RateLimited: it does not; with ``Retry-After`` and the RateLimit headers.
+            RequestRefused: it has.
         """
-        client = _client_key(request, self._trusted)
-        if await self._own.get(client) >= self._rate.amount:
-            ends = await self._own.get_expiry(client) - time.time()
-            headers = _headers("admin-token", self._rate, 0, ends)
-            raise RateLimited(headers | {"Retry-After": str(_whole_seconds(ends))})
+        count, ends = self._own.get(self._client(request))
+        if count >= self._rate.amount:
+            raise self._refusal(ends)
 
     async def count(self, request: web.Request) -> None:
-        """Count a failure of the client."""
-        client = _client_key(request, self._trusted)
-        await self._own.incr(client, self._rate.get_expiry())
-        if self._shared is None:
-            return
-        # The prefix keeps them apart from registrations at the same rate.
-        hit = await self._shared.hit(self._rate, f"admin-token {client}")
-        if hit is not None and hit[1] == 0:
-            await self._own.incr(client, self._rate.get_expiry(), self._rate.amount)
+        """Count a failure of the client, and learn whether it has reached the limit in other processes."""
+        client = self._client(request)
+        _, left, _ = await self._hit(client)
+        if left == 0:
+            self._own.add(client, self._rate.amount)
 
+    async def _hit(self, client: str) -> Hit:
+        # Always counted here too, so that a failure of the shared counts admits no additional requests.
+        count, ends = self._own.add(client)
+        if self._shared is not None:
+            # The name keeps limits of the same rate apart.
+            shared = await self._shared.hit(self._rate, f"{self._policy} {client}")
+            if shared is not None:
+                return shared
+            self._on_fallback()
+        return count <= self._rate.amount, max(0, self._rate.amount - count), ends
 
-def _headers(policy: str, rate: RateLimitItem, left: int, ends: float) -> dict[str, str]:
-    """The headers that state what is left."""
-    return {
-        "RateLimit-Policy": f'"{policy}";q={rate.amount};w={rate.get_expiry()}',
-        "RateLimit": f'"{policy}";r={left};t={_whole_seconds(ends)}',
-    }
+    def _client(self, request: web.Request) -> str:
+        """The IPv4 address of the client, or the first 64 bits of its IPv6 address."""
+        address = client_address(request.remote, request.headers.getall("X-Forwarded-For", ()), self._trusted)
+        if address is None:
+            return "unknown"
+        return str(address) if isinstance(address, IPv4Address) else address.packed[:8].hex()
+
+    def _refusal(self, ends: float) -> RequestRefused:
+        wait = _whole_seconds(ends)
+        text = f"Too many requests from this address; retry in {wait} s."
+        return RequestRefused("rate-limited", text, self._headers(0, wait) | {"Retry-After": str(wait)})
+
+    def _headers(self, left: int, ends: int) -> dict[str, str]:
+        return {
+            "RateLimit-Policy": f'"{self._policy}";q={self._rate.amount};w={self._rate.get_expiry()}',
+            "RateLimit": f'"{self._policy}";r={left};t={ends}',
+        }
 
 
 def _whole_seconds(seconds: float) -> int:
     return max(1, math.ceil(seconds))
 
 
-def _client_key(request: web.Request, trusted: Sequence[Network]) -> str:
-    """The IPv4 address of the client, or the first 64 bits of its IPv6 address."""
-    address = client_address(request.remote, request.headers.getall("X-Forwarded-For", ()), trusted)
-    if address is None:
-        return "unknown"
-    return str(address) if isinstance(address, IPv4Address) else address.packed[:8].hex()
+class OwnCounts:
+    """Counts of this process, in bounded memory, with constant time for each request.
+
+    The memory storage of ``limits`` is unbounded, and scans all counts with each request.
+    """
+
+    def __init__(self, window: float, max_clients: int = MAX_CLIENTS) -> None:
+        """Make counts with windows of a length in seconds."""
+        self._window = window
+        self._max_clients = max_clients
+        # In order of their start and, since all windows are equally long, of their end.
+        self._counts: OrderedDict[str, tuple[int, float]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._counts)
+
+    def add(self, client: str, amount: int = 1) -> tuple[int, float]:
+        """Count for a client; return its count, and the seconds to the end of its window."""
+        now = time.monotonic()
+        count, ends = self._find(client, now)
+        if client not in self._counts and len(self._counts) >= self._max_clients:
+            self._counts.popitem(last=False)
+        self._counts[client] = count + amount, ends
+        return count + amount, ends - now
+
+    def get(self, client: str) -> tuple[int, float]:
+        """As ``add``, without counting."""
+        now = time.monotonic()
+        count, ends = self._find(client, now)
+        return count, ends - now
+
+    def _find(self, client: str, now: float) -> tuple[int, float]:
+        while self._counts and next(iter(self._counts.values()))[1] <= now:
+            self._counts.popitem(last=False)
+        return self._counts.get(client, (0, now + self._window))

@@ -1,22 +1,15 @@
-"""Fields of JSON bodies and of queries, with stable error codes.
+"""What all schemas are made of: fields with stable error codes, queries, and the documents of responses.
 
 An error message of these fields is a list of (code, text) pairs.
 """
 
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
 from marshmallow import RAISE, Schema, ValidationError, fields
 
-from usersvc.application.read_models import Order
-from usersvc.domain.email_address import EmailAddress
 from usersvc.domain.errors import ValidationFailed, Violation
-from usersvc.web.cursor import Cursor
-
-DEFAULT_LIMIT, MAX_LIMIT = 50, 200
-"""Users on a page."""
 
 
 def flaw(code: str, message: str) -> Any:
@@ -29,7 +22,9 @@ def violations_in(messages: Any, field: str = "body") -> Iterable[Violation]:
     """Flatten the messages that marshmallow collects by field."""
     if isinstance(messages, Mapping):
         for name, inner in messages.items():
-            for violation in violations_in(inner, field if name == "_schema" else shown(str(name))):
+            # Names that a client sent are truncated, and without lone surrogates.
+            shown = str(name)[:64].encode("utf-8", "backslashreplace").decode()
+            for violation in violations_in(inner, field if name == "_schema" else shown):
                 # marshmallow uses this name for errors of the whole object, but a member may have it too.
                 unknown = name == "_schema" and violation.code == "unknown-field"
                 yield replace(violation, field=name) if unknown else violation
@@ -38,11 +33,6 @@ def violations_in(messages: Any, field: str = "body") -> Iterable[Violation]:
     else:
         for message in messages:
             yield from violations_in(message, field)
-
-
-def shown(name: str) -> str:
-    """A name that a client sent, fit for a response: truncated, and without lone surrogates."""
-    return name[:64].encode("utf-8", "backslashreplace").decode()
 
 
 _COMMON = {"required": flaw("required", "Is missing."), "null": flaw("wrong-type", "Must not be null.")}
@@ -65,68 +55,30 @@ class WholeNumber(fields.Integer):
         return value
 
 
-class KeyText(fields.Field[Any]):
-    """An idempotency key."""
-
-    def _deserialize(self, value: Any, attr: str | None, data: Any, **_: Any) -> str:
-        if isinstance(value, list):
-            raise ValidationError(flaw("repeated", "Must not be repeated."))
-        if not re.fullmatch(r"[!-~]{1,255}", value):
-            raise ValidationError(flaw("invalid-key", "Must have 1 to 255 characters of visible ASCII."))
-        return str(value)
-
-
 class Parameter(fields.Field[Any]):
-    """A query parameter, which must not be repeated."""
+    """A parameter of a query, or a header; it must not be repeated."""
 
-    def deserialize(self, value: Any, attr: str | None = None, data: Any = None, **kwargs: Any) -> Any:
-        """Refuse a list of values."""
+    def __init__(self, read: Callable[[str], Any], broken: Any = None, **options: Any) -> None:
+        """Make a field.
+
+        Args:
+            read: makes a value of the text; raises ``ValidationFailed``, or ``ValueError`` for the flaw ``broken``.
+            broken: the flaw.
+            options: of the field.
+        """
+        super().__init__(**options)
+        self._read = read
+        self._broken = broken
+
+    def _deserialize(self, value: Any, attr: str | None, data: Any, **_: Any) -> Any:
         if isinstance(value, list):
             raise ValidationError(flaw("repeated", "Must not be repeated."))
-        return super().deserialize(value, attr, data, **kwargs)
-
-
-class CursorText(Parameter):
-    """A cursor from ``links.next``."""
-
-    default_error_messages = {"invalid": flaw("invalid-cursor", "Must be the cursor of a links.next.")}
-
-    def _deserialize(self, value: Any, attr: str | None, data: Any, **_: Any) -> Cursor:
-        cursor = Cursor.decode(value)
-        if cursor is None:
-            raise self.make_error("invalid")
-        return cursor
-
-
-class MailboxText(Parameter):
-    """An email address."""
-
-    def _deserialize(self, value: Any, attr: str | None, data: Any, **_: Any) -> EmailAddress:
         try:
-            return EmailAddress(value)
+            return self._read(value)
         except ValidationFailed as refused:
-            raise ValidationError([(flaw.code, flaw.message) for flaw in refused.violations]) from None
-
-
-class PageLimit(Parameter, fields.Integer):
-    """The size of a page, in ASCII digits; ``int()`` would accept more."""
-
-    default_error_messages = {"invalid": flaw("out-of-range", f"Must be a whole number from 1 to {MAX_LIMIT}.")}
-
-    def _deserialize(self, value: Any, attr: str | None, data: Any, **_: Any) -> int:
-        if not re.fullmatch(r"[1-9][0-9]{0,8}", value) or int(value) > MAX_LIMIT:
-            raise self.make_error("invalid")
-        return int(value)
-
-
-class OrderName(Parameter):
-    """The name of an order."""
-
-    def _deserialize(self, value: Any, attr: str | None, data: Any, **_: Any) -> Order:
-        try:
-            return Order(value)
+            raise ValidationError([(broken.code, broken.message) for broken in refused.violations]) from None
         except ValueError:
-            raise ValidationError(flaw("not-a-choice", "Must be asc or desc.")) from None
+            raise ValidationError(self._broken) from None
 
 
 class QuerySchema(Schema):
@@ -138,3 +90,22 @@ class QuerySchema(Schema):
         unknown = RAISE
 
     error_messages = {"unknown": flaw("unknown-field", "Is not a parameter of this resource.")}
+
+
+def document(name: str, /, **members: fields.Field[Any] | type[Schema]) -> type[Schema]:
+    """The schema of an object in responses, whose name is for the OpenAPI document."""
+    nested = {
+        key: fields.Nested(member, required=True) if isinstance(member, type) else member
+        for key, member in members.items()
+    }
+    return Schema.from_dict(nested, name=name)
+
+
+def member(kind: type[fields.Field[Any]], example: Any, **metadata: Any) -> fields.Field[Any]:
+    """A member that is always present."""
+    return kind(required=True, metadata={"example": example, **metadata})
+
+
+def link(example: str, **metadata: Any) -> fields.Field[Any]:
+    """A member that is a URI reference."""
+    return member(fields.String, example, format="uri-reference", **metadata)

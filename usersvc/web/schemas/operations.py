@@ -1,45 +1,66 @@
-"""Schemas of the index, the health checks and the OpenAPI document."""
+"""Schemas of the index, the health checks, the OpenAPI document, and problems (RFC 9457)."""
 
 from marshmallow import INCLUDE, Schema, fields
 
+from usersvc.domain.user import Age
+from usersvc.web.problems import PROBLEMS
+from usersvc.web.schemas.fields import document, link, member
 
-class StatusSchema(Schema):
-    """The state of the service."""
+LINKS = {
+    "self": "/",
+    "openapi": "/openapi.json",
+    **{name: f"/{name}" for name in ("register", "users", "docs", "livez", "readyz", "metrics")},
+}
+"""The links of the index."""
 
-    status = fields.String(required=True, metadata={"enum": ["ok"], "example": "ok"})
+IndexDocumentSchema = document(
+    "IndexDocument",
+    data=document("Index", name=member(fields.String, "usersvc"), version=member(fields.String, "0.1.0")),
+    links=document("IndexLinks", **{name: link(path) for name, path in LINKS.items()}),
+)
+
+StatusDocumentSchema = document(
+    "StatusDocument", data=document("Status", status=member(fields.String, "ok", enum=["ok"]))
+)
+
+_EXAMPLE = PROBLEMS["email-taken"]
+
+ProblemKindDocumentSchema = document(
+    "ProblemKindDocument",
+    data=document(
+        "ProblemKind",
+        code=member(fields.String, _EXAMPLE.code),
+        status=member(fields.Integer, _EXAMPLE.status),
+        title=member(fields.String, _EXAMPLE.title),
+        description=member(fields.String, _EXAMPLE.description),
+    ),
+)
+
+FieldErrorSchema = document(
+    "FieldError",
+    field=member(fields.String, "age", description="The member of the body or the parameter; body for the whole."),
+    code=member(fields.String, "out-of-range"),
+    message=member(fields.String, f"Must be from {Age.MIN} to {Age.MAX}."),
+)
 
 
-class StatusDocumentSchema(Schema):
-    """The state of the service."""
+class ProblemSchema(Schema):
+    """An error (RFC 9457)."""
 
-    data = fields.Nested(StatusSchema, required=True)
-
-
-class IndexSchema(Schema):
-    """The name and the version of the service."""
-
-    name = fields.String(required=True, metadata={"example": "usersvc"})
-    version = fields.String(required=True, metadata={"example": "0.1.0"})
-
-
-class IndexLinksSchema(Schema):
-    """Links to all resources."""
-
-    self_ = fields.String(required=True, data_key="self", metadata={"format": "uri-reference", "example": "/"})
-    register = fields.String(required=True, metadata={"format": "uri-reference", "example": "/register"})
-    users = fields.String(required=True, metadata={"format": "uri-reference", "example": "/users"})
-    docs = fields.String(required=True, metadata={"format": "uri-reference", "example": "/docs"})
-    openapi = fields.String(required=True, metadata={"format": "uri-reference", "example": "/openapi.json"})
-    livez = fields.String(required=True, metadata={"format": "uri-reference", "example": "/livez"})
-    readyz = fields.String(required=True, metadata={"format": "uri-reference", "example": "/readyz"})
-    metrics = fields.String(required=True, metadata={"format": "uri-reference", "example": "/metrics"})
-
-
-class IndexDocumentSchema(Schema):
-    """The index."""
-
-    data = fields.Nested(IndexSchema, required=True)
-    links = fields.Nested(IndexLinksSchema, required=True)
+    type = fields.String(required=True, metadata={"format": "uri-reference"})
+    title = fields.String(required=True)
+    status = fields.Integer(required=True)
+    detail = fields.String(required=True)
+    instance = fields.String(
+        required=True, metadata={"format": "uri-reference", "description": "Carries the request id."}
+    )
+    code = fields.String(
+        required=True, metadata={"enum": sorted(PROBLEMS), "description": "Stable; explained at /problems/{code}."}
+    )
+    errors = fields.List(
+        fields.Nested(FieldErrorSchema),
+        metadata={"description": "With validation-failed: every broken rule of every field."},
+    )
 
 
 class OpenApiSchema(Schema):
@@ -50,6 +71,6 @@ class OpenApiSchema(Schema):
 
         unknown = INCLUDE
 
-    openapi = fields.String(required=True, metadata={"example": "3.0.3"})
-    info = fields.Dict(required=True, metadata={"example": {"title": "usersvc", "version": "1"}})
-    paths = fields.Dict(required=True, metadata={"example": {}})
+    openapi = member(fields.String, "3.0.3")
+    info = member(fields.Dict, {"title": "usersvc", "version": "1"})
+    paths = member(fields.Dict, {})

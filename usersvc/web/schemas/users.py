@@ -1,5 +1,6 @@
 """Schemas of users: the shape of JSON and of queries, documented with the limits of the domain."""
 
+import re
 from typing import Any
 
 from marshmallow import EXCLUDE, RAISE, Schema, ValidationError, fields, validates_schema
@@ -9,19 +10,10 @@ from usersvc.domain.email_address import EmailAddress
 from usersvc.domain.password import Password
 from usersvc.domain.user import Age
 from usersvc.web.cursor import Cursor
-from usersvc.web.schemas.fields import (
-    DEFAULT_LIMIT,
-    MAX_LIMIT,
-    CursorText,
-    KeyText,
-    MailboxText,
-    OrderName,
-    PageLimit,
-    QuerySchema,
-    Text,
-    WholeNumber,
-    flaw,
-)
+from usersvc.web.schemas.fields import Parameter, QuerySchema, Text, WholeNumber, document, flaw, link, member
+
+DEFAULT_LIMIT, MAX_LIMIT = 50, 200
+"""Users on a page."""
 
 EXAMPLE_USER: UserView = {
     "id": "01936f3c-5e1a-7b3c-9d2e-4f5a6b7c8d9e",
@@ -79,6 +71,12 @@ class RegistrationSchema(Schema):
     )
 
 
+def _key(text: str) -> str:
+    if not re.fullmatch(r"[!-~]{1,255}", text):
+        raise ValueError
+    return text
+
+
 class RegistrationHeadersSchema(Schema):
     """The headers of ``POST /register`` that are used."""
 
@@ -87,7 +85,9 @@ class RegistrationHeadersSchema(Schema):
 
         unknown = EXCLUDE
 
-    key = KeyText(
+    key = Parameter(
+        _key,
+        flaw("invalid-key", "Must have 1 to 255 characters of visible ASCII."),
         data_key="Idempotency-Key",
         metadata={
             "type": "string",
@@ -101,23 +101,37 @@ class RegistrationHeadersSchema(Schema):
     )
 
 
+def _limit(text: str) -> int:
+    # int() would accept more than ASCII digits.
+    if not re.fullmatch(r"[1-9][0-9]{0,8}", text) or int(text) > MAX_LIMIT:
+        raise ValueError
+    return int(text)
+
+
 class UsersQuerySchema(QuerySchema):
     """The query of ``GET /users``."""
 
-    limit = PageLimit(
+    limit = Parameter(
+        _limit,
+        flaw("out-of-range", f"Must be a whole number from 1 to {MAX_LIMIT}."),
         metadata={
+            "type": "integer",
             "minimum": 1,
             "maximum": MAX_LIMIT,
             "description": f"The maximum number of users: by default {DEFAULT_LIMIT} on a page, all as NDJSON.",
         },
     )
-    cursor = CursorText(
+    cursor = Parameter(
+        Cursor.decode,
+        flaw("invalid-cursor", "Must be the cursor of a links.next."),
         metadata={
             "type": "string",
             "description": "Where the page starts; opaque, from links.next. Valid with the order of that page only.",
         },
     )
-    order = OrderName(
+    order = Parameter(
+        Order,
+        flaw("not-a-choice", "Must be asc or desc."),
         load_default=Order.ASC,
         metadata={
             "type": "string",
@@ -126,7 +140,8 @@ class UsersQuerySchema(QuerySchema):
             "description": "By time of registration.",
         },
     )
-    email = MailboxText(
+    email = Parameter(
+        EmailAddress,
         metadata={
             "type": "string",
             "format": "email",
@@ -141,46 +156,22 @@ class UsersQuerySchema(QuerySchema):
             raise ValidationError(flaw("invalid-cursor", "Belongs to the other order."), "cursor")
 
 
-class UserSchema(Schema):
-    """A user, for display."""
+UserSchema = document(
+    "User",
+    id=member(fields.UUID, EXAMPLE_USER["id"], description="A UUIDv7."),
+    email=member(fields.String, EXAMPLE_USER["email"], description="As it was typed."),
+    age=member(fields.Integer, EXAMPLE_USER["age"], minimum=Age.MIN, maximum=Age.MAX),
+    registered_at=member(fields.DateTime, EXAMPLE_USER["registered_at"], description="RFC 3339, in UTC."),
+)
 
-    id = fields.UUID(required=True, metadata={"description": "A UUIDv7.", "example": EXAMPLE_USER["id"]})
-    email = fields.String(required=True, metadata={"description": "As it was typed.", "example": EXAMPLE_USER["email"]})
-    age = fields.Integer(
-        required=True, metadata={"minimum": Age.MIN, "maximum": Age.MAX, "example": EXAMPLE_USER["age"]}
-    )
-    registered_at = fields.DateTime(
-        required=True, metadata={"description": "RFC 3339, in UTC.", "example": EXAMPLE_USER["registered_at"]}
-    )
+UserDocumentSchema = document("UserDocument", data=UserSchema)
 
-
-class UserDocumentSchema(Schema):
-    """One user."""
-
-    data = fields.Nested(UserSchema, required=True)
-
-
-class PageLinksSchema(Schema):
-    """Links to this page and to the next one."""
-
-    self_ = fields.String(
-        required=True,
-        data_key="self",
-        metadata={"format": "uri-reference", "example": f"/users?limit={DEFAULT_LIMIT}&order=asc"},
-    )
-    next = fields.String(
-        required=True,
-        allow_none=True,
-        metadata={
-            "format": "uri-reference",
-            "description": "null on the last page.",
-            "example": NEXT_EXAMPLE,
-        },
-    )
-
-
-class UsersDocumentSchema(Schema):
-    """One page of users."""
-
-    data = fields.List(fields.Nested(UserSchema), required=True)
-    links = fields.Nested(PageLinksSchema, required=True)
+UsersDocumentSchema = document(
+    "UsersDocument",
+    data=fields.List(fields.Nested(UserSchema), required=True),
+    links=document(
+        "PageLinks",
+        self=link(f"/users?limit={DEFAULT_LIMIT}&order=asc"),
+        next=link(NEXT_EXAMPLE, nullable=True, description="null on the last page."),
+    ),
+)
