@@ -1,18 +1,16 @@
 """``usersvc outbox``."""
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import AsyncIterator
+from typing import Any
 
 import click
 
-from usersvc.cli.exit_codes import Failure
-from usersvc.cli.output import print_json, print_message
+from usersvc.application.clock import timestamp, utc_now
+from usersvc.application.keyset import in_pages
+from usersvc.application.outbox_entries import OutboxEntry
+from usersvc.application.ports import Store
+from usersvc.cli.output import Failure, print_json, print_message
 from usersvc.cli.stores import MAX_POSITION, run_on_store
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
-    from usersvc.application.outbox_entries import OutboxEntry
-    from usersvc.application.ports import Store
 
 
 @click.group(name="outbox", short_help="Inspect and retry mails that are not sent yet.")
@@ -31,9 +29,8 @@ def list_entries(*, as_json: bool) -> None:
 
     Addresses are only printed by `usersvc outbox show` and with --json.
     """
-    from usersvc.application.clock import timestamp
 
-    async def work(store: "Store") -> None:
+    async def work(store: Store) -> None:
         is_empty = True
         async for entry in _entries(store):
             is_empty = False
@@ -53,7 +50,7 @@ def list_entries(*, as_json: bool) -> None:
 def show(entry_id: int) -> None:
     """Show the mail ID as JSON, with its address."""
 
-    async def work(store: "Store") -> None:
+    async def work(store: Store) -> None:
         print_json(_document(await _entry(store, entry_id)))
 
     run_on_store(work)
@@ -72,12 +69,10 @@ def retry(entry_id: int | None, *, all_: bool) -> None:
       usersvc outbox retry 17
       usersvc outbox retry --all
     """
-    from usersvc.application.clock import utc_now
-
     if all_ == (entry_id is not None):
         raise click.UsageError("Give either an ID or --all.")
 
-    async def work(store: "Store") -> None:
+    async def work(store: Store) -> None:
         retried = 0
         if entry_id is None:
             async for entry in _entries(store):
@@ -92,16 +87,14 @@ def retry(entry_id: int | None, *, all_: bool) -> None:
     run_on_store(work)
 
 
-async def _entries(store: "Store") -> "AsyncIterator[OutboxEntry]":
+async def _entries(store: Store) -> AsyncIterator[OutboxEntry]:
     """All entries, read in pages: there may be millions."""
-    from usersvc.application.keyset import in_pages
-
     async for entries in in_pages(store.outbox.entries, lambda entries: entries[-1].id if entries else None):
         for entry in entries:
             yield entry
 
 
-async def _entry(store: "Store", entry_id: int) -> "OutboxEntry":
+async def _entry(store: Store, entry_id: int) -> OutboxEntry:
     if 0 < entry_id <= MAX_POSITION:
         for entry in await store.outbox.entries(after=entry_id - 1, limit=1):
             if entry.id == entry_id:
@@ -109,9 +102,7 @@ async def _entry(store: "Store", entry_id: int) -> "OutboxEntry":
     raise Failure(f"the outbox has no mail {entry_id}")
 
 
-def _document(entry: "OutboxEntry") -> dict[str, Any]:
-    from usersvc.application.clock import timestamp
-
+def _document(entry: OutboxEntry) -> dict[str, Any]:
     return {
         "id": entry.id,
         "user_id": str(entry.event.user_id),

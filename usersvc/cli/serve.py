@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import resource
 import signal
 import socket
 import sys
@@ -18,7 +19,8 @@ from uvicorn.config import STARTUP_FAILURE
 import usersvc
 from usersvc.adapters.telemetry.prometheus import DIRECTORY, begin_anew
 from usersvc.application.errors import StorageUnavailable
-from usersvc.bootstrap import check_storage, settings_or_exit
+from usersvc.bootstrap import check_storage
+from usersvc.cli.output import REFUSED, Failure
 from usersvc.config import Settings
 from usersvc.logs import logging_config
 from usersvc.server.http_protocol import KEEP_ALIVE
@@ -41,19 +43,19 @@ OTHER_FILES = 256
 
 def serve() -> None:
     """Run the service until it is stopped."""
-    settings = settings_or_exit()
+    settings = Settings.from_environment()
     try:
         [(family, kind, protocol, _, address), *_] = socket.getaddrinfo(settings.host, 0, type=socket.SOCK_STREAM)
         with socket.socket(family, kind, protocol) as probe:
             probe.bind(address)
     except (OSError, UnicodeError):
-        _exit("USERSVC_HOST accepts an address or a name of this machine.", code=2)
+        raise Failure("USERSVC_HOST accepts an address or a name of this machine.", REFUSED) from None
     if settings.workers > 1:
         # uvicorn exits with 0 if its workers cannot start, so the storage is checked first.
         try:
             asyncio.run(check_storage(settings))
         except StorageUnavailable as error:
-            _exit(str(error), code=STARTUP_FAILURE)
+            raise Failure(str(error), STARTUP_FAILURE) from None
     port = settings.port or "<a free port>"
     base = f"http://{f'[{settings.host}]' if ':' in settings.host else settings.host}:{port}"
     # Flushed, so that it is not lost if the process is killed. A closed standard output is not a reason to fail.
@@ -84,7 +86,7 @@ def _metrics_folder(workers: int) -> Iterator[None]:
                 raise FileNotFoundError
             begin_anew(Path(configured))
         except OSError:
-            _exit(f"{DIRECTORY} accepts an existing folder that is writable.", code=2)
+            raise Failure(f"{DIRECTORY} accepts an existing folder that is writable.", REFUSED) from None
     if workers == 1 or configured is not None:
         yield
         return
@@ -100,7 +102,6 @@ def _run(settings: Settings) -> None:
         host=settings.host,
         port=settings.port,
         workers=settings.workers,
-        loop="asyncio" if sys.platform == "win32" else "uvloop",
         # By name: a worker must import objects that it is passed before it can show that it is alive.
         http="usersvc.server.http_protocol:HardenedProtocol",
         timeout_keep_alive=KEEP_ALIVE,
@@ -108,7 +109,6 @@ def _run(settings: Settings) -> None:
         limit_concurrency=settings.max_connections,
         ws="none",
         lifespan="on",
-        interface="asgi3",
         log_config=logging_config(settings.log_level, settings.log_format),
         access_log=False,
         server_header=False,
@@ -121,10 +121,6 @@ def _run(settings: Settings) -> None:
 
 def _raise_file_limit(connections: int) -> None:
     """Raise the limit of open files to what the connections need, as far as the system allows."""
-    if sys.platform == "win32":
-        return
-    import resource  # POSIX only
-
     wanted = connections + OTHER_FILES
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < wanted:
@@ -132,11 +128,6 @@ def _raise_file_limit(connections: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
     if hard != resource.RLIM_INFINITY and hard < wanted:
         print(f"usersvc: the limit of {hard} open files is too low for {connections} connections", file=sys.stderr)
-
-
-def _exit(reason: str, *, code: int) -> NoReturn:
-    print(f"usersvc: {reason}", file=sys.stderr)
-    raise SystemExit(code)
 
 
 def _exit_after_stop() -> NoReturn:

@@ -3,34 +3,27 @@
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import FrameType, TracebackType
-from typing import Self
+from types import FrameType
 
-from usersvc.cli.exit_codes import Stopped
-
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+from usersvc.cli.output import Stopped
 
 
 class StopSignals:
-    """A context manager that records signals; ``raise_if_stopped`` and ``interruptible`` raise ``Stopped`` for them."""
+    """Records signals; ``raise_if_stopped`` and ``interruptible`` raise ``Stopped`` for them."""
 
     def __init__(self) -> None:
         self._signal: int | None = None
         self._is_interruptible = False
-        self._previous: dict[int, object] = {}
 
-    def __enter__(self) -> Self:
-        """Install the handlers."""
-        for number in SIGNALS:
-            self._previous[number] = signal.signal(number, self._record)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Restore the previous handlers."""
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]  # what signal() itself gave
+    @contextmanager
+    def handled(self) -> Iterator[None]:
+        """Install the handlers for the duration of the block."""
+        previous = {number: signal.signal(number, self._record) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
 
     def raise_if_stopped(self) -> None:
         """Raise ``Stopped`` if a signal has arrived."""

@@ -1,17 +1,13 @@
 """The store that a command uses."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import Any, TypeVar
 
-from usersvc.cli.exit_codes import Failure
-
-if TYPE_CHECKING:
-    from asyncio import Runner
-
-    from usersvc.application.ports import Archive, Store
-    from usersvc.config import Settings, SqliteDatabase
+from usersvc.application.ports import Store
+from usersvc.cli.output import Failure
+from usersvc.config import MemoryDatabase, Settings, SqliteDatabase
 
 T = TypeVar("T")
 
@@ -20,7 +16,7 @@ MAX_POSITION = 2**63 - 1
 
 
 @asynccontextmanager
-async def open_store(settings: "Settings", *, create: bool = False) -> AsyncIterator["Store"]:
+async def open_store(settings: Settings, *, create: bool = False) -> AsyncIterator[Store]:
     """Open the store of the settings.
 
     Args:
@@ -28,49 +24,24 @@ async def open_store(settings: "Settings", *, create: bool = False) -> AsyncIter
         create: create a missing database file.
 
     Raises:
-        Failure: it is in the memory of the service, its file is missing, or it is unavailable.
+        Failure: it is in the memory of the service, or its file is missing.
+        StorageUnavailable: it cannot be opened.
     """
-    from usersvc.bootstrap import open_storage
-    from usersvc.config import MemoryDatabase, SqliteDatabase
+    from usersvc.bootstrap import open_storage  # slow to import
 
-    database = settings.database
-    if isinstance(database, MemoryDatabase):
+    if isinstance(settings.database, MemoryDatabase):
         raise Failure("USERSVC_DATABASE_URL is memory://, which only the service itself can access")
-    if isinstance(database, SqliteDatabase) and not create:
-        _require_file(database)
-    with storage_failures():
-        async with open_storage(settings) as store:
-            yield store
+    if isinstance(settings.database, SqliteDatabase) and not create:
+        _require_file(settings.database)
+    async with open_storage(settings) as store:
+        yield store
 
 
-@contextmanager
-def storage_failures() -> Iterator[None]:
-    """Convert ``StorageUnavailable`` to ``Failure``."""
-    from usersvc.application.errors import StorageUnavailable
-
-    try:
-        yield
-    except StorageUnavailable as error:
-        raise Failure(str(error)) from None
-
-
-async def count_users(archive: "Archive") -> int | None:
-    """The number of users; None if counting takes too long."""
-    from usersvc.application.errors import StorageUnavailable
-
-    try:
-        return await archive.count()
-    except StorageUnavailable:
-        return None
-
-
-def run_on_store(work: Callable[["Store"], Awaitable[T]]) -> T:
+def run_on_store(work: Callable[[Store], Coroutine[Any, Any, T]]) -> T:
     """Run a coroutine function on the store of the environment; see ``open_store``."""
     import asyncio
 
-    from usersvc.bootstrap import settings_or_exit
-
-    settings = settings_or_exit()
+    settings = Settings.from_environment()
 
     async def run() -> T:
         async with open_store(settings) as store:
@@ -79,39 +50,19 @@ def run_on_store(work: Callable[["Store"], Awaitable[T]]) -> T:
     return asyncio.run(run())
 
 
-@contextmanager
-def enter(loop: "Runner", manager: AbstractAsyncContextManager[T]) -> Iterator[T]:
-    """Enter and leave an asynchronous context manager from outside of its event loop."""
-
-    async def enter() -> T:
-        return await manager.__aenter__()
-
-    async def leave() -> None:
-        await manager.__aexit__(None, None, None)
-
-    value = loop.run(enter())
-    try:
-        yield value
-    finally:
-        loop.run(leave())
-
-
 def database_file() -> Path:
     """The path of the SQLite database of the environment.
 
     Raises:
         Failure: the database is another one, or the file is missing.
     """
-    from usersvc.bootstrap import settings_or_exit
-    from usersvc.config import SqliteDatabase
-
-    database = settings_or_exit().database
+    database = Settings.from_environment().database
     if not isinstance(database, SqliteDatabase):
         raise Failure("this command needs a SQLite file, which USERSVC_DATABASE_URL does not name")
     _require_file(database)
     return database.path
 
 
-def _require_file(database: "SqliteDatabase") -> None:
+def _require_file(database: SqliteDatabase) -> None:
     if not database.path.exists():
         raise Failure(f"no database at {database}")

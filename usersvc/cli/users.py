@@ -1,18 +1,18 @@
 """``usersvc users``: list, show, delete; import and export are in modules of their own."""
 
 from functools import partial
-from typing import TYPE_CHECKING
+from uuid import UUID
 
 import click
 
+from usersvc.application.keyset import in_pages
+from usersvc.application.ports import Store
+from usersvc.application.read_models import Order, UserView
 from usersvc.cli import users_export, users_import
-from usersvc.cli.exit_codes import Failure
-from usersvc.cli.output import print_json, print_message
+from usersvc.cli.output import Failure, print_json, print_message
 from usersvc.cli.stores import MAX_POSITION, run_on_store
-
-if TYPE_CHECKING:
-    from usersvc.application.ports import Store
-    from usersvc.application.read_models import UserView
+from usersvc.domain.errors import ValidationFailed
+from usersvc.domain.user import EmailAddress
 
 
 @click.group(name="users", short_help="List, show, delete, import and export users.")
@@ -33,12 +33,9 @@ def list_users(*, limit: int, after: int | None, newest: bool, as_json: bool) ->
       usersvc users list --newest --limit 10
       usersvc users list --json | jq -r .email
     """
-    from usersvc.application.keyset import in_pages
-    from usersvc.application.read_models import Order
-
     order = Order.DESC if newest else Order.ASC
 
-    async def work(store: "Store") -> None:
+    async def work(store: Store) -> None:
         page = None
         read = partial(store.page, order=order, mailbox=None)
         async for page in in_pages(read, lambda page: page.next_after, after=after, limit=limit):
@@ -66,15 +63,12 @@ def show(who: str, *, as_json: bool) -> None:
       usersvc users show alice@example.com
       usersvc users show 01936f3c-5e1a-7b3c-9d2e-4f5a6b7c8d9e --json
     """
-
-    async def work(store: "Store") -> "UserView":
-        return await _find(store, who)
-
-    user = run_on_store(work)
+    user = run_on_store(lambda store: _find(store, who))
     if as_json:
         print_json(user)
     else:
-        _print(user)
+        for name, value in user.items():
+            print(f"{name:13}  {value}")
 
 
 @commands.command(short_help="Delete a user, by id or email address.")
@@ -90,21 +84,11 @@ def delete(who: str, *, yes: bool) -> None:
       usersvc users delete alice@example.com
       usersvc users delete --yes 01936f3c-5e1a-7b3c-9d2e-4f5a6b7c8d9e
     """
-    from uuid import UUID
-
-    async def look(store: "Store") -> "UserView":
-        return await _find(store, who)
-
-    user = run_on_store(look)
+    user = run_on_store(lambda store: _find(store, who))
     if not yes:
         print_message(f"{user['id']}\t{user['registered_at']}\t{user['age']}\t{user['email']}")
-        if not _confirm("Delete this user?"):
-            raise Failure("no user was deleted")
-
-    async def remove(store: "Store") -> bool:
-        return await store.remove(UUID(user["id"]))
-
-    if not run_on_store(remove):
+        click.confirm("Delete this user?", abort=True, err=True)
+    if not run_on_store(lambda store: store.remove(UUID(user["id"]))):
         raise Failure("the user was deleted by another command or client")
     print(f"deleted {user['id']}")
 
@@ -113,34 +97,17 @@ commands.add_command(users_import.command)
 commands.add_command(users_export.command)
 
 
-def _confirm(question: str) -> bool:
-    try:
-        return click.confirm(question, err=True)
-    except click.Abort:
-        # Ctrl-C, or no input. The line of the question is not ended yet.
-        print_message("")
-        return False
-
-
-async def _find(store: "Store", who: str) -> "UserView":
+async def _find(store: Store, who: str) -> UserView:
     """The user with an id or, if the argument has an @, an address.
 
     Raises:
         click.UsageError: it is neither.
         Failure: there is no such user.
     """
-    from uuid import UUID
-
-    from usersvc.application.read_models import Order
-    from usersvc.domain.errors import ValidationFailed
-    from usersvc.domain.user import EmailAddress
-
-    user: UserView | None
     try:
         if "@" in who:
-            address = EmailAddress(who)
-            found = await store.page(limit=1, order=Order.ASC, after=None, mailbox=address.mailbox)
-            user = next(iter(found.users), None)
+            page = await store.page(limit=1, order=Order.ASC, after=None, mailbox=EmailAddress(who).mailbox)
+            user = next(iter(page.users), None)
         else:
             user = await store.find(UUID(who))
     except (ValidationFailed, ValueError):
@@ -148,8 +115,3 @@ async def _find(store: "Store", who: str) -> "UserView":
     if user is None:
         raise Failure("no user has this id or address")
     return user
-
-
-def _print(user: "UserView") -> None:
-    for name, value in user.items():
-        print(f"{name:13}  {value}")
