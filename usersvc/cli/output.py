@@ -10,8 +10,8 @@ import click
 if TYPE_CHECKING:
     from click._termui_impl import ProgressBar
 
-DONE, FAILED, REFUSED, SOME_REJECTED = 0, 1, 2, 3
-"""Exit codes: success; failure; invalid command line or setting; import with rejected lines."""
+FAILED, REFUSED, SOME_REJECTED = 1, 2, 3
+"""Exit codes: failure; invalid command line or setting; import with rejected lines."""
 
 
 class Failure(click.ClickException):

@@ -85,22 +85,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: unless it succeeds, with a code of ``usersvc.cli.output`` or that of uvicorn for a failed start.
     """
-    if sys.stderr is None:
-        # Without it, messages would be written among the data on standard output.
-        sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115  # until the process ends
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:
+            # The caller has closed it. Without standard error, messages would be written among the data.
+            setattr(sys, name, Path(os.devnull).open("r+", encoding="utf-8"))  # noqa: SIM115  # until the process ends
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # Do not fail because of characters that the encoding lacks.
             stream.reconfigure(errors="backslashreplace")
     try:
         code = program.main(arguments, prog_name="usersvc", standalone_mode=False)
-        if sys.stdout is not None:
-            sys.stdout.flush()
+        sys.stdout.flush()
     except click.ClickException as error:
         error.show()
         code = error.exit_code
     except OSError as error:
-        if error.filename is not None or sys.stdout is None:
+        if error.filename is not None:
             raise
         # A standard stream failed, not a file. What is still buffered must not raise again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,17 +1,24 @@
-"""Reads records of users from CSV (RFC 4180) and NDJSON."""
+"""Reads users from CSV (RFC 4180) and NDJSON: their syntax and types. The rules are the domain's."""
 
 import csv
 import re
 from codecs import BOM_UTF8
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import IO, Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import partial
+from typing import IO, Any, Never, TypeVar
+from uuid import UUID
 
+from usersvc.application.password_hashes import parse_password_hash
+from usersvc.application.user_import import ImportRow
 from usersvc.cli.output import Failure
-from usersvc.cli.row_schema import FIELDS, REQUIRED
 from usersvc.cli.user_files import CSV, unescape
-from usersvc.domain.errors import Violation
+from usersvc.domain.errors import ValidationFailed, Violation, collect
+from usersvc.domain.user import User
 from usersvc.strict_json import InvalidJson, loads
+
+T = TypeVar("T")
 
 MAX_RECORD_BYTES = 64 * 1024
 """Bytes. A usual record has a few hundred."""
@@ -27,19 +34,8 @@ class Record:
     """The number of its last line."""
     text: str = field(repr=False)
     """As in the file."""
-    values: Mapping[str, Any] = field(repr=False, default_factory=dict)
-    """By field, without empty and null ones."""
-    violations: tuple[Violation, ...] = ()
-    """Why it cannot be parsed; then there are no values."""
-
-    @property
-    def lines(self) -> str:
-        """The line numbers, for messages."""
-        return f"line {self.first}" if self.first == self.last else f"lines {self.first} to {self.last}"
-
-    def invalid(self, code: str, message: str) -> "Record":
-        """This record with a violation."""
-        return replace(self, violations=(Violation("line", code, message),))
+    row: ImportRow | ValidationFailed
+    """Its values, or the reasons why it is invalid."""
 
 
 class Source:
@@ -68,18 +64,33 @@ class Source:
                 raise self.failure(f"more than {MAX_RECORD_BYTES} bytes")
             yield text.decode("utf-8", "surrogateescape")
 
-    def record(self) -> Record:
-        """The lines since the last record, without values; with a violation if they are not UTF-8."""
+    def record(self, load: Callable[[], ImportRow]) -> Record:
+        """The record, with the result of ``load`` or its ``ValidationFailed``."""
         data = self._record.rstrip(b"\r\n")
-        record = Record(self._first, self._last, data.decode("utf-8", "backslashreplace"))
+        text = data.decode("utf-8", "backslashreplace")
+        row: ImportRow | ValidationFailed
+        try:
+            row = load() if text.encode() == data else _invalid("invalid-utf-8", "Must be UTF-8.")
+        except ValidationFailed as error:
+            row = error
+        record = Record(self._first, self._last, text, row)
+        self.skip()
+        return record
+
+    def skip(self) -> None:
+        """Begin the next record."""
         self._first = self._last + 1
         self._record.clear()
-        return record if record.text.encode() == data else record.invalid("invalid-utf-8", "Must be UTF-8.")
 
     def failure(self, reason: str) -> Failure:
-        """The failure to read the lines since the last record."""
-        record = self.record()
-        return Failure(f"{record.lines} cannot be read: {reason}; nothing from line {record.first} on was imported")
+        """The failure to read the record."""
+        where = line_numbers(self._first, self._last)
+        return Failure(f"{where} cannot be read: {reason}; nothing from line {self._first} on was imported")
+
+
+def line_numbers(first: int, last: int) -> str:
+    """The lines of a record, for messages."""
+    return f"line {first}" if first == last else f"lines {first} to {last}"
 
 
 def read_records(source: Source, form: str, *, ignore_unknown: bool) -> Iterator[Record]:
@@ -94,28 +105,21 @@ def read_records(source: Source, form: str, *, ignore_unknown: bool) -> Iterator
 
 
 def _read_csv(source: Source, ignore_unknown: bool) -> Iterator[Record]:
-    records = _csv_records(source)
-    columns = _columns(*next(records, (source.record(), [])), ignore_unknown)
-    for record, cells in records:
-        if record.violations:
-            yield record
-        elif len(cells) == len(columns):
-            yield replace(record, values=_values(dict(zip(columns, cells, strict=True))))
-        elif cells:
-            yield record.invalid("wrong-number-of-cells", f"Must have {len(columns)} cells.")
-
-
-def _csv_records(source: Source) -> Iterator[tuple[Record, list[str]]]:
+    rows = csv.reader(source.lines(), strict=True)
     try:
-        for cells in csv.reader(source.lines(), strict=True):
-            yield source.record(), cells
+        columns = next(rows, [])
+        _check_columns(columns, ignore_unknown)
+        source.skip()
+        for cells in rows:
+            if cells:
+                yield source.record(partial(_load_cells, columns, cells))
+            else:
+                source.skip()
     except csv.Error as error:
         raise source.failure(str(error)) from None
 
 
-def _columns(record: Record, columns: Sequence[str], ignore_unknown: bool) -> Sequence[str]:
-    for violation in record.violations:
-        raise Failure(f"the first line cannot be read: {violation.message}")
+def _check_columns(columns: Sequence[str], ignore_unknown: bool) -> None:
     missing = [name for name in REQUIRED if name not in columns]
     if missing:
         raise Failure(f"the first line must name the columns; missing: {', '.join(missing)}")
@@ -124,32 +128,87 @@ def _columns(record: Record, columns: Sequence[str], ignore_unknown: bool) -> Se
     unknown = [name for name in columns if name not in FIELDS]
     if unknown and not ignore_unknown:
         raise Failure(f"unknown columns: {', '.join(map(repr, unknown))}; see --ignore-unknown")
-    return columns
 
 
-def _values(cells: Mapping[str, str]) -> Mapping[str, Any]:
-    values: dict[str, Any] = {name: unescape(cell) for name, cell in cells.items() if cell and name in FIELDS}
+def _load_cells(columns: Sequence[str], cells: Sequence[str]) -> ImportRow:
+    if len(cells) != len(columns):
+        return _invalid("wrong-number-of-cells", f"Must have {len(columns)} cells.")
+    values: dict[str, Any] = {name: unescape(cell) for name, cell in zip(columns, cells, strict=True) if cell}
     if re.fullmatch(r"[0-9]{1,9}", values.get("age", "")):
         values["age"] = int(values["age"])
-    return values
+    return load_row(values)
 
 
 def _read_ndjson(source: Source, ignore_unknown: bool) -> Iterator[Record]:
     for line in source.lines():
-        record = source.record()
-        if record.violations:
-            yield record
-        elif line.strip():
-            yield _parse_json(record, ignore_unknown)
+        if line.strip():
+            yield source.record(partial(_load_json, line, ignore_unknown))
+        else:
+            source.skip()
 
 
-def _parse_json(record: Record, ignore_unknown: bool) -> Record:
+def _load_json(line: str, ignore_unknown: bool) -> ImportRow:
     try:
-        values = loads(record.text.encode())
+        values = loads(line.encode())
     except InvalidJson:
         values = None
     if not isinstance(values, dict):
-        return record.invalid("malformed-json", "Must be one JSON object, in strict JSON.")
-    if not ignore_unknown and any(name not in FIELDS for name in values):
-        return record.invalid("unknown-member", "Must not have members that are not fields of a user.")
-    return replace(record, values={name: values[name] for name in FIELDS if values.get(name) is not None})
+        return _invalid("malformed-json", "Must be one JSON object, in strict JSON.")
+    if not ignore_unknown and not values.keys() <= FIELDS.keys():
+        return _invalid("unknown-member", "Must not have members that are not fields of a user.")
+    return load_row(values)
+
+
+def _invalid(code: str, message: str) -> Never:
+    raise ValidationFailed([Violation("line", code, message)])
+
+
+def load_row(values: Mapping[str, Any]) -> ImportRow:
+    """Convert values by field; null is as good as missing.
+
+    Raises:
+        ValidationFailed: a value is missing or of the wrong type; also has the rules that the other values break.
+    """
+    parsed: dict[str, Any] = {}
+    violations: list[Violation] = []
+    for name, (parse, code, message) in FIELDS.items():
+        value = values.get(name)
+        try:
+            if value is not None:
+                parsed[name] = parse(value)
+            elif name in REQUIRED:
+                violations.append(Violation(name, "required", "Must be given."))
+        except (TypeError, ValueError, OverflowError):
+            violations.append(Violation(name, code, message))
+    if violations:
+        violations += User.violations(email=parsed.get("email"), age=parsed.get("age"))
+        if "password_hash" in parsed:
+            collect(violations, partial(parse_password_hash, parsed["password_hash"]))
+        raise ValidationFailed(violations)
+    return ImportRow(**parsed)
+
+
+def _parse(kind: type[T], value: Any) -> T:
+    # By its exact type, as True would pass for an integer.
+    if type(value) is kind:
+        return value
+    raise TypeError
+
+
+def _parse_time(value: Any) -> datetime:
+    moment = datetime.fromisoformat(_parse(str, value).upper())
+    if moment.tzinfo is None:
+        raise ValueError
+    return moment.astimezone(UTC)
+
+
+REQUIRED = ("email", "age", "password_hash")
+
+FIELDS: dict[str, tuple[Callable[[Any], Any], str, str]] = {
+    "email": (partial(_parse, str), "wrong-type", "Must be text."),
+    "age": (partial(_parse, int), "wrong-type", "Must be a whole number."),
+    "password_hash": (partial(_parse, str), "wrong-type", "Must be text."),
+    "id": (lambda value: UUID(_parse(str, value)), "invalid-uuid", "Must be a UUID."),
+    "registered_at": (_parse_time, "invalid-time", "Must be an RFC 3339 time."),
+}
+"""For each field: what parses its value, and the code and message if that fails."""

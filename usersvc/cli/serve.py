@@ -1,6 +1,7 @@
 """``usersvc serve``: runs the service under uvicorn."""
 
 import asyncio
+import math
 import os
 import resource
 import signal
@@ -20,22 +21,18 @@ import usersvc
 from usersvc.adapters.telemetry.prometheus import DIRECTORY, begin_anew
 from usersvc.application.errors import StorageUnavailable
 from usersvc.bootstrap import check_storage
-from usersvc.cli.output import REFUSED, Failure
+from usersvc.cli.output import REFUSED, Failure, print_message
 from usersvc.config import Settings
 from usersvc.logs import logging_config
 from usersvc.server.http_protocol import KEEP_ALIVE
 
 GRACEFUL_TIMEOUT = 5
-"""Seconds that a stop waits for running requests.
-
-Together with the stop of mail delivery, less than the ten seconds after which container engines kill a process.
-"""
+"""Seconds that a stop waits for running requests. With the stop of mail delivery, less than the ten seconds after which
+container engines kill a process."""
 
 WORKER_TIMEOUT = 10
-"""Seconds without a sign of life, also during its start, after which a worker is replaced.
-
-On a busy machine, the imports alone may take longer than uvicorn's default of five.
-"""
+"""Seconds without a sign of life after which a worker is replaced. On a busy machine, the imports at its start may take
+longer than uvicorn's default of five."""
 
 OTHER_FILES = 256
 """The maximum number of open files besides connections: database, mail servers, logs."""
@@ -122,12 +119,12 @@ def _run(settings: Settings) -> None:
 def _raise_file_limit(connections: int) -> None:
     """Raise the limit of open files to what the connections need, as far as the system allows."""
     wanted = connections + OTHER_FILES
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
-    if hard != resource.RLIM_INFINITY and hard < wanted:
-        print(f"usersvc: the limit of {hard} open files is too low for {connections} connections", file=sys.stderr)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    soft, hard = (math.inf if limit == resource.RLIM_INFINITY else limit for limit in limits)
+    if soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (int(min(wanted, hard)), limits[1]))
+    if hard < wanted:
+        print_message(f"usersvc: the limit of {hard} open files is too low for {connections} connections")
 
 
 def _exit_after_stop() -> NoReturn:

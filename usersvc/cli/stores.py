@@ -2,13 +2,15 @@
 
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
+from functools import update_wrapper
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from usersvc.application.ports import Store
 from usersvc.cli.output import Failure
 from usersvc.config import MemoryDatabase, Settings, SqliteDatabase
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 MAX_POSITION = 2**63 - 1
@@ -41,13 +43,20 @@ def run_on_store(work: Callable[[Store], Coroutine[Any, Any, T]]) -> T:
     """Run a coroutine function on the store of the environment; see ``open_store``."""
     import asyncio
 
-    settings = Settings.from_environment()
-
     async def run() -> T:
-        async with open_store(settings) as store:
+        async with open_store(Settings.from_environment()) as store:
             return await work(store)
 
     return asyncio.run(run())
+
+
+def on_store(command: Callable[Concatenate[Store, P], Coroutine[Any, Any, T]]) -> Callable[P, T]:
+    """Make a coroutine function, whose first argument is the store of the environment, the callback of a command."""
+
+    def callback(*args: P.args, **kwargs: P.kwargs) -> T:
+        return run_on_store(lambda store: command(store, *args, **kwargs))
+
+    return update_wrapper(callback, command)
 
 
 def database_file() -> Path:

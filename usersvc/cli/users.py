@@ -10,7 +10,7 @@ from usersvc.application.ports import Store
 from usersvc.application.read_models import Order, UserView
 from usersvc.cli import users_export, users_import
 from usersvc.cli.output import Failure, print_json, print_message
-from usersvc.cli.stores import MAX_POSITION, run_on_store
+from usersvc.cli.stores import MAX_POSITION, on_store, run_on_store
 from usersvc.domain.errors import ValidationFailed
 from usersvc.domain.user import EmailAddress
 
@@ -25,7 +25,8 @@ def commands() -> None:
 @click.option("--after", type=click.IntRange(0, MAX_POSITION), help="Continue after this position.")
 @click.option("--newest", is_flag=True, help="Newest first.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
-def list_users(*, limit: int, after: int | None, newest: bool, as_json: bool) -> None:
+@on_store
+async def list_users(store: Store, *, limit: int, after: int | None, newest: bool, as_json: bool) -> None:
     """List users: id, time of registration, age, email. For all users, see `usersvc users export`.
 
     \b
@@ -34,28 +35,25 @@ def list_users(*, limit: int, after: int | None, newest: bool, as_json: bool) ->
       usersvc users list --json | jq -r .email
     """
     order = Order.DESC if newest else Order.ASC
-
-    async def work(store: Store) -> None:
-        page = None
-        read = partial(store.page, order=order, mailbox=None)
-        async for page in in_pages(read, lambda page: page.next_after, after=after, limit=limit):
-            for user in page.users:
-                if as_json:
-                    print_json(user, indent=None)
-                else:
-                    print(user["id"], user["registered_at"], user["age"], user["email"], sep="\t")
-        if page is None:
-            print_message("no users" if after is None else "no more users")
-        elif page.next_after is not None:
-            print_message(f"more users: --after {page.next_after}")
-
-    run_on_store(work)
+    page = None
+    read = partial(store.page, order=order, mailbox=None)
+    async for page in in_pages(read, lambda page: page.next_after, after=after, limit=limit):
+        for user in page.users:
+            if as_json:
+                print_json(user, indent=None)
+            else:
+                print(_line(user))
+    if page is None:
+        print_message("no users" if after is None else "no more users")
+    elif page.next_after is not None:
+        print_message(f"more users: --after {page.next_after}")
 
 
 @commands.command(short_help="Show a user, by id or email address.")
 @click.argument("who", metavar="ID|EMAIL")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def show(who: str, *, as_json: bool) -> None:
+@on_store
+async def show(store: Store, who: str, *, as_json: bool) -> None:
     """Show the user with this id or email address, in any spelling; never the password hash.
 
     \b
@@ -63,7 +61,7 @@ def show(who: str, *, as_json: bool) -> None:
       usersvc users show alice@example.com
       usersvc users show 01936f3c-5e1a-7b3c-9d2e-4f5a6b7c8d9e --json
     """
-    user = run_on_store(lambda store: _find(store, who))
+    user = await _find(store, who)
     if as_json:
         print_json(user)
     else:
@@ -86,7 +84,7 @@ def delete(who: str, *, yes: bool) -> None:
     """
     user = run_on_store(lambda store: _find(store, who))
     if not yes:
-        print_message(f"{user['id']}\t{user['registered_at']}\t{user['age']}\t{user['email']}")
+        print_message(_line(user))
         click.confirm("Delete this user?", abort=True, err=True)
     if not run_on_store(lambda store: store.remove(UUID(user["id"]))):
         raise Failure("the user was deleted by another command or client")
@@ -115,3 +113,7 @@ async def _find(store: Store, who: str) -> UserView:
     if user is None:
         raise Failure("no user has this id or address")
     return user
+
+
+def _line(user: UserView) -> str:
+    return f"{user['id']}\t{user['registered_at']}\t{user['age']}\t{user['email']}"

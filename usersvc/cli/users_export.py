@@ -9,8 +9,8 @@ import click
 
 from usersvc.application.keyset import in_pages
 from usersvc.cli.atomic_file import atomic_file
-from usersvc.cli.output import Failure, print_message, progress_bar
-from usersvc.cli.signals import StopSignals
+from usersvc.cli.output import print_message, progress_bar
+from usersvc.cli.signals import delayed_signals, interruptible
 from usersvc.cli.stores import open_store
 from usersvc.cli.user_files import FORMATS, NDJSON, PUBLIC, encode, format_of, head
 from usersvc.config import Settings
@@ -39,15 +39,12 @@ def command(file: Path, *, chosen: str | None, with_password_hashes: bool) -> No
     """
     import asyncio
 
-    if file == STDOUT and sys.stdout is None:
-        raise Failure("standard output is closed")
     form = chosen or (NDJSON if file == STDOUT else format_of(file))
     settings = Settings.from_environment()
     names = [*PUBLIC]
     if with_password_hashes:
         names.append("password_hash")
         print_message("usersvc: the export has password hashes: protect it like the database")
-    signals = StopSignals()
 
     async def write(stream: BinaryIO) -> int:
         exported = 0
@@ -56,17 +53,16 @@ def command(file: Path, *, chosen: str | None, with_password_hashes: bool) -> No
             pages = in_pages(store.archive.users, lambda records: records[-1].position if records else None)
             with progress_bar("exporting", None, hidden=file == STDOUT) as bar:
                 async for records in pages:
-                    stream.write(encode(form, names, records))
+                    with interruptible():
+                        stream.write(encode(form, names, records))
                     exported += len(records)
                     bar.update(len(records))
-                    signals.raise_if_stopped()
         return exported
 
     with ExitStack() as stack:
-        stack.enter_context(signals.handled())
+        stack.enter_context(delayed_signals())
         if file == STDOUT:
             asyncio.run(write(sys.stdout.buffer))
-            sys.stdout.flush()
             return
         stream = stack.enter_context(stack.enter_context(atomic_file(file)).open("wb"))
         exported = asyncio.run(write(stream))

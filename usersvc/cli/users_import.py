@@ -2,9 +2,8 @@
 
 import json
 import os
-import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from dataclasses import asdict, replace
 from itertools import islice
@@ -15,11 +14,10 @@ import click
 
 from usersvc.application import user_import
 from usersvc.application.errors import StorageUnavailable
-from usersvc.application.user_import import Accepted, ImportRow, Outcome, UserImport
-from usersvc.cli.output import DONE, SOME_REJECTED, Failure, Stopped, print_message, progress_bar
-from usersvc.cli.reader import Record, Source, read_records
-from usersvc.cli.row_schema import load_row
-from usersvc.cli.signals import StopSignals
+from usersvc.application.user_import import Accepted, Outcome, UserImport
+from usersvc.cli.output import SOME_REJECTED, Failure, Stopped, print_message, progress_bar
+from usersvc.cli.reader import Record, Source, line_numbers, read_records
+from usersvc.cli.signals import delayed_signals, interruptible
 from usersvc.cli.stores import open_store
 from usersvc.cli.user_files import FORMATS, format_of
 from usersvc.config import MemoryDatabase, Settings, SqliteDatabase
@@ -65,37 +63,43 @@ def command(file: Path, *, chosen: str | None, dry_run: bool, rejected: Path | N
 
     form = chosen or format_of(file)
     settings = Settings.from_environment()
-    signals = StopSignals()
     with ExitStack() as stack:
-        stack.enter_context(signals.handled())
+        stack.enter_context(delayed_signals())
         stream = stack.enter_context(_open(file))
         report = _Report(dry_run, None if rejected is None else stack.enter_context(_open_rejected(rejected, file)))
         bar = stack.enter_context(progress_bar("importing", file.stat().st_size if file.is_file() else None))
         source = Source(stream)
-        batches = _batches(read_records(source, form, ignore_unknown=ignore_unknown))
+        records = read_records(source, form, ignore_unknown=ignore_unknown)
 
         async def work() -> None:
             async with _open_import(settings, dry_run=dry_run) as importing:
                 while True:
-                    with signals.interruptible():
-                        batch = next(batches, None)
-                    if batch is None:
+                    batch: list[Record] = []
+                    failure: Failure | None = None
+                    try:
+                        with interruptible():
+                            batch.extend(islice(records, user_import.STORED_AT_ONCE))
+                    except Failure as error:
+                        # After importing the records before.
+                        failure = error
+                    if batch:
+                        report.add(batch, await importing.take([record.row for record in batch]))
+                        bar.update(source.bytes_read - bar.pos)
+                    if failure is not None:
+                        raise failure
+                    if not batch:
                         return
-                    report.add(batch, await importing.take([_row(record) for record in batch]))
-                    bar.update(source.bytes_read - bar.pos)
-                    signals.raise_if_stopped()
 
         try:
             asyncio.run(work())
         except Stopped as error:
-            advice = "run the command again to import the rest"
-            raise Failure(f"{error}; {report}; {advice}", error.exit_code) from None
+            raise Failure(f"{error}; {report}; run the command again to import the rest", error.exit_code) from None
         except (Failure, StorageUnavailable) as error:
             raise Failure(f"{error}; {report}" if report.accepted or report.rejected else str(error)) from None
         finally:
             report.print_rejections()
     print(report)
-    return SOME_REJECTED if report.rejected else DONE
+    return SOME_REJECTED if report.rejected else 0
 
 
 @asynccontextmanager
@@ -115,33 +119,7 @@ async def _open_import(settings: Settings, *, dry_run: bool) -> AsyncIterator[Us
         yield UserImport(stores[-1], archives=[store.archive for store in stores])
 
 
-def _batches(records: Iterator[Record]) -> Iterator[Sequence[Record]]:
-    while True:
-        batch: list[Record] = []
-        try:
-            batch.extend(islice(records, user_import.STORED_AT_ONCE))
-        except Failure:
-            # Import the records before.
-            if batch:
-                yield batch
-            raise
-        if not batch:
-            return
-        yield batch
-
-
-def _row(record: Record) -> ImportRow | ValidationFailed:
-    if record.violations:
-        return ValidationFailed(record.violations)
-    try:
-        return load_row(record.values)
-    except ValidationFailed as error:
-        return error
-
-
 class _Report:
-    """The outcomes so far."""
-
     def __init__(self, dry_run: bool, file: TextIO | None) -> None:
         self._would_be = "would be " if dry_run else ""
         self._file = file
@@ -150,7 +128,6 @@ class _Report:
         self.rejected = 0
 
     def add(self, batch: Sequence[Record], outcomes: Sequence[Outcome]) -> None:
-        """Add the outcomes of a batch."""
         for record, outcome in zip(batch, outcomes, strict=True):
             if isinstance(outcome, Accepted):
                 self.accepted[outcome] += 1
@@ -163,33 +140,25 @@ class _Report:
         self.rejected += 1
         if self.rejected <= MAX_SHOWN_REJECTIONS:
             # Never the values: one may be a hash.
-            reasons = ", ".join(f"{each.field} {each.code}" for each in error.violations)
-            self._shown.append(f"{record.lines}: {reasons}")
+            codes = ", ".join(f"{each.field} {each.code}" for each in error.violations)
+            self._shown.append(f"{line_numbers(record.first, record.last)}: {codes}")
         if self._file is not None:
-            document = {
-                "line": record.first,
-                "last_line": record.last,
-                "reasons": [asdict(violation) for violation in error.violations],
-                "text": record.text,
-            }
+            reasons = [asdict(violation) for violation in error.violations]
+            document = {"line": record.first, "last_line": record.last, "reasons": reasons, "text": record.text}
             self._file.write(f"{json.dumps(document, ensure_ascii=False)}\n")
 
     def print_rejections(self) -> None:
-        """Print the first rejected lines."""
         for text in self._shown:
             print_message(text)
         if more := self.rejected - len(self._shown):
             print_message(f"and {more} more" + ("" if self._file else "; --rejected FILE writes all of them"))
 
     def __str__(self) -> str:
-        """The counts in one line."""
         imported, there = self.accepted[Accepted.IMPORTED], self.accepted[Accepted.ALREADY_THERE]
         return f"{imported} {self._would_be}imported, {there} already there, {self.rejected} {self._would_be}rejected"
 
 
 def _open(file: Path) -> IO[bytes]:
-    if sys.stdin is None and str(file) == "-":
-        raise Failure("standard input is closed")
     try:
         return click.open_file(file, "rb")
     except OSError as error:
