@@ -62,7 +62,10 @@ class Commands:
 
     def register(self, *emails: str) -> list[User]:
         """Register users, each with a pending mail and an idempotency key."""
-        users = [new_user(email) for email in emails]
+        users = [
+            User.register(email=email, password="correct horse battery", age=30).complete(PasswordHash(HASH), at=NOW)
+            for email in emails
+        ]
 
         async def work(store: SqliteUsers) -> None:
             for user in users:
@@ -81,11 +84,6 @@ class Commands:
         path = self.folder / name
         path.write_text(content, newline="")
         return path
-
-
-def new_user(email: str) -> User:
-    registration = User.register(email=email, password="correct horse battery", age=30)
-    return registration.complete(PasswordHash(HASH), at=NOW)
 
 
 def key_of(email: str) -> IdempotencyKey:

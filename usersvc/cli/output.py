@@ -48,7 +48,7 @@ def print_json(document: Any, *, indent: int | None = 2) -> None:
 
 
 def progress_bar(label: str, length: int | None, *, hidden: bool = False) -> "ProgressBar[int]":
-    """A progress bar, shown on terminals only; without a length it shows a count."""
+    """A progress bar on terminals; without a length it shows a count."""
     return click.progressbar(
         count() if length is None else None,
         length,

@@ -3,7 +3,6 @@
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from functools import update_wrapper
-from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from usersvc.application.ports import Store
@@ -31,10 +30,11 @@ async def open_store(settings: Settings, *, create: bool = False) -> AsyncIterat
     """
     from usersvc.bootstrap import open_storage  # slow to import
 
-    if isinstance(settings.database, MemoryDatabase):
+    database = settings.database
+    if isinstance(database, MemoryDatabase):
         raise Failure("USERSVC_DATABASE_URL is memory://, which only the service itself can access")
-    if isinstance(settings.database, SqliteDatabase) and not create:
-        _require_file(settings.database)
+    if isinstance(database, SqliteDatabase) and not create and not database.path.exists():
+        raise Failure(f"no database at {database}")
     async with open_storage(settings) as store:
         yield store
 
@@ -57,21 +57,3 @@ def on_store(command: Callable[Concatenate[Store, P], Coroutine[Any, Any, T]]) -
         return run_on_store(lambda store: command(store, *args, **kwargs))
 
     return update_wrapper(callback, command)
-
-
-def database_file() -> Path:
-    """The path of the SQLite database of the environment.
-
-    Raises:
-        Failure: the database is another one, or the file is missing.
-    """
-    database = Settings.from_environment().database
-    if not isinstance(database, SqliteDatabase):
-        raise Failure("this command needs a SQLite file, which USERSVC_DATABASE_URL does not name")
-    _require_file(database)
-    return database.path
-
-
-def _require_file(database: SqliteDatabase) -> None:
-    if not database.path.exists():
-        raise Failure(f"no database at {database}")
