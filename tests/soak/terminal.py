@@ -1,11 +1,8 @@
-"""Executes the examples of a document: what it shows is what happens.
+"""Executes the examples of a document, in order and in one folder.
 
-An example is a fenced block marked ``console``. A line that begins with ``$`` is a command, continued over lines that
-end in a backslash; what follows, up to the next command or the end of the block, is its output. A block marked
-``text`` with the title "The service" or "The mail server" shows lines that appear in that one's terminal.
-
-The examples of a document are executed from top to bottom in one folder, so that a later one may rely on an earlier
-one. What differs each time (ids, times, cursors) only has to look alike.
+An example is a fenced block marked ``console``: a line that begins with ``$`` is a command, continued over lines that
+end in a backslash; the lines up to the next command are its output. A block marked ``text`` with the title "The
+service" or "The mail server" shows lines of that terminal. Ids, times and cursors only have to look alike.
 """
 
 import os
@@ -16,23 +13,21 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
-from types import TracebackType
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 from tests.e2e.server import DEADLINE, Service, environment, free_port
 
 SERVICE, MAIL_SERVER = "The service", "The mail server"
 
 BIN = ".venv/bin/"
-"""Of the checkout; here the folder of the interpreter that runs the tests stands for it."""
 RUN = (["make", "run"], ["usersvc", "serve"])
 MAIL = ["python", "-m", "aiosmtpd"]
 PROGRAMS = frozenset({"cat", "curl", "grep", "head", "printf", "usersvc", "wc"})
-"""What else may be executed: commands that harm nobody."""
+"""Other commands that may be executed."""
 
-# The folder and the addresses that documents name, and what stands for them here.
+# As documents name them.
 FOLDER = "/home/alice/usersvc"
 ADDRESSES = ("127.0.0.1:8000", "127.0.0.1:8025")
 
@@ -77,45 +72,31 @@ def examples_in(text: str) -> Iterator[Example | Seen]:
 
 
 def alike(text: str) -> str:
-    """The text with what differs each time masked."""
+    """The text with ids, times and the like masked."""
     for pattern, mask in _VOLATILE:
         text = pattern.sub(mask, text)
     return text
 
 
-class Terminal:
-    """Where the commands of one document are executed, and those that it keeps running; a context manager."""
+class Terminal(AbstractContextManager["Terminal"]):
+    """Executes the commands of one document, and keeps the servers that it starts."""
 
     def __init__(self, folder: Path, service: Service | None = None) -> None:
-        """Make one.
-
-        Args:
-            folder: where commands are executed.
-            service: runs already, and is left alone; by default one is started when it is needed.
-        """
+        """``service`` runs already; by default one is started when it is needed."""
         self._folder = folder
-        self._lent = service
+        self._given = service
         self._exported: dict[str, str] = {}
         self._running: dict[str, Service] = {}
         self._real = {shown: f"127.0.0.1:{free_port()}" for shown in ADDRESSES}
         if service is not None:
             self._real[ADDRESSES[0]] = service.url.removeprefix("http://")
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for name in [*self._running]:
             self._stop(name)
 
     def execute(self, example: Example | Seen) -> None:
-        """Do what an example shows.
-
-        Raises:
-            AssertionError: something else happened.
-        """
+        """Do what an example shows; raises AssertionError if the output differs."""
         if isinstance(example, Seen):
             for line in filter(str.strip, example.lines):
                 self._wait_for(example.where, line)
@@ -137,10 +118,10 @@ class Terminal:
         assert alike(output) == alike(example.output), f"{example.command}\n{output}"
 
     def _serve(self, settings: dict[str, str], lines: int) -> str:
-        """Run the service anew, as after a stop; gives the first lines that it prints."""
+        """Restart the service, and return the first lines that it prints."""
         self._stop(SERVICE)
         port = self._real[ADDRESSES[0]].rpartition(":")[2]
-        # As it is by default, but for what a test cannot wait for.
+        # Documents show the default rate.
         ours = {"USERSVC_PORT": port, "USERSVC_REGISTER_RATE": "60/minute"}
         command = (sys.executable, "-m", "usersvc", "serve")
         service = self._start(SERVICE, ours | self._to_real(self._exported | settings), command)
@@ -148,7 +129,6 @@ class Terminal:
         return self._to_shown("\n".join(service.output.splitlines()[:lines]))
 
     def _take_mail(self, command: list[str]) -> str:
-        """Run a mail server that prints what it gets."""
         _, *arguments = map(self._to_real_text, command)
         self._start(MAIL_SERVER, {"PYTHONUNBUFFERED": "1"}, (sys.executable, *arguments))
         host, _, port = self._real[ADDRESSES[1]].partition(":")
@@ -156,15 +136,16 @@ class Terminal:
         return ""
 
     def _output_of(self, command: str) -> str:
-        if SERVICE not in self._running and self._lent is None:
+        if SERVICE not in self._running and self._given is None:
             self._serve({}, lines=0)
         home = str(self._folder)
+        # Without the user's configuration of curl.
+        variables = {"no_proxy": "*", "HOME": home, "CURL_HOME": home, "XDG_CONFIG_HOME": home}
         ended = subprocess.run(
             ["/bin/sh", "-c", self._to_real_text(command.removeprefix(BIN))],
             cwd=self._folder,
-            # Without what whoever runs the tests has set up for curl.
             env=environment(self._to_real(self._exported))
-            | {"no_proxy": "*", "HOME": home, "CURL_HOME": home, "XDG_CONFIG_HOME": home}
+            | variables
             | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"},
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -176,7 +157,6 @@ class Terminal:
         return self._to_shown(ended.stdout).rstrip()
 
     def _wait_for(self, where: str, line: str) -> None:
-        """Wait until a line that looks like this one appears."""
         assert where in self._running, f"{where.lower()} does not run"
         process, wanted = self._running[where], alike(line.strip())
         _wait_until(lambda: wanted in alike(self._to_shown(process.output)), f"{wanted}\n\n{process.output}")
@@ -189,11 +169,7 @@ class Terminal:
     def _stop(self, name: str) -> None:
         process = self._running.pop(name, None)
         if process is not None:
-            try:
-                process.stop()
-            except subprocess.TimeoutExpired:
-                process.kill()
-                raise
+            process.stop()
 
     def _to_real_text(self, text: str) -> str:
         for shown, real in self._real.items():
@@ -215,7 +191,7 @@ def _listens(host: str, port: int) -> bool:
     return False
 
 
-def _wait_until(true: Callable[[], bool], otherwise: str = "it does not come true") -> None:
+def _wait_until(true: Callable[[], bool], otherwise: str = "timeout") -> None:
     deadline = time.monotonic() + DEADLINE
     while not true():
         assert time.monotonic() < deadline, otherwise

@@ -1,6 +1,3 @@
-import re
-import string
-
 import bcrypt
 import pytest
 from hypothesis import given, settings
@@ -18,43 +15,39 @@ def code_of(text: str) -> str:
         parse_password_hash(text)
     [violation] = error.value.violations
     assert violation.field == "password_hash"
-    if text:
-        assert text not in violation.message
+    assert not text or text not in violation.message
     return violation.code
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        *(f"$2{letter}${cost}${REST}" for letter in "aby" for cost in ("04", "10", "12", "16")),
-        f"$hmac-sha384-bcrypt$$2b$12${REST}",
-        f"$hmac-sha384-bcrypt$1f78920f$2b$12${REST}",
-    ],
-)
-def test_complete_hashes_are_accepted_unchanged(text: str) -> None:
-    assert parse_password_hash(text) == text
+@pytest.mark.parametrize("prefix", ["$hmac-sha384-bcrypt$$2b$12$", "$hmac-sha384-bcrypt$1f78920f$2b$12$"])
+def test_hashes_of_the_service_are_accepted(prefix: str) -> None:
+    assert parse_password_hash(prefix + REST) == prefix + REST
+
+
+@pytest.mark.parametrize("letter", "aby")
+def test_bcrypt_hashes_are_accepted_up_to_the_highest_cost_of_the_setting(letter: str) -> None:
+    for cost in range(4, 32):
+        text = f"$2{letter}${cost:02}${REST}"
+        if cost <= MAX_HASH_COST:
+            assert parse_password_hash(text) == text
+        else:
+            assert code_of(text) == "cost-too-high"
+    assert code_of(f"$hmac-sha384-bcrypt$$2b$17${REST}") == "cost-too-high"
+    assert MAX_HASH_COST == MAX_COST
 
 
 @pytest.mark.parametrize(
     "text",
     [
         "",
-        "secret",
         REST,
-        f"$2$10${REST}",
-        f"$2x$10${REST}",
-        f"$2B$10${REST}",
-        f"$2b$03${REST}",
-        f"$2b$00${REST}",
-        f"$2b$32${REST}",
-        f"$2b$99${REST}",
-        f"$2b$4${REST}",
-        f"$2b$010${REST}",
-        f"$2b$1\u0662${REST}",
+        *(f"$2{letter}$10${REST}" for letter in ("", "x", "B")),
+        *(f"$2b${cost}${REST}" for cost in ("03", "00", "32", "99", "4", "010", "1\u0662")),
         f"$2b$10${REST[:-1]}",
         f"$2b$10${REST}.",
         f"$2b$10${REST}\n",
         f" $2b$10${REST}",
+        # The last characters of the salt and of the digest encode fewer than six bits.
         f"$2b$10$*{REST[1:]}",
         f"$2b$10${REST[:21]}/{REST[22:]}",
         f"$2b$10${REST[:-1]}T",
@@ -64,21 +57,10 @@ def test_complete_hashes_are_accepted_unchanged(text: str) -> None:
         f"$hmac-sha384-bcrypt$1F78920F$2b$12${REST}",
         f"$hmac-sha384-bcrypt$$hmac-sha384-bcrypt$$2b$12${REST}",
         "$argon2id$v=19$m=65536,t=3,p=4$c29tZXNhbHQ$aGFzaA",
-        "5f4dcc3b5aa765d61d8327deb882cf99",
     ],
 )
-def test_anything_else_is_rejected(text: str) -> None:
+def test_other_texts_are_rejected(text: str) -> None:
     assert code_of(text) == "unknown-hash"
-
-
-@pytest.mark.parametrize("cost", range(17, 32))
-def test_a_cost_that_takes_too_long_is_rejected(cost: int) -> None:
-    assert code_of(f"$2y${cost}${REST}") == "cost-too-high"
-    assert code_of(f"$hmac-sha384-bcrypt$$2b${cost}${REST}") == "cost-too-high"
-
-
-def test_the_highest_cost_is_that_of_the_setting() -> None:
-    assert MAX_HASH_COST == MAX_COST
 
 
 @settings(max_examples=60, deadline=None)
@@ -86,14 +68,3 @@ def test_the_highest_cost_is_that_of_the_setting() -> None:
 def test_every_hash_made_by_bcrypt_is_accepted(password: bytes) -> None:
     made = bcrypt.hashpw(password, bcrypt.gensalt(4)).decode()
     assert parse_password_hash(made) == made
-
-
-@settings(max_examples=300)
-@given(st.integers(7, 59), st.sampled_from(string.printable))
-def test_a_character_outside_of_the_alphabet_is_rejected(position: int, letter: str) -> None:
-    changed = f"$2b$10${REST}"[:position] + letter + f"$2b$10${REST}"[position + 1 :]
-    alphabet = r"[./A-Za-z0-9]" if position not in {28, 59} else r"[.Oeu]" if position == 28 else r"[.CGKOSWaeimquy26]"
-    if re.fullmatch(alphabet, letter):
-        assert parse_password_hash(changed) == changed
-    else:
-        assert code_of(changed) == "unknown-hash"

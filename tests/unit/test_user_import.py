@@ -7,9 +7,8 @@ from uuid import UUID, uuid4
 import pytest
 
 from usersvc.adapters.memory import InMemoryUsers
-from usersvc.application import keyset
-from usersvc.application.read_models import UserRecord
-from usersvc.application.user_import import DryRun, ImportRow, ImportStatus, UserImport, all_records
+from usersvc.application.user_import import Accepted, ImportRow, UserImport
+from usersvc.domain.errors import ValidationFailed
 from usersvc.domain.password import PasswordHash
 from usersvc.domain.user import User
 
@@ -26,11 +25,12 @@ def users() -> InMemoryUsers:
 
 @pytest.fixture(params=["import", "dry run"])
 def importing(request: pytest.FixtureRequest, users: InMemoryUsers) -> UserImport:
-    """Both have the same outcomes."""
-    if request.param == "import":
-        return UserImport(add_all=users.add_all, find_matching=users.archive.find_matching, clock=lambda: NOW)
-    dry_run = DryRun(users.archive)
-    return UserImport(add_all=dry_run.add_all, find_matching=dry_run.find_matching, clock=lambda: NOW)
+    """An import and a dry run have the same outcomes."""
+    return import_into(users) if request.param == "import" else import_into(InMemoryUsers(), users)
+
+
+def import_into(users: InMemoryUsers, *others: InMemoryUsers) -> UserImport:
+    return UserImport(users, archives=[store.archive for store in (users, *others)], clock=lambda: NOW)
 
 
 def one(
@@ -45,13 +45,13 @@ def one(
 
 
 async def outcomes_of(importing: UserImport, *rows: ImportRow) -> list[str]:
-    """Of each row: imported, there, or the codes of the violations."""
-    outcomes = await importing.take(rows)
-    assert len(outcomes) == len(rows)
+    """For each row: imported, there, or the codes of the violations."""
+    names = {Accepted.IMPORTED: "imported", Accepted.ALREADY_THERE: "there"}
     return [
-        {ImportStatus.IMPORTED: "imported", ImportStatus.ALREADY_THERE: "there"}.get(outcome.status)
-        or " ".join(violation.code for violation in outcome.violations)
-        for outcome in outcomes
+        names[outcome]
+        if isinstance(outcome, Accepted)
+        else " ".join(violation.code for violation in outcome.violations)
+        for outcome in await importing.take(rows)
     ]
 
 
@@ -62,27 +62,15 @@ async def test_new_users_are_imported_once(importing: UserImport) -> None:
 
 
 async def test_an_imported_user_is_stored_as_given_without_an_event(users: InMemoryUsers) -> None:
-    importing = UserImport(add_all=users.add_all, find_matching=users.archive.find_matching, clock=lambda: NOW)
+    importing = import_into(users)
     then = NOW - timedelta(days=1000)
     await importing.take([one("Alice@example.com", id=ID, registered_at=then), one("bob@example.com")])
 
     alice, bob = await users.archive.users(after=None, limit=10)
-    assert (alice.id, alice.email, alice.age, alice.password_hash, alice.registered_at) == (
-        ID,
-        "Alice@example.com",
-        30,
-        HASH,
-        then,
-    )
+    assert (alice.id, alice.email, alice.age) == (ID, "Alice@example.com", 30)
+    assert (alice.password_hash, alice.registered_at) == (HASH, then)
     assert (bob.id.version, bob.registered_at) == (7, NOW)
     assert await users.outbox.entries() == []
-
-
-async def test_a_dry_run_stores_nothing(users: InMemoryUsers) -> None:
-    dry_run = DryRun(users.archive)
-    importing = UserImport(add_all=dry_run.add_all, find_matching=dry_run.find_matching)
-    assert await outcomes_of(importing, one(), one("bob@example.com")) == ["imported"] * 2
-    assert await users.archive.count() == 0
 
 
 @pytest.mark.parametrize(
@@ -134,28 +122,26 @@ async def test_all_violations_are_reported_and_other_rows_are_imported(importing
 
 async def test_many_rows_with_one_mailbox_in_one_batch(importing: UserImport) -> None:
     batch = [one(age=30 + n % 2) for n in range(20)] + [one("bob@example.com", id=ID), one("carol@example.com", id=ID)]
-    assert await outcomes_of(importing, *batch) == [
-        "imported",
-        *["email-taken", "there"] * 9,
-        "email-taken",
-        "imported",
-        "id-taken",
-    ]
+    expected = ["imported", *["email-taken", "there"] * 9, "email-taken", "imported", "id-taken"]
+    assert await outcomes_of(importing, *batch) == expected
 
 
-async def test_a_user_who_registers_between_reading_and_storing_keeps_the_mailbox(users: InMemoryUsers) -> None:
-    quick = [
+async def test_a_user_who_registers_between_reading_and_storing_keeps_the_mailbox(
+    users: InMemoryUsers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registering = [
         User.imported(email="alice@example.com", age=99, password_hash=HASH, at=NOW),
         User.imported(email="bob@example.com", age=30, password_hash=HASH, at=NOW),
     ]
+    add_all = users.add_all
 
-    async def find_matching(*, mailboxes: Sequence[str], ids: Sequence[UUID]) -> list[UserRecord]:
-        found = await users.archive.find_matching(mailboxes=mailboxes, ids=ids)
-        while quick:
-            await users.add(quick.pop())
-        return found
+    async def add_all_later(imported: Sequence[User]) -> list[bool]:
+        while registering:
+            await users.add(registering.pop())
+        return await add_all(imported)
 
-    importing = UserImport(add_all=users.add_all, find_matching=find_matching, clock=lambda: NOW)
+    monkeypatch.setattr(users, "add_all", add_all_later)
+    importing = import_into(users)
     assert await outcomes_of(importing, one(), one("bob@example.com"), one("carol@example.com")) == [
         "email-taken",
         "there",
@@ -163,24 +149,10 @@ async def test_a_user_who_registers_between_reading_and_storing_keeps_the_mailbo
     ]
 
 
-async def test_without_valid_rows_the_store_is_not_called() -> None:
-    async def unreachable(*_: object, **__: object) -> list[bool]:
-        raise AssertionError
-
-    importing = UserImport(add_all=unreachable, find_matching=InMemoryUsers().archive.find_matching)
+async def test_an_error_in_place_of_a_row_is_its_outcome(importing: UserImport) -> None:
+    error = ValidationFailed([])
+    assert await importing.take([error, one()]) == [error, Accepted.IMPORTED]
     assert await importing.take([]) == []
-    assert await outcomes_of(importing, one(age=17)) == ["out-of-range"]
-
-
-async def test_every_user_is_exported_once(users: InMemoryUsers, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(keyset, "BATCH", 3)
-    assert [batch async for batch in all_records(users.archive)] == []
-    people = [User.imported(email=f"u{n}@example.com", age=30, password_hash=HASH, at=NOW) for n in range(7)]
-    await users.add_all(people)
-    batches = [batch async for batch in all_records(users.archive)]
-
-    assert [len(batch) for batch in batches] == [3, 3, 1]
-    assert [record.id for batch in batches for record in batch] == [user.id for user in people]
 
 
 def test_the_repr_of_a_row_does_not_show_the_hash() -> None:

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from usersvc.cli.exit_codes import Failure
+from usersvc.cli.output import Failure
 
 
 @contextmanager

@@ -5,11 +5,12 @@ from pathlib import Path
 import click
 
 from usersvc.cli.atomic_file import atomic_file
-from usersvc.cli.exit_codes import Failure
-from usersvc.cli.stores import database_file, storage_failures
+from usersvc.cli.output import Failure
+from usersvc.config import Settings
+from usersvc.setting_parsers import SqliteDatabase
 
 MAX_FINDINGS = 5
-"""Findings in the message."""
+"""The maximum number of findings that are printed."""
 
 
 @click.group(name="db", short_help="Back up and check a SQLite database.")
@@ -28,8 +29,8 @@ def backup(file: Path) -> None:
     """
     from usersvc.adapters.sqlite import maintenance
 
-    with atomic_file(file) as unfinished, storage_failures():
-        maintenance.backup(database_file(), unfinished)
+    with atomic_file(file) as unfinished:
+        maintenance.backup(_database_file(), unfinished)
     print(f"saved to {file}")
 
 
@@ -38,11 +39,16 @@ def check() -> None:
     """Check the database for damage, and print `ok` or fail with the findings."""
     from usersvc.adapters.sqlite import maintenance
 
-    with storage_failures():
-        damage = maintenance.damage(database_file())
+    damage = maintenance.damage(_database_file())
     if damage:
         # Some findings have several lines.
         found = "; ".join(" ".join(finding.split()) for finding in damage[:MAX_FINDINGS])
-        more = f"; and {len(damage) - MAX_FINDINGS} more" if len(damage) > MAX_FINDINGS else ""
-        raise Failure(f"the database is damaged: {found}{more}")
+        raise Failure(f"the database is damaged: {found}")
     print("ok")
+
+
+def _database_file() -> Path:
+    database = Settings.from_environment().database
+    if not isinstance(database, SqliteDatabase):
+        raise Failure("this command needs a SQLite file, which USERSVC_DATABASE_URL does not name")
+    return database.path

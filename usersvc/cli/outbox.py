@@ -1,18 +1,16 @@
 """``usersvc outbox``."""
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import AsyncIterator
+from typing import Any
 
 import click
 
-from usersvc.cli.exit_codes import Failure
-from usersvc.cli.output import print_json, print_message
-from usersvc.cli.stores import MAX_POSITION, run_on_store
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
-    from usersvc.application.outbox_entries import OutboxEntry
-    from usersvc.application.ports import Store
+from usersvc.application.clock import timestamp, utc_now
+from usersvc.application.keyset import in_pages
+from usersvc.application.outbox_entries import OutboxEntry
+from usersvc.application.ports import Store
+from usersvc.cli.output import Failure, print_json, print_message
+from usersvc.cli.stores import MAX_POSITION, on_store, run_on_store
 
 
 @click.group(name="outbox", short_help="Inspect and retry mails that are not sent yet.")
@@ -26,37 +24,30 @@ def commands() -> None:
 
 @commands.command(name="list", short_help="List pending and dead-lettered mails, one per line.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
-def list_entries(*, as_json: bool) -> None:
+@on_store
+async def list_entries(store: Store, *, as_json: bool) -> None:
     """List pending and dead-lettered mails: id, due time, attempts, user id, reason.
 
     Addresses are only printed by `usersvc outbox show` and with --json.
     """
-    from usersvc.application.clock import timestamp
-
-    async def work(store: "Store") -> None:
-        is_empty = True
-        async for entry in _entries(store):
-            is_empty = False
-            if as_json:
-                print_json(_document(entry), indent=None)
-                continue
-            due = "dead-lettered" if entry.due_at is None else timestamp(entry.due_at)
-            print(entry.id, due, f"attempts={entry.attempts}", entry.event.user_id, entry.reason or "", sep="\t")
-        if is_empty:
-            print_message("the outbox is empty")
-
-    run_on_store(work)
+    is_empty = True
+    async for entry in _entries(store):
+        is_empty = False
+        if as_json:
+            print_json(_document(entry), indent=None)
+            continue
+        due = "dead-lettered" if entry.due_at is None else timestamp(entry.due_at)
+        print(entry.id, due, f"attempts={entry.attempts}", entry.event.user_id, entry.reason or "", sep="\t")
+    if is_empty:
+        print_message("the outbox is empty")
 
 
 @commands.command(short_help="Show one mail as JSON.")
 @click.argument("entry_id", metavar="ID", type=int)
-def show(entry_id: int) -> None:
+@on_store
+async def show(store: Store, entry_id: int) -> None:
     """Show the mail ID as JSON, with its address."""
-
-    async def work(store: "Store") -> None:
-        print_json(_document(await _entry(store, entry_id)))
-
-    run_on_store(work)
+    print_json(_document(await _entry(store, entry_id)))
 
 
 @commands.command(short_help="Send a mail now, also a dead-lettered one.")
@@ -72,36 +63,34 @@ def retry(entry_id: int | None, *, all_: bool) -> None:
       usersvc outbox retry 17
       usersvc outbox retry --all
     """
-    from usersvc.application.clock import utc_now
-
     if all_ == (entry_id is not None):
         raise click.UsageError("Give either an ID or --all.")
-
-    async def work(store: "Store") -> None:
-        retried = 0
-        if entry_id is None:
-            async for entry in _entries(store):
-                retried += entry.due_at is None and await store.outbox.retry(entry.id, now=utc_now())
-        else:
-            entry = await _entry(store, entry_id)
-            retried += await store.outbox.retry(entry.id, now=utc_now())
-            if not retried:
-                raise Failure(f"mail {entry_id} is being sent")
-        print(f"{retried} rescheduled")
-
-    run_on_store(work)
+    retried = run_on_store(_retry_all if entry_id is None else lambda store: _retry(store, entry_id))
+    print(f"{retried} rescheduled")
 
 
-async def _entries(store: "Store") -> "AsyncIterator[OutboxEntry]":
+async def _retry_all(store: Store) -> int:
+    retried = 0
+    async for entry in _entries(store):
+        retried += entry.due_at is None and await store.outbox.retry(entry.id, now=utc_now())
+    return retried
+
+
+async def _retry(store: Store, entry_id: int) -> int:
+    entry = await _entry(store, entry_id)
+    if not await store.outbox.retry(entry.id, now=utc_now()):
+        raise Failure(f"mail {entry_id} is being sent")
+    return 1
+
+
+async def _entries(store: Store) -> AsyncIterator[OutboxEntry]:
     """All entries, read in pages: there may be millions."""
-    from usersvc.application.keyset import in_pages
-
     async for entries in in_pages(store.outbox.entries, lambda entries: entries[-1].id if entries else None):
         for entry in entries:
             yield entry
 
 
-async def _entry(store: "Store", entry_id: int) -> "OutboxEntry":
+async def _entry(store: Store, entry_id: int) -> OutboxEntry:
     if 0 < entry_id <= MAX_POSITION:
         for entry in await store.outbox.entries(after=entry_id - 1, limit=1):
             if entry.id == entry_id:
@@ -109,9 +98,7 @@ async def _entry(store: "Store", entry_id: int) -> "OutboxEntry":
     raise Failure(f"the outbox has no mail {entry_id}")
 
 
-def _document(entry: "OutboxEntry") -> dict[str, Any]:
-    from usersvc.application.clock import timestamp
-
+def _document(entry: OutboxEntry) -> dict[str, Any]:
     return {
         "id": entry.id,
         "user_id": str(entry.event.user_id),

@@ -1,14 +1,39 @@
-"""Output of commands: data to standard output, messages to standard error."""
+"""What commands print, and how they fail: data on standard output, messages on standard error, and exit codes."""
 
 import json
 import sys
 from itertools import count
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import click
 
 if TYPE_CHECKING:
     from click._termui_impl import ProgressBar
+
+FAILED, REFUSED, SOME_REJECTED = 1, 2, 3
+"""Exit codes: failure; invalid command line or setting; import with rejected lines."""
+
+
+class Failure(click.ClickException):
+    """A command failed; the message is one line."""
+
+    def __init__(self, message: str, exit_code: int = FAILED) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code  # type: ignore[misc]  # click declares it for the class, and reads it of the instance
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        """Print the message."""
+        from usersvc.logs import plain  # takes longer to import than most commands need
+
+        # It may contain a file name, which may contain control characters.
+        print_message(f"usersvc: {plain(self.message)}")
+
+
+class Stopped(Failure):
+    """A signal stopped a command; as in shells, the exit code is 128 plus the number of the signal."""
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__("stopped", 128 + signal_number)
 
 
 def print_message(text: str) -> None:
@@ -16,8 +41,14 @@ def print_message(text: str) -> None:
     print(text, file=sys.stderr)
 
 
+def print_json(document: Any, *, indent: int | None = 2) -> None:
+    """Print a document as JSON, in ASCII if standard output has another encoding than UTF-8."""
+    in_utf8 = sys.stdout.encoding.lower().startswith("utf")
+    print(json.dumps(document, indent=indent, ensure_ascii=not in_utf8))
+
+
 def progress_bar(label: str, length: int | None, *, hidden: bool = False) -> "ProgressBar[int]":
-    """A progress bar, shown on terminals only; without a length it shows a count."""
+    """A progress bar on terminals; without a length it shows a count."""
     return click.progressbar(
         count() if length is None else None,
         length,
@@ -26,17 +57,3 @@ def progress_bar(label: str, length: int | None, *, hidden: bool = False) -> "Pr
         file=sys.stderr,
         hidden=hidden or not sys.stderr.isatty(),
     )
-
-
-def print_json(document: Any, *, indent: int | None = 2) -> None:
-    """Print a document as JSON, in ASCII if the encoding of standard output requires it."""
-    text = json.dumps(document, indent=indent, ensure_ascii=False)
-    print(text if _can_print(text) else json.dumps(document, indent=indent))
-
-
-def _can_print(text: str) -> bool:
-    try:
-        text.encode(sys.stdout.encoding or "ascii")
-    except UnicodeEncodeError:
-        return False
-    return True

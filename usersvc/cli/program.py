@@ -7,20 +7,17 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Final, NoReturn
+from typing import Any
 
 import click
 
 import usersvc
-from usersvc.cli.exit_codes import FAILED, Failure, Stopped
+from usersvc.application.errors import StorageUnavailable
+from usersvc.cli.output import FAILED, REFUSED, Failure, Stopped
+from usersvc.config import InvalidSetting
 
-COMMANDS: Final = {
-    "config": "config.commands",
-    "db": "database.commands",
-    "outbox": "outbox.commands",
-    "users": "users.commands",
-}
-"""By name, the module in ``usersvc.cli`` and the attribute of each group."""
+GROUPS = {"config": "config", "db": "database", "outbox": "outbox", "users": "users"}
+"""By name, the module in ``usersvc.cli`` of each group of commands."""
 
 
 class Program(click.Group):
@@ -28,15 +25,27 @@ class Program(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """All names, sorted."""
-        return sorted([*super().list_commands(ctx), *COMMANDS])
+        return sorted([*super().list_commands(ctx), *GROUPS])
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """The command of this name, or None."""
-        if cmd_name not in COMMANDS:
+        if cmd_name not in GROUPS:
             return super().get_command(ctx, cmd_name)
-        module, _, name = COMMANDS[cmd_name].partition(".")
-        command: click.Command = getattr(import_module(f"usersvc.cli.{module}"), name)
+        command: click.Command = import_module(f"usersvc.cli.{GROUPS[cmd_name]}").commands
         return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; raises what is reported in one line as ``Failure``."""
+        try:
+            return super().invoke(ctx)
+        except InvalidSetting as error:
+            raise Failure(str(error), REFUSED) from None
+        except StorageUnavailable as error:
+            raise Failure(str(error)) from None
+        except KeyboardInterrupt:
+            raise Stopped(signal.SIGINT) from None
+        except click.Abort:
+            raise Failure("stopped") from None
 
 
 @click.group(
@@ -74,44 +83,30 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command.
 
     Raises:
-        SystemExit: unless it succeeds, with a code of ``exit_codes`` or that of uvicorn for a failed start.
+        SystemExit: unless it succeeds, with a code of ``usersvc.cli.output`` or that of uvicorn for a failed start.
     """
-    if sys.stderr is None:
-        # Without it, messages would be written among the data on standard output.
-        sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115  # until the process ends
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:
+            # The caller has closed it. Without standard error, messages would be written among the data.
+            setattr(sys, name, Path(os.devnull).open("r+", encoding="utf-8"))  # noqa: SIM115  # until the process ends
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # Do not fail because of characters that the encoding lacks.
             stream.reconfigure(errors="backslashreplace")
     try:
         code = program.main(arguments, prog_name="usersvc", standalone_mode=False)
-        if sys.stdout is not None:
-            sys.stdout.flush()
+        sys.stdout.flush()
     except click.ClickException as error:
         error.show()
-        raise SystemExit(error.exit_code) from None
-    except click.Abort as error:
-        _exit("stopped", 128 + signal.SIGINT if isinstance(error.__cause__, KeyboardInterrupt) else FAILED)
-    except Stopped as error:
-        _exit(str(error), 128 + error.signal_number)
-    except Failure as error:
-        _exit(str(error), FAILED)
+        code = error.exit_code
     except OSError as error:
-        if error.filename is not None or sys.stdout is None:
+        if error.filename is not None:
             raise
         # A standard stream failed, not a file. What is still buffered must not raise again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if isinstance(error, BrokenPipeError):
-            # The reader, such as `head`, has closed the pipe.
-            raise SystemExit(FAILED) from None
-        _exit(f"standard output or input failed: {error.strerror}", FAILED)
+        if not isinstance(error, BrokenPipeError):
+            Failure(f"standard output or input failed: {error.strerror}").show()
+        # Otherwise the reader, such as `head`, has closed the pipe.
+        code = FAILED
     if code:
         raise SystemExit(code)
-
-
-def _exit(reason: str, code: int) -> NoReturn:
-    from usersvc.logs import plain  # takes longer to import than most commands need
-
-    # It may contain a file name, which may contain control characters.
-    print(f"usersvc: {plain(reason)}", file=sys.stderr)
-    raise SystemExit(code)

@@ -1,82 +1,99 @@
-"""Reads records of users from CSV (RFC 4180) and NDJSON."""
+"""Reads users from CSV (RFC 4180) and NDJSON: their syntax and types. The rules are the domain's."""
 
 import csv
 import re
 from codecs import BOM_UTF8
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, BinaryIO
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import partial
+from typing import IO, Any, Never, TypeVar
+from uuid import UUID
 
-from usersvc.cli.csv_injection import unescape
-from usersvc.cli.exit_codes import Failure
-from usersvc.cli.formats import OPTIONAL, REQUIRED, Format
-from usersvc.domain.errors import Violation
+from usersvc.application.password_hashes import parse_password_hash
+from usersvc.application.user_import import ImportRow
+from usersvc.cli.output import Failure
+from usersvc.cli.user_files import CSV, unescape
+from usersvc.domain.errors import ValidationFailed, Violation, collect
+from usersvc.domain.user import User
 from usersvc.strict_json import InvalidJson, loads
+
+T = TypeVar("T")
 
 MAX_RECORD_BYTES = 64 * 1024
 """Bytes. A usual record has a few hundred."""
-
-FIELDS = (*REQUIRED, *OPTIONAL)
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
     """The record of a user: one line, or several if a quoted cell has line breaks."""
 
-    number: int
-    """Of its first line; the first of the file is 1."""
+    first: int
+    """The number of its first line; the first of the file is 1."""
     last: int
     """The number of its last line."""
     text: str = field(repr=False)
-    """As in the file; of one that is too long, the beginning."""
-    values: Mapping[str, Any] = field(repr=False)
-    """By field, without empty and null ones."""
-    violations: tuple[Violation, ...] = ()
-    """Why it cannot be parsed; then there are no values."""
+    """As in the file."""
+    row: ImportRow | ValidationFailed
+    """Its values, or the reasons why it is invalid."""
 
 
 class Source:
     """A UTF-8 file, read line by line, and the record that is made up of the lines since the last one."""
 
-    def __init__(self, stream: BinaryIO) -> None:
+    def __init__(self, stream: IO[bytes]) -> None:
         self._stream = stream
         self._record = bytearray()
         self._first, self._last = 1, 0
         self.bytes_read = 0
 
-    @property
-    def is_too_long(self) -> bool:
-        """Whether the current record has more than ``MAX_RECORD_BYTES`` bytes."""
-        return len(self._record) > MAX_RECORD_BYTES
-
     def lines(self) -> Iterator[str]:
-        """The lines with their line feeds, truncated if longer than ``MAX_RECORD_BYTES``."""
-        while piece := self._stream.readline(MAX_RECORD_BYTES + 1 + len(BOM_UTF8)):
-            # Some programs begin a file with a byte order mark.
-            line = piece if self.bytes_read else piece.removeprefix(BOM_UTF8)
-            self.bytes_read += len(piece)
-            while not piece.endswith(b"\n") and (piece := self._stream.readline(MAX_RECORD_BYTES)):
-                self.bytes_read += len(piece)
-            self._last += 1
-            self._record += line
-            yield line.decode("utf-8", "surrogateescape")
+        """The lines with their line feeds.
 
-    def record(self) -> Record:
-        """The lines since the last record, without values; with a violation if they are too long or not UTF-8."""
-        data = bytes(self._record[:MAX_RECORD_BYTES]).rstrip(b"\r\n")
+        Raises:
+            Failure: the record has more than ``MAX_RECORD_BYTES``. With an unclosed quotation mark, ``csv`` would read
+                the rest of the file as one cell.
+        """
+        while line := self._stream.readline(MAX_RECORD_BYTES + 1 + len(BOM_UTF8)):
+            # Some programs begin a file with a byte order mark.
+            text = line if self.bytes_read else line.removeprefix(BOM_UTF8)
+            self.bytes_read += len(line)
+            self._last += 1
+            self._record += text
+            if len(self._record) > MAX_RECORD_BYTES:
+                raise self.failure(f"more than {MAX_RECORD_BYTES} bytes")
+            yield text.decode("utf-8", "surrogateescape")
+
+    def record(self, load: Callable[[], ImportRow]) -> Record:
+        """The record, with the result of ``load`` or its ``ValidationFailed``."""
+        data = self._record.rstrip(b"\r\n")
         text = data.decode("utf-8", "backslashreplace")
-        violations: tuple[Violation, ...] = ()
-        if self.is_too_long:
-            violations = (Violation("line", "too-long", f"Must have at most {MAX_RECORD_BYTES} bytes."),)
-        elif text.encode() != data:
-            violations = (Violation("line", "invalid-utf-8", "Must be UTF-8."),)
-        line = Record(self._first, self._last, text, {}, violations)
+        row: ImportRow | ValidationFailed
+        try:
+            row = load() if text.encode() == data else _invalid("invalid-utf-8", "Must be UTF-8.")
+        except ValidationFailed as error:
+            row = error
+        record = Record(self._first, self._last, text, row)
+        self.skip()
+        return record
+
+    def skip(self) -> None:
+        """Begin the next record."""
         self._first = self._last + 1
         self._record.clear()
-        return line
+
+    def failure(self, reason: str) -> Failure:
+        """The failure to read the record."""
+        where = line_numbers(self._first, self._last)
+        return Failure(f"{where} cannot be read: {reason}; nothing from line {self._first} on was imported")
 
 
-def read_records(source: Source, form: Format, *, ignore_unknown: bool) -> Iterator[Record]:
+def line_numbers(first: int, last: int) -> str:
+    """The lines of a record, for messages."""
+    return f"line {first}" if first == last else f"lines {first} to {last}"
+
+
+def read_records(source: Source, form: str, *, ignore_unknown: bool) -> Iterator[Record]:
     """The records; blank lines are skipped.
 
     Raises:
@@ -84,52 +101,25 @@ def read_records(source: Source, form: Format, *, ignore_unknown: bool) -> Itera
             a record is too long: where the next record begins would be a guess, so text inside a cell, which a user
             may have written, could be imported as another user.
     """
-    read: Callable[[Source, bool], Iterator[Record]] = _read_csv if form is Format.CSV else _read_ndjson
-    return read(source, ignore_unknown)
+    return _read_csv(source, ignore_unknown) if form == CSV else _read_ndjson(source, ignore_unknown)
 
 
 def _read_csv(source: Source, ignore_unknown: bool) -> Iterator[Record]:
-    records = _csv_records(source)
-    columns = _columns(*next(records, (source.record(), [])), ignore_unknown)
-    for line, cells in records:
-        if line.violations:
-            yield line
-        elif len(cells) == len(columns):
-            yield replace(line, values=_values(dict(zip(columns, cells, strict=True))))
-        elif cells:
-            violation = Violation("line", "wrong-number-of-cells", f"Must have {len(columns)} cells.")
-            yield replace(line, violations=(violation,))
-
-
-def _csv_records(source: Source) -> Iterator[tuple[Record, list[str]]]:
-    def lines() -> Iterator[str]:
-        for line in source.lines():
-            # With an unclosed quotation mark, csv would read the rest of the file as one cell.
-            if source.is_too_long:
-                raise csv.Error(f"more than {MAX_RECORD_BYTES} bytes")
-            yield line
-
+    rows = csv.reader(source.lines(), strict=True)
     try:
-        for cells in csv.reader(lines(), strict=True):
-            yield source.record(), cells
+        columns = next(rows, [])
+        _check_columns(columns, ignore_unknown)
+        source.skip()
+        for cells in rows:
+            if cells:
+                yield source.record(partial(_load_cells, columns, cells))
+            else:
+                source.skip()
     except csv.Error as error:
-        line = source.record()
-        first, last = line.number, line.last
-        raise Failure(
-            f"lines {first} to {last} are malformed CSV ({error}); nothing was read from line {first} on"
-        ) from None
+        raise source.failure(str(error)) from None
 
 
-def _values(cells: Mapping[str, str]) -> Mapping[str, Any]:
-    values: dict[str, Any] = {name: unescape(cell) for name, cell in cells.items() if cell and name in FIELDS}
-    if re.fullmatch(r"[0-9]{1,9}", values.get("age", ""), re.ASCII):
-        values["age"] = int(values["age"])
-    return values
-
-
-def _columns(line: Record, columns: Sequence[str], ignore_unknown: bool) -> Sequence[str]:
-    for violation in line.violations:
-        raise Failure(f"the first line cannot be read: {violation.message}")
+def _check_columns(columns: Sequence[str], ignore_unknown: bool) -> None:
     missing = [name for name in REQUIRED if name not in columns]
     if missing:
         raise Failure(f"the first line must name the columns; missing: {', '.join(missing)}")
@@ -137,31 +127,88 @@ def _columns(line: Record, columns: Sequence[str], ignore_unknown: bool) -> Sequ
         raise Failure("the first line names a column twice")
     unknown = [name for name in columns if name not in FIELDS]
     if unknown and not ignore_unknown:
-        raise Failure(f"unknown columns: {_quoted(unknown)}; see --ignore-unknown")
-    return columns
+        raise Failure(f"unknown columns: {', '.join(map(repr, unknown))}; see --ignore-unknown")
 
 
-def _quoted(names: Sequence[str]) -> str:
-    """The first names, quoted and truncated."""
-    return ", ".join(ascii(name[:40]) for name in names[:5]) + (", ..." if len(names) > 5 else "")  # noqa: PLR2004
+def _load_cells(columns: Sequence[str], cells: Sequence[str]) -> ImportRow:
+    if len(cells) != len(columns):
+        return _invalid("wrong-number-of-cells", f"Must have {len(columns)} cells.")
+    values: dict[str, Any] = {name: unescape(cell) for name, cell in zip(columns, cells, strict=True) if cell}
+    if re.fullmatch(r"[0-9]{1,9}", values.get("age", "")):
+        values["age"] = int(values["age"])
+    return load_row(values)
 
 
 def _read_ndjson(source: Source, ignore_unknown: bool) -> Iterator[Record]:
-    for text in source.lines():
-        line = source.record()
-        if text.strip():
-            values, violations = ({}, line.violations) if line.violations else _members(text, ignore_unknown)
-            yield replace(line, values=values, violations=violations)
+    for line in source.lines():
+        if line.strip():
+            yield source.record(partial(_load_json, line, ignore_unknown))
+        else:
+            source.skip()
 
 
-def _members(text: str, ignore_unknown: bool) -> tuple[Mapping[str, Any], tuple[Violation, ...]]:
+def _load_json(line: str, ignore_unknown: bool) -> ImportRow:
     try:
-        found = loads(text.encode())
+        values = loads(line.encode())
     except InvalidJson:
-        found = None
-    if not isinstance(found, dict):
-        return {}, (Violation("line", "malformed-json", "Must be one JSON object, in strict JSON."),)
-    unknown = [] if ignore_unknown else [name for name in found if name not in FIELDS]
-    if unknown:
-        return {}, (Violation("line", "unknown-member", "Must not have members that are not fields of a user."),)
-    return {name: found[name] for name in FIELDS if found.get(name) is not None}, ()
+        values = None
+    if not isinstance(values, dict):
+        return _invalid("malformed-json", "Must be one JSON object, in strict JSON.")
+    if not ignore_unknown and not values.keys() <= FIELDS.keys():
+        return _invalid("unknown-member", "Must not have members that are not fields of a user.")
+    return load_row(values)
+
+
+def _invalid(code: str, message: str) -> Never:
+    raise ValidationFailed([Violation("line", code, message)])
+
+
+def load_row(values: Mapping[str, Any]) -> ImportRow:
+    """Convert values by field; null is as good as missing.
+
+    Raises:
+        ValidationFailed: a value is missing or of the wrong type; also has the rules that the other values break.
+    """
+    parsed: dict[str, Any] = {}
+    violations: list[Violation] = []
+    for name, (parse, code, message) in FIELDS.items():
+        value = values.get(name)
+        try:
+            if value is not None:
+                parsed[name] = parse(value)
+            elif name in REQUIRED:
+                violations.append(Violation(name, "required", "Must be given."))
+        except (TypeError, ValueError, OverflowError):
+            violations.append(Violation(name, code, message))
+    if violations:
+        violations += User.violations(email=parsed.get("email"), age=parsed.get("age"))
+        if "password_hash" in parsed:
+            collect(violations, partial(parse_password_hash, parsed["password_hash"]))
+        raise ValidationFailed(violations)
+    return ImportRow(**parsed)
+
+
+def _parse(kind: type[T], value: Any) -> T:
+    # By its exact type, as True would pass for an integer.
+    if type(value) is kind:
+        return value
+    raise TypeError
+
+
+def _parse_time(value: Any) -> datetime:
+    moment = datetime.fromisoformat(_parse(str, value).upper())
+    if moment.tzinfo is None:
+        raise ValueError
+    return moment.astimezone(UTC)
+
+
+REQUIRED = ("email", "age", "password_hash")
+
+FIELDS: dict[str, tuple[Callable[[Any], Any], str, str]] = {
+    "email": (partial(_parse, str), "wrong-type", "Must be text."),
+    "age": (partial(_parse, int), "wrong-type", "Must be a whole number."),
+    "password_hash": (partial(_parse, str), "wrong-type", "Must be text."),
+    "id": (lambda value: UUID(_parse(str, value)), "invalid-uuid", "Must be a UUID."),
+    "registered_at": (_parse_time, "invalid-time", "Must be an RFC 3339 time."),
+}
+"""For each field: what parses its value, and the code and message if that fails."""

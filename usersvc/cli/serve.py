@@ -1,7 +1,9 @@
 """``usersvc serve``: runs the service under uvicorn."""
 
 import asyncio
+import math
 import os
+import resource
 import signal
 import socket
 import sys
@@ -18,22 +20,19 @@ from uvicorn.config import STARTUP_FAILURE
 import usersvc
 from usersvc.adapters.telemetry.prometheus import DIRECTORY, begin_anew
 from usersvc.application.errors import StorageUnavailable
-from usersvc.bootstrap import check_storage, settings_or_exit
+from usersvc.bootstrap import check_storage
+from usersvc.cli.output import REFUSED, Failure, print_message
 from usersvc.config import Settings
 from usersvc.logs import configure_logging
 from usersvc.server.http_protocol import KEEP_ALIVE
 
 GRACEFUL_TIMEOUT = 5
-"""Seconds that a stop waits for running requests.
-
-Together with the stop of mail delivery, less than the ten seconds after which container engines kill a process.
-"""
+"""Seconds that a stop waits for running requests. With the stop of mail delivery, less than the ten seconds after which
+container engines kill a process."""
 
 WORKER_TIMEOUT = 10
-"""Seconds without a sign of life, also during its start, after which a worker is replaced.
-
-On a busy machine, the imports alone may take longer than uvicorn's default of five.
-"""
+"""Seconds without a sign of life after which a worker is replaced. On a busy machine, the imports at its start may take
+longer than uvicorn's default of five."""
 
 OTHER_FILES = 256
 """The maximum number of open files besides connections: database, mail servers, logs."""
@@ -41,19 +40,19 @@ OTHER_FILES = 256
 
 def serve() -> None:
     """Run the service until it is stopped."""
-    settings = settings_or_exit()
+    settings = Settings.from_environment()
     try:
         [(family, kind, protocol, _, address), *_] = socket.getaddrinfo(settings.host, 0, type=socket.SOCK_STREAM)
         with socket.socket(family, kind, protocol) as probe:
             probe.bind(address)
     except (OSError, UnicodeError):
-        _exit("USERSVC_HOST accepts an address or a name of this machine.", code=2)
+        raise Failure("USERSVC_HOST accepts an address or a name of this machine.", REFUSED) from None
     if settings.workers > 1:
         # uvicorn exits with 0 if its workers cannot start, so the storage is checked first.
         try:
             asyncio.run(check_storage(settings))
         except StorageUnavailable as error:
-            _exit(str(error), code=STARTUP_FAILURE)
+            raise Failure(str(error), STARTUP_FAILURE) from None
     port = settings.port or "<a free port>"
     base = f"http://{f'[{settings.host}]' if ':' in settings.host else settings.host}:{port}"
     # Flushed, so that it is not lost if the process is killed. A closed standard output is not a reason to fail.
@@ -84,7 +83,7 @@ def _metrics_folder(workers: int) -> Iterator[None]:
                 raise FileNotFoundError
             begin_anew(Path(configured))
         except OSError:
-            _exit(f"{DIRECTORY} accepts an existing folder that is writable.", code=2)
+            raise Failure(f"{DIRECTORY} accepts an existing folder that is writable.", REFUSED) from None
     if workers == 1 or configured is not None:
         yield
         return
@@ -102,7 +101,6 @@ def _run(settings: Settings) -> None:
         host=settings.host,
         port=settings.port,
         workers=settings.workers,
-        loop="asyncio" if sys.platform == "win32" else "uvloop",
         # By name: a worker must import objects that it is passed before it can show that it is alive.
         http="usersvc.server.http_protocol:HardenedProtocol",
         timeout_keep_alive=KEEP_ALIVE,
@@ -110,7 +108,6 @@ def _run(settings: Settings) -> None:
         limit_concurrency=settings.max_connections,
         ws="none",
         lifespan="on",
-        interface="asgi3",
         log_config=None,
         access_log=False,
         server_header=False,
@@ -123,22 +120,13 @@ def _run(settings: Settings) -> None:
 
 def _raise_file_limit(connections: int) -> None:
     """Raise the limit of open files to what the connections need, as far as the system allows."""
-    if sys.platform == "win32":
-        return
-    import resource  # POSIX only
-
     wanted = connections + OTHER_FILES
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
-    if hard != resource.RLIM_INFINITY and hard < wanted:
-        print(f"usersvc: the limit of {hard} open files is too low for {connections} connections", file=sys.stderr)
-
-
-def _exit(reason: str, *, code: int) -> NoReturn:
-    print(f"usersvc: {reason}", file=sys.stderr)
-    raise SystemExit(code)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    soft, hard = (math.inf if limit == resource.RLIM_INFINITY else limit for limit in limits)
+    if soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (int(min(wanted, hard)), limits[1]))
+    if hard < wanted:
+        print_message(f"usersvc: the limit of {hard} open files is too low for {connections} connections")
 
 
 def _exit_after_stop() -> NoReturn:

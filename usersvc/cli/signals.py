@@ -3,52 +3,35 @@
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import FrameType, TracebackType
-from typing import Self
+from typing import Never
 
-from usersvc.cli.exit_codes import Stopped
+from usersvc.cli.output import Stopped
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-class StopSignals:
-    """A context manager that records signals; ``raise_if_stopped`` and ``interruptible`` raise ``Stopped`` for them."""
+@contextmanager
+def delayed_signals() -> Iterator[None]:
+    """Delay signals until ``interruptible``. Threads inherit this, so none of them receives a signal in between."""
+    previous = {number: signal.signal(number, _stop) for number in SIGNALS}
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
-    def __init__(self) -> None:
-        self._signal: int | None = None
-        self._is_interruptible = False
-        self._previous: dict[int, object] = {}
 
-    def __enter__(self) -> Self:
-        """Install the handlers."""
-        for number in SIGNALS:
-            self._previous[number] = signal.signal(number, self._record)
-        return self
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Raise ``Stopped`` if a signal has arrived, or as soon as one arrives, also while the block waits for input."""
+    try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Restore the previous handlers."""
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]  # what signal() itself gave
 
-    def raise_if_stopped(self) -> None:
-        """Raise ``Stopped`` if a signal has arrived."""
-        if self._signal is not None:
-            raise Stopped(self._signal)
-
-    @contextmanager
-    def interruptible(self) -> Iterator[None]:
-        """Raise ``Stopped`` as soon as a signal arrives, also while the block waits for input."""
-        self._is_interruptible = True
-        try:
-            self.raise_if_stopped()
-            yield
-        finally:
-            self._is_interruptible = False
-
-    def _record(self, number: int, _: FrameType | None) -> None:
-        self._signal = number
-        if self._is_interruptible:
-            self._is_interruptible = False
-            self.raise_if_stopped()
+def _stop(number: int, _: object) -> Never:
+    raise Stopped(number)

@@ -1,18 +1,18 @@
 """``usersvc users``: list, show, delete; import and export are in modules of their own."""
 
 from functools import partial
-from typing import TYPE_CHECKING
+from uuid import UUID
 
 import click
 
+from usersvc.application.keyset import in_pages
+from usersvc.application.ports import Store
+from usersvc.application.read_models import Order, UserView
 from usersvc.cli import users_export, users_import
-from usersvc.cli.exit_codes import Failure
-from usersvc.cli.output import print_json, print_message
-from usersvc.cli.stores import MAX_POSITION, run_on_store
-
-if TYPE_CHECKING:
-    from usersvc.application.ports import Store
-    from usersvc.application.read_models import UserView
+from usersvc.cli.output import Failure, print_json, print_message
+from usersvc.cli.stores import MAX_POSITION, on_store, run_on_store
+from usersvc.domain.email_address import EmailAddress
+from usersvc.domain.errors import ValidationFailed
 
 
 @click.group(name="users", short_help="List, show, delete, import and export users.")
@@ -25,7 +25,8 @@ def commands() -> None:
 @click.option("--after", type=click.IntRange(0, MAX_POSITION), help="Continue after this position.")
 @click.option("--newest", is_flag=True, help="Newest first.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
-def list_users(*, limit: int, after: int | None, newest: bool, as_json: bool) -> None:
+@on_store
+async def list_users(store: Store, *, limit: int, after: int | None, newest: bool, as_json: bool) -> None:
     """List users: id, time of registration, age, email. For all users, see `usersvc users export`.
 
     \b
@@ -33,32 +34,26 @@ def list_users(*, limit: int, after: int | None, newest: bool, as_json: bool) ->
       usersvc users list --newest --limit 10
       usersvc users list --json | jq -r .email
     """
-    from usersvc.application.keyset import in_pages
-    from usersvc.application.read_models import Order
-
     order = Order.DESC if newest else Order.ASC
-
-    async def work(store: "Store") -> None:
-        page = None
-        read = partial(store.page, order=order, mailbox=None)
-        async for page in in_pages(read, lambda page: page.next_after, after=after, limit=limit):
-            for user in page.users:
-                if as_json:
-                    print_json(user, indent=None)
-                else:
-                    print(user["id"], user["registered_at"], user["age"], user["email"], sep="\t")
-        if page is None:
-            print_message("no users" if after is None else "no more users")
-        elif page.next_after is not None:
-            print_message(f"more users: --after {page.next_after}")
-
-    run_on_store(work)
+    page = None
+    read = partial(store.page, order=order, mailbox=None)
+    async for page in in_pages(read, lambda page: page.next_after, after=after, limit=limit):
+        for user in page.users:
+            if as_json:
+                print_json(user, indent=None)
+            else:
+                print(_line(user))
+    if page is None:
+        print_message("no users" if after is None else "no more users")
+    elif page.next_after is not None:
+        print_message(f"more users: --after {page.next_after}")
 
 
 @commands.command(short_help="Show a user, by id or email address.")
 @click.argument("who", metavar="ID|EMAIL")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def show(who: str, *, as_json: bool) -> None:
+@on_store
+async def show(store: Store, who: str, *, as_json: bool) -> None:
     """Show the user with this id or email address, in any spelling; never the password hash.
 
     \b
@@ -66,15 +61,12 @@ def show(who: str, *, as_json: bool) -> None:
       usersvc users show alice@example.com
       usersvc users show 01936f3c-5e1a-7b3c-9d2e-4f5a6b7c8d9e --json
     """
-
-    async def work(store: "Store") -> "UserView":
-        return await _find(store, who)
-
-    user = run_on_store(work)
+    user = await _find(store, who)
     if as_json:
         print_json(user)
     else:
-        _print(user)
+        for name, value in user.items():
+            print(f"{name:13}  {value}")
 
 
 @commands.command(short_help="Delete a user, by id or email address.")
@@ -90,21 +82,11 @@ def delete(who: str, *, yes: bool) -> None:
       usersvc users delete alice@example.com
       usersvc users delete --yes 01936f3c-5e1a-7b3c-9d2e-4f5a6b7c8d9e
     """
-    from uuid import UUID
-
-    async def look(store: "Store") -> "UserView":
-        return await _find(store, who)
-
-    user = run_on_store(look)
+    user = run_on_store(lambda store: _find(store, who))
     if not yes:
-        print_message(f"{user['id']}\t{user['registered_at']}\t{user['age']}\t{user['email']}")
-        if not _confirm("Delete this user?"):
-            raise Failure("no user was deleted")
-
-    async def remove(store: "Store") -> bool:
-        return await store.remove(UUID(user["id"]))
-
-    if not run_on_store(remove):
+        print_message(_line(user))
+        click.confirm("Delete this user?", abort=True, err=True)
+    if not run_on_store(lambda store: store.remove(UUID(user["id"]))):
         raise Failure("the user was deleted by another command or client")
     print(f"deleted {user['id']}")
 
@@ -113,34 +95,17 @@ commands.add_command(users_import.command)
 commands.add_command(users_export.command)
 
 
-def _confirm(question: str) -> bool:
-    try:
-        return click.confirm(question, err=True)
-    except click.Abort:
-        # Ctrl-C, or no input. The line of the question is not ended yet.
-        print_message("")
-        return False
-
-
-async def _find(store: "Store", who: str) -> "UserView":
+async def _find(store: Store, who: str) -> UserView:
     """The user with an id or, if the argument has an @, an address.
 
     Raises:
         click.UsageError: it is neither.
         Failure: there is no such user.
     """
-    from uuid import UUID
-
-    from usersvc.application.read_models import Order
-    from usersvc.domain.email_address import EmailAddress
-    from usersvc.domain.errors import ValidationFailed
-
-    user: UserView | None
     try:
         if "@" in who:
-            address = EmailAddress(who)
-            found = await store.page(limit=1, order=Order.ASC, after=None, mailbox=address.mailbox)
-            user = next(iter(found.users), None)
+            page = await store.page(limit=1, order=Order.ASC, after=None, mailbox=EmailAddress(who).mailbox)
+            user = next(iter(page.users), None)
         else:
             user = await store.find(UUID(who))
     except (ValidationFailed, ValueError):
@@ -150,6 +115,5 @@ async def _find(store: "Store", who: str) -> "UserView":
     return user
 
 
-def _print(user: "UserView") -> None:
-    for name, value in user.items():
-        print(f"{name:13}  {value}")
+def _line(user: UserView) -> str:
+    return f"{user['id']}\t{user['registered_at']}\t{user['age']}\t{user['email']}"

@@ -3,18 +3,17 @@
 import sys
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import BinaryIO
 
 import click
 
-from usersvc.cli.exit_codes import Failure
-from usersvc.cli.formats import FORMATS, Format, format_of
+from usersvc.application.keyset import in_pages
+from usersvc.cli.atomic_file import atomic_file
 from usersvc.cli.output import print_message, progress_bar
-
-if TYPE_CHECKING:
-    from usersvc.cli.signals import StopSignals
-    from usersvc.cli.writer import Writer
-    from usersvc.config import Settings
+from usersvc.cli.signals import delayed_signals, interruptible
+from usersvc.cli.stores import open_store
+from usersvc.cli.user_files import FORMATS, NDJSON, PUBLIC, encode, format_of, head
+from usersvc.config import Settings
 
 STDOUT = Path("-")
 
@@ -38,50 +37,33 @@ def command(file: Path, *, chosen: str | None, with_password_hashes: bool) -> No
       usersvc users export --with-password-hashes users.ndjson
       usersvc users export | gzip > users.ndjson.gz
     """
-    from usersvc.bootstrap import settings_or_exit
-    from usersvc.cli.atomic_file import atomic_file
-    from usersvc.cli.signals import StopSignals
-    from usersvc.cli.stores import storage_failures
-    from usersvc.cli.writer import Writer
-
-    to_file = file != STDOUT
-    if not to_file and sys.stdout is None:
-        raise Failure("standard output is closed")
-    form = format_of(file, chosen if to_file else chosen or Format.NDJSON)
-    settings = settings_or_exit()
-    if with_password_hashes:
-        print_message("usersvc: the export has password hashes: protect it like the database")
-    writer = Writer(form, with_password_hashes=with_password_hashes)
-    with ExitStack() as stack:
-        signals = stack.enter_context(StopSignals())
-        stack.enter_context(storage_failures())
-        stream: BinaryIO = sys.stdout.buffer
-        if to_file:
-            stream = stack.enter_context(stack.enter_context(atomic_file(file)).open("wb"))
-        exported = _run(settings, stream, writer, to_file=to_file, signals=signals)
-        stream.flush()
-    if to_file:
-        print(f"exported {exported} to {file}")
-
-
-def _run(settings: "Settings", stream: BinaryIO, writer: "Writer", *, to_file: bool, signals: "StopSignals") -> int:
-    """Write all users and return their number."""
     import asyncio
 
-    from usersvc.application.user_import import all_records
-    from usersvc.cli.stores import count_users, open_store
+    form = chosen or (NDJSON if file == STDOUT else format_of(file))
+    settings = Settings.from_environment()
+    names = [*PUBLIC]
+    if with_password_hashes:
+        names.append("password_hash")
+        print_message("usersvc: the export has password hashes: protect it like the database")
 
-    async def write() -> int:
+    async def write(stream: BinaryIO) -> int:
         exported = 0
         async with open_store(settings) as store:
-            stream.write(writer.head())
-            users = await count_users(store.archive) if to_file else None
-            with progress_bar("exporting", users, hidden=not to_file) as bar:
-                async for records in all_records(store.archive):
-                    stream.write(writer.body(records))
+            stream.write(head(form, names))
+            pages = in_pages(store.archive.users, lambda records: records[-1].position if records else None)
+            with progress_bar("exporting", None, hidden=file == STDOUT) as bar:
+                async for records in pages:
+                    with interruptible():
+                        stream.write(encode(form, names, records))
                     exported += len(records)
                     bar.update(len(records))
-                    signals.raise_if_stopped()
         return exported
 
-    return asyncio.run(write())
+    with ExitStack() as stack:
+        stack.enter_context(delayed_signals())
+        if file == STDOUT:
+            asyncio.run(write(sys.stdout.buffer))
+            return
+        stream = stack.enter_context(stack.enter_context(atomic_file(file)).open("wb"))
+        exported = asyncio.run(write(stream))
+    print(f"exported {exported} to {file}")
