@@ -194,15 +194,7 @@ class DryRun:
     def _add(self, user: User) -> bool:
         if user.email.mailbox in self._by_mailbox or user.id in self._by_id:
             return False
-        record = UserRecord(
-            position=0,
-            id=user.id,
-            email=user.email.typed,
-            mailbox=user.email.mailbox,
-            age=user.age.years,
-            password_hash=user.password_hash,
-            registered_at=user.registered_at,
-        )
+        record = UserRecord.of(user)
         self._by_mailbox[record.mailbox] = self._by_id[record.id] = record
         return True
 
