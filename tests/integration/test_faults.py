@@ -7,13 +7,12 @@ import os
 import shutil
 import sqlite3
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from uuid import uuid4
 
-import aiosqlite
 import pytest
 
 from usersvc.adapters.sqlite import SqliteUsers, maintenance
@@ -157,7 +156,7 @@ async def test_a_replacement_that_is_not_a_database_is_unchanged(
 
 
 async def test_a_write_to_a_file_moved_meanwhile_is_not_acknowledged(path: Path, users: SqliteUsers) -> None:
-    async def go(connection: aiosqlite.Connection) -> None:
+    def go(connection: sqlite3.Connection) -> None:
         path.rename(path.with_name("elsewhere"))
 
     with pytest.raises(StorageUnavailable, match="moved or replaced"):
@@ -250,11 +249,11 @@ async def test_all_calls_on_a_locked_database_fail_in_time(path: Path, lock: str
 @pytest.mark.usefixtures("impatient")
 async def test_a_frozen_disk_blocks_no_write_forever(path: Path) -> None:
     async with SqliteUsers(path) as users:
-        woken = asyncio.Event()
+        woken = threading.Event()
 
-        async def hang(connection: aiosqlite.Connection) -> None:
-            await connection.execute("UPDATE sqlite_sequence SET seq = seq")
-            await woken.wait()
+        def hang(connection: sqlite3.Connection) -> None:
+            connection.execute("UPDATE sqlite_sequence SET seq = seq")
+            woken.wait()
 
         async with asyncio.timeout(10):
             outcomes = await asyncio.gather(
@@ -277,8 +276,7 @@ async def test_a_frozen_disk_blocks_no_write_forever(path: Path) -> None:
 async def test_a_frozen_read_blocks_no_caller_forever(path: Path) -> None:
     async with SqliteUsers(path) as users:
         woken = threading.Event()
-        assert users._file._reader is not None
-        await users._file._reader.create_function("hang", 0, woken.wait)
+        users._file._reads._connection.create_function("hang", 0, woken.wait)
 
         async with asyncio.timeout(10):
             outcomes = await asyncio.gather(
@@ -306,15 +304,15 @@ async def test_a_cancelled_caller_leaves_no_open_transaction(users: SqliteUsers)
 
 
 async def test_a_write_of_a_cancelled_caller_is_rolled_back(users: SqliteUsers) -> None:
-    begun, woken = asyncio.Event(), asyncio.Event()
+    begun, woken = threading.Event(), threading.Event()
 
-    async def insert(connection: aiosqlite.Connection) -> None:
+    def insert(connection: sqlite3.Connection) -> None:
         begun.set()
-        await woken.wait()
-        await connection.execute("INSERT INTO outbox (user_id, email, occurred_at) VALUES ('1', '', '')")
+        woken.wait()
+        connection.execute("INSERT INTO outbox (user_id, email, occurred_at) VALUES ('1', '', '')")
 
     writing = asyncio.create_task(users._file.write(insert))
-    await begun.wait()
+    await asyncio.to_thread(begun.wait)
     writing.cancel()
     with pytest.raises(asyncio.CancelledError):
         await writing
@@ -324,8 +322,8 @@ async def test_a_write_of_a_cancelled_caller_is_rolled_back(users: SqliteUsers) 
 
 
 async def test_failed_work_is_rolled_back(users: SqliteUsers) -> None:
-    async def fail(connection: aiosqlite.Connection) -> None:
-        await connection.execute("INSERT INTO outbox (user_id, email, occurred_at) VALUES ('1', '', '')")
+    def fail(connection: sqlite3.Connection) -> None:
+        connection.execute("INSERT INTO outbox (user_id, email, occurred_at) VALUES ('1', '', '')")
         raise KeyError
 
     with pytest.raises(KeyError):
@@ -343,16 +341,17 @@ async def test_a_closed_store_is_unavailable(path: Path) -> None:
     assert [file.name for file in path.parent.iterdir()] == ["users.db"]
 
 
-@pytest.mark.parametrize("spoil", [lambda path: path.unlink(), lambda path: path.write_bytes(b"x" * 4096)])
-async def test_a_failed_second_connection_closes_the_first(
-    path: Path, monkeypatch: pytest.MonkeyPatch, spoil: Callable[[Path], object]
-) -> None:
-    prepare = sqlite_file._prepare
+async def test_a_failed_second_connection_closes_the_first(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    connect = sqlite_file.connect
 
-    def prepare_and_spoil(path: Path) -> None:
-        prepare(path)
-        spoil(path)
+    def connect_once(path: Path, timeout: float) -> sqlite3.Connection:
+        monkeypatch.setattr(sqlite_file, "connect", fail)
+        return connect(path, timeout)
 
-    monkeypatch.setattr(sqlite_file, "_prepare", prepare_and_spoil)
-    with pytest.raises(StorageUnavailable):
+    def fail(*_: object) -> sqlite3.Connection:
+        raise sqlite3.OperationalError("disk I/O error")
+
+    monkeypatch.setattr(sqlite_file, "connect", connect_once)
+    with pytest.raises(StorageUnavailable, match="disk I/O error"):
         await open_and_close(path)
+    assert [file.name for file in path.parent.iterdir()] == ["users.db"], "an open connection keeps the -wal"
