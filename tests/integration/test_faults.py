@@ -9,27 +9,26 @@ import sqlite3
 import threading
 from collections.abc import AsyncIterator
 from contextlib import closing
-from datetime import UTC, datetime
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
 
+from tests.contract.test_users import person as registered
 from usersvc.adapters.sqlite import SqliteUsers, maintenance
 from usersvc.adapters.sqlite import database as sqlite_file
 from usersvc.application.errors import StorageUnavailable
 from usersvc.application.read_models import Order
-from usersvc.domain.user import PasswordHash, User
-
-
-def person(name: str) -> User:
-    registration = User.register(email=f"{name}@example.com", password="correct horse battery", age=30)
-    return registration.complete(PasswordHash("$hash"), at=datetime.now(UTC))
+from usersvc.domain.user import User
 
 
 async def names(users: SqliteUsers) -> list[str]:
     page = await users.page(limit=200, order=Order.ASC, after=None, mailbox=None)
     return [user["email"].partition("@")[0] for user in page.users]
+
+
+def person(name: str) -> User:
+    return registered(f"{name}@example.com")
 
 
 async def open_and_close(path: Path) -> None:
@@ -134,25 +133,6 @@ async def test_another_database_beside_the_old_wal_is_not_touched(
 
     (tmp_path / "old.db").rename(path)
     assert await names(users) == ["alice", "bob"]
-
-
-@pytest.mark.parametrize("content", [b"", b"no database" * 500], ids=["empty", "rubbish"])
-async def test_a_replacement_that_is_not_a_database_is_unchanged(
-    path: Path, users: SqliteUsers, content: bytes
-) -> None:
-    await users.add(person("alice"))
-    elsewhere = path.parent.with_name("elsewhere")
-    path.parent.rename(elsewhere)
-    path.parent.mkdir()
-    path.write_bytes(content)
-
-    await assert_unavailable(users, "bob")
-    assert path.read_bytes() == content
-
-    shutil.rmtree(path.parent)
-    elsewhere.rename(path.parent)
-    await users.add(person("carol"))
-    assert await names(users) == ["alice", "carol"]
 
 
 async def test_a_write_to_a_file_moved_meanwhile_is_not_acknowledged(path: Path, users: SqliteUsers) -> None:

@@ -109,23 +109,6 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         subprocess.run(["umount", "--lazy", folder], check=True)
 
 
-def test_a_full_disk_is_told_until_there_is_room(small_disk: Path) -> None:
-    with running(small_disk) as service:
-        registered: list[str] = []
-        assert_well(service, registered)
-        ballast = small_disk / "ballast"
-        with ballast.open("wb", buffering=0) as file, suppress(OSError):
-            while file.write(bytes(4096)):
-                pass
-
-        assert_fault_is_told(service)
-
-        ballast.unlink()
-        assert_well(service, registered)
-        assert service.stop() == 0
-        assert ids_in(small_disk / "usersvc.db") == registered
-
-
 def test_a_read_only_disk_stops_the_start_in_one_line(small_disk: Path) -> None:
     registered: list[str] = []
     with running(small_disk) as service:

@@ -20,12 +20,13 @@ class Reads:
         self.reads = CoalescedReads(connection)
         self.log: list[object] = []
         self.batches: list[int] = []
-        self.may_run = threading.Event()
+        self.has_begun, self.may_run = threading.Event(), threading.Event()
         self._deliver = self.reads._deliver
         self.reads._deliver = self._count  # type: ignore[method-assign]  # counts the batches
 
-    def _log(self, value: object) -> object:
+    def _log(self, value: Any) -> Any:
         self.log.append(value)
+        self.has_begun.set()
         self.may_run.wait(10)
         if value == "bad":
             raise ValueError
@@ -40,9 +41,7 @@ class Reads:
 
     async def begun(self) -> None:
         """Wait until the thread runs a query, and no later request has reached it."""
-        async with asyncio.timeout(5):
-            while not self.log:
-                await asyncio.sleep(0.001)
+        assert await asyncio.to_thread(self.has_begun.wait, 5)
 
 
 @pytest.fixture
