@@ -11,6 +11,7 @@ MAX_BATCH = 8
 """The maximum number of queries in a batch: each of them waits for all."""
 
 Rows = list[Any]
+Result = asyncio.Future[Rows]
 
 
 class CoalescedReads:
@@ -22,7 +23,7 @@ class CoalescedReads:
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sqlite-reads")
-        self._pending: deque[tuple[str, Sequence[int | str], asyncio.Future[Rows]]] = deque()
+        self._pending: deque[tuple[str, Sequence[int | str], Result]] = deque()
         self._is_running = False
 
     async def rows(self, query: str, values: Sequence[int | str]) -> Rows:
@@ -32,7 +33,7 @@ class CoalescedReads:
             sqlite3.Error: this query failed.
         """
         loop = asyncio.get_running_loop()
-        result: asyncio.Future[Rows] = loop.create_future()
+        result: Result = loop.create_future()
         self._pending.append((query, values, result))
         if not self._is_running:
             self._is_running = True
@@ -45,7 +46,7 @@ class CoalescedReads:
 
     def _run(self, loop: asyncio.AbstractEventLoop) -> None:
         """Run a batch, in the thread."""
-        batch: list[tuple[asyncio.Future[Rows], Rows | Exception]] = []
+        batch: list[tuple[Result, Rows | Exception]] = []
         while self._pending and len(batch) < MAX_BATCH:
             query, values, result = self._pending.popleft()
             # The caller may have been cancelled.
@@ -57,7 +58,7 @@ class CoalescedReads:
                 batch.append((result, error))
         loop.call_soon_threadsafe(self._deliver, batch)
 
-    def _deliver(self, batch: list[tuple[asyncio.Future[Rows], Rows | Exception]]) -> None:
+    def _deliver(self, batch: list[tuple[Result, Rows | Exception]]) -> None:
         self._is_running = bool(self._pending)
         if self._pending:
             self._thread.submit(self._run, asyncio.get_running_loop())

@@ -84,7 +84,7 @@ class DatabaseFile:
                 return await self._reads.rows(query, values)
 
     async def change(self, statement: str, values: Sequence[int | str | None] = ()) -> list[Any]:
-        """Run one statement in a transaction of its own and return its rows; see ``write``."""
+        """``write`` one statement and return its rows."""
         return await self.write(lambda connection: connection.execute(statement, values).fetchall())
 
     async def write(self, work: Callable[[sqlite3.Connection], T]) -> T:
@@ -118,11 +118,7 @@ class DatabaseFile:
                 is_cancelled = True
 
     def _check_file(self) -> None:
-        """Check that the path still names the file, and that the WAL with its latest changes is beside it.
-
-        Raises:
-            StorageUnavailable: it does not, or it is not.
-        """
+        """Check that the path still names the file, and that the WAL with its latest changes is beside it."""
         with suppress(OSError):
             if self._current_identities() == self._identities:
                 return

@@ -58,13 +58,16 @@ class SqliteOutbox:
         return await self._file.write(lease_due)
 
     async def delivered(self, entry: OutboxEntry) -> None:
-        await self._settle("DELETE FROM outbox", [], entry)
+        await self._file.change("DELETE FROM outbox WHERE id = ? AND lease = ?", (entry.id, entry.lease))
 
-    async def reschedule(self, entry: OutboxEntry, *, due_at: datetime, reason: str) -> None:
-        await self._settle("UPDATE outbox SET due_at = ?, reason = ?, lease = NULL", [timestamp(due_at), reason], entry)
+    async def reschedule(self, entry: OutboxEntry, *, due_at: datetime | None, reason: str) -> None:
+        await self._file.change(
+            "UPDATE outbox SET due_at = ?, reason = ?, lease = NULL WHERE id = ? AND lease = ?",
+            (None if due_at is None else timestamp(due_at), reason, entry.id, entry.lease),
+        )
 
     async def dead_letter(self, entry: OutboxEntry, *, reason: str) -> None:
-        await self._settle("UPDATE outbox SET due_at = NULL, reason = ?, lease = NULL", [reason], entry)
+        await self.reschedule(entry, due_at=None, reason=reason)
 
     async def next_due(self) -> datetime | None:
         [[due_at]] = await self._file.read("SELECT min(due_at) FROM outbox WHERE due_at IS NOT NULL")
@@ -81,8 +84,7 @@ class SqliteOutbox:
         changed = await self._file.change(
             """
             UPDATE outbox SET due_at = ?1, attempts = 0, lease = NULL
-            WHERE id = ?2 AND (lease IS NULL OR due_at <= ?1)
-            RETURNING id
+            WHERE id = ?2 AND (lease IS NULL OR due_at <= ?1) RETURNING id
             """,
             (timestamp(now), entry_id),
         )
@@ -97,9 +99,6 @@ class SqliteOutbox:
             """  # noqa: S608  # a constant
         )
         return OutboxState(pending=pending, dead_lettered=total - pending, oldest=_time(oldest))
-
-    async def _settle(self, change: str, values: list[str], entry: OutboxEntry) -> None:
-        await self._file.change(f"{change} WHERE id = ? AND lease = ?", (*values, entry.id, entry.lease))
 
 
 def insert_events(connection: sqlite3.Connection, events: Sequence[UserRegistered]) -> None:

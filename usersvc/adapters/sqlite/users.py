@@ -38,11 +38,7 @@ class SqliteUsers:
         self.archive = SqliteArchive(self._file)
 
     async def __aenter__(self) -> Self:
-        """Open the file, create it if it is missing, and migrate its schema.
-
-        Raises:
-            StorageUnavailable: the file cannot be opened, is not an SQLite database, or has a newer schema.
-        """
+        """Open the file; see ``DatabaseFile.open``."""
         await self._file.open()
         return self
 
