@@ -98,22 +98,20 @@ async def test_a_file_of_another_schema_is_refused_and_unchanged(tmp_path: Path,
 
 
 OPENER = """
-import asyncio, sys
+import asyncio, sys, time
 from pathlib import Path
-from usersvc.adapters.sqlite import database as sqlite_file
-from usersvc.adapters.sqlite import maintenance
-from usersvc.adapters.sqlite import schema as sqlite_schema
-from usersvc.adapters.sqlite import SqliteUsers
+from usersvc.adapters.sqlite import SqliteUsers, schema
 
-sqlite_schema.MIGRATIONS = tuple(sys.argv[1:])
+schema.MIGRATIONS = tuple(sys.argv[2:])
 
 async def open_one(path):
     async with SqliteUsers(path) as users:
         await users.check()
 
-for line in sys.stdin:
-    asyncio.run(open_one(Path(line.rstrip())))
-    print("opened", flush=True)
+print("ready", flush=True)
+sys.stdin.readline()
+for path in sorted(Path(sys.argv[1]).glob("*.directory")):
+    asyncio.run(open_one(path / "users.db"))
 """
 
 
@@ -121,35 +119,26 @@ for line in sys.stdin:
 def test_concurrent_processes_create_or_migrate_one_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, added: int
 ) -> None:
-    later = (*sqlite_schema.MIGRATIONS, ADDS_A_COLUMN)[: 1 + added]
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", OPENER, *later], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        for _ in range(4)
-    ]
-    try:
-        for attempt in range(5):
-            path = tmp_path / f"{attempt}.db"
-            if added:
-                asyncio.run(open_and_close(path))
-            for process in processes:
-                assert process.stdin
-                process.stdin.write(f"{path}\n")
-            for process in processes:
-                assert process.stdin
-                process.stdin.flush()
-            for process in processes:
-                assert process.stdout
-                assert process.stdout.readline() == "opened\n"
-            with monkeypatch.context() as patched:
-                patched.setattr(sqlite_schema, "MIGRATIONS", later)
-                assert maintenance.damage(path) == []
-    finally:
-        for process in processes:
-            process.communicate()
+    paths = [tmp_path / f"{attempt}.directory" / "users.db" for attempt in range(5)]
+    for path in paths:
+        path.parent.mkdir()
+        if added:
+            asyncio.run(open_and_close(path))
+    monkeypatch.setattr(sqlite_schema, "MIGRATIONS", (*sqlite_schema.MIGRATIONS, ADDS_A_COLUMN)[: 1 + added])
+    command = [sys.executable, "-c", OPENER, str(tmp_path), *sqlite_schema.MIGRATIONS]
+    processes = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) for _ in range(4)]
+    for process in processes:
+        assert process.stdout
+        process.stdout.readline()
+    for process in processes:
+        assert process.stdin
+        process.stdin.write(b"go\n")
+        process.stdin.flush()
+    for process in processes:
+        process.communicate()
     assert [process.returncode for process in processes] == [0] * 4
-    assert len(list(tmp_path.iterdir())) == 5
+    assert [maintenance.damage(path) for path in paths] == [[]] * 5
+    assert {file.name for path in paths for file in path.parent.iterdir()} == {"users.db"}
 
 
 # --- damage ---------------------------------------------------------------------------------------------------------
