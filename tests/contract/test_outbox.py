@@ -427,7 +427,7 @@ async def test_a_batch_stores_only_the_events_of_its_users(users: Store, outbox:
     assert (entry.event, entry.due_at, entry.context) == (accepted.events[0], NOW, RequestContext("one"))
 
 
-async def test_who_is_removed_is_not_told_any_more(users: Store, outbox: Outbox) -> None:
+async def test_mails_to_a_removed_user_are_deleted(users: Store, outbox: Outbox) -> None:
     people = [person(f"{name}@example.com") for name in ("alice", "bob", "carol")]
     for each in people:
         await users.add(each)
@@ -442,7 +442,7 @@ async def test_who_is_removed_is_not_told_any_more(users: Store, outbox: Outbox)
 
 
 @pytest.mark.parametrize("answer", RESULTS)
-async def test_an_answer_for_who_was_removed_meanwhile_changes_nothing(views: Views, answer: Result) -> None:
+async def test_a_result_for_a_removed_user_changes_nothing(views: Views, answer: Result) -> None:
     await add_people(views[0], "alice", "bob")
     [alice, bob] = await lease(views[0].outbox)
     assert await views[1].remove(alice.event.user_id)
