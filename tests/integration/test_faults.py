@@ -221,6 +221,8 @@ async def test_all_calls_on_a_locked_database_fail_in_time(path: Path, lock: str
                     *(users.add(person(f"user{n}")) for n in range(50)), return_exceptions=True
                 )
             assert {type(outcome) for outcome in outcomes} == {StorageUnavailable}
+            with pytest.raises(StorageUnavailable, match="locked"):
+                await users.check()
             assert await names(users) == []
         await asyncio.gather(*(users.add(person(f"user{n}")) for n in range(5)))
         assert len(await names(users)) == 5
