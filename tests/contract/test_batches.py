@@ -88,12 +88,6 @@ async def test_the_list_begins_after_a_position(filled: Store, index: int) -> No
     assert await read(all_batches(filled, after=position, order=Order.DESC)) == NAMES[:index][::-1]
 
 
-async def test_a_list_can_be_filtered_by_mailbox(filled: Store) -> None:
-    assert await read(all_batches(filled, mailbox="ü5@example.com")) == ["ü5"]
-    assert await read(all_batches(filled, mailbox="ü5@example.com", order=Order.DESC, limit=3)) == ["ü5"]
-    assert await read(all_batches(filled, mailbox="nobody@example.com")) == []
-
-
 @pytest.mark.parametrize("order", Order)
 async def test_removed_users_leave_no_gaps(filled: Store, order: Order) -> None:
     gone = {0, 1, BATCH, 2 * BATCH - 1, MANY - 1}
@@ -128,20 +122,6 @@ async def test_nothing_is_read_before_the_first_batch_is_requested(users: Store)
     batches = all_batches(users)
     await users.add_all(many())
     assert await read(batches) == NAMES
-
-
-@pytest.mark.parametrize("batches_read", [0, 1, 2, 3])
-async def test_a_list_can_be_closed_early(views: Views, batches_read: int) -> None:
-    one, other = views
-    assert all(await one.add_all(many()))
-    for _ in range(10):
-        batches = all_batches(one)
-        for _ in range(batches_read):
-            await anext(batches)
-        await batches.aclose()
-        assert [batch async for batch in batches] == []
-    assert await other.remove(many()[0].id)
-    assert await read(all_batches(one)) == await read(all_batches(other)) == NAMES[1:]
 
 
 async def test_slow_readers_block_no_other_caller(views: Views) -> None:

@@ -5,36 +5,23 @@ from collections import Counter
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
 
 from tests.contract.adapters import Views
+from tests.contract.test_users import NOW, add_people, person
 from usersvc.application.outbox_entries import RATE_LIMITED, OutboxEntry, OutboxState
 from usersvc.application.ports import Outbox, Store
-from usersvc.application.read_models import Order
 from usersvc.application.request_context import RequestContext, request_context
 from usersvc.domain.errors import EmailAlreadyRegistered
 from usersvc.domain.mail_limits import MAILBOX, MailLimit
-from usersvc.domain.password import PasswordHash
-from usersvc.domain.user import User
 
-NOW = datetime(2026, 1, 31, 9, 30, 0, 123, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)
 LONG_AFTER = NOW + 100 * MINUTE
 
 Result = Callable[[Outbox, OutboxEntry], Coroutine[Any, Any, None]]
-
-
-def person(email: str, *, at: datetime = NOW) -> User:
-    registration = User.register(email=email, password="correct horse battery", age=30)
-    return registration.complete(PasswordHash("$hash"), at=at)
-
-
-async def add_people(users: Store, *names: str) -> None:
-    for name in names:
-        await users.add(person(f"{name}@example.com"))
 
 
 async def lease(
@@ -89,21 +76,6 @@ async def test_a_refused_user_leaves_no_event(users: Store, outbox: Outbox) -> N
         await users.add(person("ALICE@example.com"))
 
     assert [entry.event.email for entry in await outbox.entries()] == ["alice@example.com"]
-
-
-async def test_every_user_has_an_event_and_every_event_a_user(views: Views) -> None:
-    async def attempt(number: int) -> None:
-        try:
-            await views[number % 2].add(person(f"user{number // 2}@example.com"))
-        except EmailAlreadyRegistered:
-            return
-
-    await asyncio.gather(*map(attempt, range(40)))
-
-    listed = await views[0].page(limit=100, order=Order.ASC, after=None, mailbox=None)
-    event_user_ids = [str(entry.event.user_id) for entry in await views[1].outbox.entries()]
-    assert [user["id"] for user in listed.users] == event_user_ids
-    assert len(event_user_ids) == 20
 
 
 async def test_a_leased_entry_has_its_event_and_a_lease(users: Store, outbox: Outbox) -> None:
@@ -240,14 +212,6 @@ async def test_a_result_for_an_entry_without_a_lease_changes_nothing(
     assert await outbox.entries() == [entry]
 
 
-async def test_a_result_counts_after_an_expired_lease_if_no_other_worker_has_one(users: Store, outbox: Outbox) -> None:
-    await add_people(users, "alice")
-    [entry] = await lease(outbox)
-    # The mail has been sent, and no other worker is sending it.
-    await outbox.delivered(entry)
-    assert await outbox.entries() == []
-
-
 async def test_next_due_is_the_first_due_time_or_end_of_a_lease(users: Store, outbox: Outbox) -> None:
     await users.add(person("later@example.com", at=NOW + 3 * MINUTE))
     await users.add(person("soon@example.com", at=NOW))
@@ -256,14 +220,6 @@ async def test_next_due_is_the_first_due_time_or_end_of_a_lease(users: Store, ou
     assert await outbox.next_due() == NOW + 2 * MINUTE
     await outbox.reschedule(soon, due_at=NOW + 5 * MINUTE, reason="-")
     assert await outbox.next_due() == NOW + 3 * MINUTE
-
-
-async def test_entries_are_in_order_of_registration_in_every_state(users: Store, outbox: Outbox) -> None:
-    await add_people(users, *"abcd")
-    [a, b, *_] = await lease(outbox, limit=3)
-    await outbox.reschedule(a, due_at=LONG_AFTER, reason="-")
-    await outbox.dead_letter(b, reason="-")
-    assert names(await outbox.entries()) == ["a", "b", "c", "d"]
 
 
 async def test_an_id_is_never_used_again(users: Store, outbox: Outbox) -> None:
@@ -471,7 +427,7 @@ async def test_a_batch_stores_only_the_events_of_its_users(users: Store, outbox:
     assert (entry.event, entry.due_at, entry.context) == (accepted.events[0], NOW, RequestContext("one"))
 
 
-async def test_who_is_removed_is_not_told_any_more(users: Store, outbox: Outbox) -> None:
+async def test_mails_to_a_removed_user_are_deleted(users: Store, outbox: Outbox) -> None:
     people = [person(f"{name}@example.com") for name in ("alice", "bob", "carol")]
     for each in people:
         await users.add(each)
@@ -486,7 +442,7 @@ async def test_who_is_removed_is_not_told_any_more(users: Store, outbox: Outbox)
 
 
 @pytest.mark.parametrize("answer", RESULTS)
-async def test_an_answer_for_who_was_removed_meanwhile_changes_nothing(views: Views, answer: Result) -> None:
+async def test_a_result_for_a_removed_user_changes_nothing(views: Views, answer: Result) -> None:
     await add_people(views[0], "alice", "bob")
     [alice, bob] = await lease(views[0].outbox)
     assert await views[1].remove(alice.event.user_id)

@@ -7,31 +7,28 @@ import os
 import shutil
 import sqlite3
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import closing
-from datetime import UTC, datetime
 from pathlib import Path
 from uuid import uuid4
 
-import aiosqlite
 import pytest
 
+from tests.contract.test_users import person as registered
 from usersvc.adapters.sqlite import SqliteUsers, maintenance
 from usersvc.adapters.sqlite import database as sqlite_file
 from usersvc.application.errors import StorageUnavailable
 from usersvc.application.read_models import Order
-from usersvc.domain.password import PasswordHash
 from usersvc.domain.user import User
-
-
-def person(name: str) -> User:
-    registration = User.register(email=f"{name}@example.com", password="correct horse battery", age=30)
-    return registration.complete(PasswordHash("$hash"), at=datetime.now(UTC))
 
 
 async def names(users: SqliteUsers) -> list[str]:
     page = await users.page(limit=200, order=Order.ASC, after=None, mailbox=None)
     return [user["email"].partition("@")[0] for user in page.users]
+
+
+def person(name: str) -> User:
+    return registered(f"{name}@example.com")
 
 
 async def open_and_close(path: Path) -> None:
@@ -138,27 +135,8 @@ async def test_another_database_beside_the_old_wal_is_not_touched(
     assert await names(users) == ["alice", "bob"]
 
 
-@pytest.mark.parametrize("content", [b"", b"no database" * 500], ids=["empty", "rubbish"])
-async def test_a_replacement_that_is_not_a_database_is_unchanged(
-    path: Path, users: SqliteUsers, content: bytes
-) -> None:
-    await users.add(person("alice"))
-    elsewhere = path.parent.with_name("elsewhere")
-    path.parent.rename(elsewhere)
-    path.parent.mkdir()
-    path.write_bytes(content)
-
-    await assert_unavailable(users, "bob")
-    assert path.read_bytes() == content
-
-    shutil.rmtree(path.parent)
-    elsewhere.rename(path.parent)
-    await users.add(person("carol"))
-    assert await names(users) == ["alice", "carol"]
-
-
 async def test_a_write_to_a_file_moved_meanwhile_is_not_acknowledged(path: Path, users: SqliteUsers) -> None:
-    async def go(connection: aiosqlite.Connection) -> None:
+    def go(connection: sqlite3.Connection) -> None:
         path.rename(path.with_name("elsewhere"))
 
     with pytest.raises(StorageUnavailable, match="moved or replaced"):
@@ -243,6 +221,8 @@ async def test_all_calls_on_a_locked_database_fail_in_time(path: Path, lock: str
                     *(users.add(person(f"user{n}")) for n in range(50)), return_exceptions=True
                 )
             assert {type(outcome) for outcome in outcomes} == {StorageUnavailable}
+            with pytest.raises(StorageUnavailable, match="locked"):
+                await users.check()
             assert await names(users) == []
         await asyncio.gather(*(users.add(person(f"user{n}")) for n in range(5)))
         assert len(await names(users)) == 5
@@ -251,11 +231,11 @@ async def test_all_calls_on_a_locked_database_fail_in_time(path: Path, lock: str
 @pytest.mark.usefixtures("impatient")
 async def test_a_frozen_disk_blocks_no_write_forever(path: Path) -> None:
     async with SqliteUsers(path) as users:
-        woken = asyncio.Event()
+        woken = threading.Event()
 
-        async def hang(connection: aiosqlite.Connection) -> None:
-            await connection.execute("UPDATE sqlite_sequence SET seq = seq")
-            await woken.wait()
+        def hang(connection: sqlite3.Connection) -> None:
+            connection.execute("UPDATE sqlite_sequence SET seq = seq")
+            woken.wait()
 
         async with asyncio.timeout(10):
             outcomes = await asyncio.gather(
@@ -278,8 +258,7 @@ async def test_a_frozen_disk_blocks_no_write_forever(path: Path) -> None:
 async def test_a_frozen_read_blocks_no_caller_forever(path: Path) -> None:
     async with SqliteUsers(path) as users:
         woken = threading.Event()
-        assert users._file._reader is not None
-        await users._file._reader.create_function("hang", 0, woken.wait)
+        users._file._reads._connection.create_function("hang", 0, woken.wait)
 
         async with asyncio.timeout(10):
             outcomes = await asyncio.gather(
@@ -307,15 +286,15 @@ async def test_a_cancelled_caller_leaves_no_open_transaction(users: SqliteUsers)
 
 
 async def test_a_write_of_a_cancelled_caller_is_rolled_back(users: SqliteUsers) -> None:
-    begun, woken = asyncio.Event(), asyncio.Event()
+    begun, woken = threading.Event(), threading.Event()
 
-    async def insert(connection: aiosqlite.Connection) -> None:
+    def insert(connection: sqlite3.Connection) -> None:
         begun.set()
-        await woken.wait()
-        await connection.execute("INSERT INTO outbox (user_id, email, occurred_at) VALUES ('1', '', '')")
+        woken.wait()
+        connection.execute("INSERT INTO outbox (user_id, email, occurred_at) VALUES ('1', '', '')")
 
     writing = asyncio.create_task(users._file.write(insert))
-    await begun.wait()
+    await asyncio.to_thread(begun.wait)
     writing.cancel()
     with pytest.raises(asyncio.CancelledError):
         await writing
@@ -325,8 +304,8 @@ async def test_a_write_of_a_cancelled_caller_is_rolled_back(users: SqliteUsers) 
 
 
 async def test_failed_work_is_rolled_back(users: SqliteUsers) -> None:
-    async def fail(connection: aiosqlite.Connection) -> None:
-        await connection.execute("INSERT INTO outbox (user_id, email, occurred_at) VALUES ('1', '', '')")
+    def fail(connection: sqlite3.Connection) -> None:
+        connection.execute("INSERT INTO outbox (user_id, email, occurred_at) VALUES ('1', '', '')")
         raise KeyError
 
     with pytest.raises(KeyError):
@@ -344,16 +323,17 @@ async def test_a_closed_store_is_unavailable(path: Path) -> None:
     assert [file.name for file in path.parent.iterdir()] == ["users.db"]
 
 
-@pytest.mark.parametrize("spoil", [lambda path: path.unlink(), lambda path: path.write_bytes(b"x" * 4096)])
-async def test_a_failed_second_connection_closes_the_first(
-    path: Path, monkeypatch: pytest.MonkeyPatch, spoil: Callable[[Path], object]
-) -> None:
-    prepare = sqlite_file._prepare
+async def test_a_failed_second_connection_closes_the_first(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    connect = sqlite_file.connect
 
-    def prepare_and_spoil(path: Path) -> None:
-        prepare(path)
-        spoil(path)
+    def connect_once(path: Path, timeout: float) -> sqlite3.Connection:
+        monkeypatch.setattr(sqlite_file, "connect", fail)
+        return connect(path, timeout)
 
-    monkeypatch.setattr(sqlite_file, "_prepare", prepare_and_spoil)
-    with pytest.raises(StorageUnavailable):
+    def fail(*_: object) -> sqlite3.Connection:
+        raise sqlite3.OperationalError("disk I/O error")
+
+    monkeypatch.setattr(sqlite_file, "connect", connect_once)
+    with pytest.raises(StorageUnavailable, match="disk I/O error"):
         await open_and_close(path)
+    assert [file.name for file in path.parent.iterdir()] == ["users.db"], "an open connection keeps the -wal"

@@ -1,40 +1,18 @@
-import asyncio
 import sqlite3
 from contextlib import closing
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
+from tests.contract.test_users import NOW, person
+from tests.integration.test_faults import open_and_close
 from usersvc.adapters.sqlite import SqliteUsers
 from usersvc.adapters.sqlite import database as sqlite_file
 from usersvc.adapters.sqlite import outbox as sqlite
 from usersvc.adapters.sqlite import schema as sqlite_schema
 from usersvc.application.errors import StorageUnavailable
-from usersvc.application.read_models import Order
 from usersvc.domain.mail_limits import MAILBOX
-from usersvc.domain.password import PasswordHash
 from usersvc.domain.user import User
-
-NOW = datetime(2026, 1, 31, 9, 30, tzinfo=UTC)
-
-
-def person(email: str, *, at: datetime = NOW) -> User:
-    registration = User.register(email=email, password="correct horse battery", age=30)
-    return registration.complete(PasswordHash("$hash"), at=at)
-
-
-async def open_and_close(path: Path) -> None:
-    async with SqliteUsers(path):
-        pass
-
-
-async def test_users_outlive_the_process(tmp_path: Path) -> None:
-    alice = person("alice@example.com")
-    async with SqliteUsers(tmp_path / "users.db") as users:
-        await users.add(alice)
-    async with SqliteUsers(tmp_path / "users.db") as users:
-        assert await users.find(alice.id)
 
 
 async def test_acknowledged_users_are_synced_to_a_strict_table_in_wal(tmp_path: Path) -> None:
@@ -46,55 +24,6 @@ async def test_acknowledged_users_are_synced_to_a_strict_table_in_wal(tmp_path: 
         assert file.execute("PRAGMA user_version").fetchone() == (len(sqlite_schema.MIGRATIONS),)
         assert [row[5] for row in file.execute("PRAGMA table_list") if row[1] == "users"] == [1]
     file.close()
-
-
-async def test_another_process_sees_a_user_at_once_and_can_write(tmp_path: Path) -> None:
-    async with SqliteUsers(tmp_path / "users.db") as one, SqliteUsers(tmp_path / "users.db") as other:
-        alice, bob = person("alice@example.com"), person("bob@example.com")
-        await one.add(alice)
-        assert await other.find(alice.id)
-        await other.add(bob)
-        assert await one.find(bob.id)
-
-
-async def test_a_new_file_can_be_opened_concurrently(tmp_path: Path) -> None:
-    everybody = [SqliteUsers(tmp_path / "users.db") for _ in range(8)]
-    await asyncio.gather(*(users.__aenter__() for users in everybody))
-    try:
-        await asyncio.gather(*(users.add(person(f"user{n}@example.com")) for n, users in enumerate(everybody)))
-        shown = await everybody[0].page(limit=10, order=Order.ASC, after=None, mailbox=None)
-        assert len(shown.users) == 8
-    finally:
-        for users in everybody:
-            await users.__aexit__(None, None, None)
-
-
-async def test_a_removal_while_paging_moves_no_other_user(tmp_path: Path) -> None:
-    async with SqliteUsers(tmp_path / "users.db") as users:
-        for name in "abcdef":
-            await users.add(person(f"{name}@example.com"))
-        first = await users.page(limit=2, order=Order.ASC, after=None, mailbox=None)
-        with sqlite3.connect(tmp_path / "users.db") as file:
-            file.execute("DELETE FROM users WHERE mailbox IN ('a@example.com', 'b@example.com', 'd@example.com')")
-        file.close()
-        second = await users.page(limit=2, order=Order.ASC, after=first.next_after, mailbox=None)
-
-    assert [user["email"][0] for user in first.users + second.users] == ["a", "b", "c", "e"]
-
-
-async def test_a_position_is_not_used_again(tmp_path: Path) -> None:
-    async with SqliteUsers(tmp_path / "users.db") as users:
-        for name in "ab":
-            await users.add(person(f"{name}@example.com"))
-        page = await users.page(limit=1, order=Order.ASC, after=1, mailbox=None)
-        with sqlite3.connect(tmp_path / "users.db") as file:
-            file.execute("DELETE FROM users WHERE mailbox = 'b@example.com'")
-        file.close()
-        await users.add(person("c@example.com"))
-        after_b = await users.page(limit=1, order=Order.ASC, after=2, mailbox=None)
-
-    assert page.users[0]["email"] == "b@example.com"
-    assert [user["email"] for user in after_b.users] == ["c@example.com"]
 
 
 async def test_a_missing_directory_is_unavailable(tmp_path: Path) -> None:
@@ -119,22 +48,6 @@ async def test_a_lost_table_is_unavailable(tmp_path: Path) -> None:
             await users.check()
         with pytest.raises(StorageUnavailable):
             await users.add(person("alice@example.com"))
-
-
-async def test_a_lock_held_for_too_long_is_unavailable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "users.db"
-    monkeypatch.setattr(sqlite_file, "BUSY_TIMEOUT", 0.05)
-    async with SqliteUsers(path) as users:
-        file = sqlite3.connect(path, isolation_level=None)
-        file.execute("BEGIN IMMEDIATE")
-        with pytest.raises(StorageUnavailable, match="locked"):
-            await users.add(person("alice@example.com"))
-        with pytest.raises(StorageUnavailable, match="locked"):
-            await users.check()
-        assert (await users.page(limit=1, order=Order.ASC, after=None, mailbox=None)).users == []
-        file.execute("ROLLBACK")
-        file.close()
-        await users.add(person("alice@example.com"))
 
 
 async def test_a_new_file_locked_for_too_long_is_unavailable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,31 +7,20 @@ import sqlite3
 import subprocess
 import sys
 from contextlib import closing
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
+from tests.contract.test_users import person
+from tests.integration.test_faults import open_and_close
 from usersvc.adapters.sqlite import SqliteUsers, maintenance
 from usersvc.adapters.sqlite import database as sqlite_file
 from usersvc.adapters.sqlite import schema as sqlite_schema
 from usersvc.application.errors import StorageUnavailable
 from usersvc.application.read_models import Order
 from usersvc.domain.errors import EmailAlreadyRegistered
-from usersvc.domain.password import PasswordHash
-from usersvc.domain.user import User
 
 MEGABYTE = 1024 * 1024
-
-
-def person(name: str) -> User:
-    registration = User.register(email=f"{name}@example.com", password="correct horse battery", age=30)
-    return registration.complete(PasswordHash("$hash"), at=datetime.now(UTC))
-
-
-async def open_and_close(path: Path) -> None:
-    async with SqliteUsers(path):
-        pass
 
 
 def make(path: Path, script: str) -> None:
@@ -64,13 +53,13 @@ ADDS_A_COLUMN = "ALTER TABLE users ADD COLUMN colour TEXT; CREATE INDEX users_co
 async def test_each_missing_migration_runs_and_keeps_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     old, new = tmp_path / "old.db", tmp_path / "new.db"
     async with SqliteUsers(old) as users:
-        await users.add(person("alice"))
+        await users.add(person("alice@example.com"))
     monkeypatch.setattr(sqlite_schema, "MIGRATIONS", (*sqlite_schema.MIGRATIONS, ADDS_A_COLUMN))
     assert maintenance.damage(old) == ["its schema is 1; the next start brings it to 2"]
     async with SqliteUsers(new), SqliteUsers(old) as users:
         with pytest.raises(EmailAlreadyRegistered):
-            await users.add(person("alice"))
-        await users.add(person("bob"))
+            await users.add(person("alice@example.com"))
+        await users.add(person("bob@example.com"))
     await open_and_close(old)
     assert schema(old) == schema(new)
     assert schema(old)[0] == (2,)
@@ -109,22 +98,20 @@ async def test_a_file_of_another_schema_is_refused_and_unchanged(tmp_path: Path,
 
 
 OPENER = """
-import asyncio, sys
+import asyncio, sys, time
 from pathlib import Path
-from usersvc.adapters.sqlite import database as sqlite_file
-from usersvc.adapters.sqlite import maintenance
-from usersvc.adapters.sqlite import schema as sqlite_schema
-from usersvc.adapters.sqlite import SqliteUsers
+from usersvc.adapters.sqlite import SqliteUsers, schema
 
-sqlite_schema.MIGRATIONS = tuple(sys.argv[1:])
+schema.MIGRATIONS = tuple(sys.argv[2:])
 
 async def open_one(path):
     async with SqliteUsers(path) as users:
         await users.check()
 
-for line in sys.stdin:
-    asyncio.run(open_one(Path(line.rstrip())))
-    print("opened", flush=True)
+print("ready", flush=True)
+sys.stdin.readline()
+for path in sorted(Path(sys.argv[1]).glob("*.directory")):
+    asyncio.run(open_one(path / "users.db"))
 """
 
 
@@ -132,35 +119,26 @@ for line in sys.stdin:
 def test_concurrent_processes_create_or_migrate_one_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, added: int
 ) -> None:
-    later = (*sqlite_schema.MIGRATIONS, ADDS_A_COLUMN)[: 1 + added]
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", OPENER, *later], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        for _ in range(4)
-    ]
-    try:
-        for attempt in range(5):
-            path = tmp_path / f"{attempt}.db"
-            if added:
-                asyncio.run(open_and_close(path))
-            for process in processes:
-                assert process.stdin
-                process.stdin.write(f"{path}\n")
-            for process in processes:
-                assert process.stdin
-                process.stdin.flush()
-            for process in processes:
-                assert process.stdout
-                assert process.stdout.readline() == "opened\n"
-            with monkeypatch.context() as patched:
-                patched.setattr(sqlite_schema, "MIGRATIONS", later)
-                assert maintenance.damage(path) == []
-    finally:
-        for process in processes:
-            process.communicate()
+    paths = [tmp_path / f"{attempt}.directory" / "users.db" for attempt in range(5)]
+    for path in paths:
+        path.parent.mkdir()
+        if added:
+            asyncio.run(open_and_close(path))
+    monkeypatch.setattr(sqlite_schema, "MIGRATIONS", (*sqlite_schema.MIGRATIONS, ADDS_A_COLUMN)[: 1 + added])
+    command = [sys.executable, "-c", OPENER, str(tmp_path), *sqlite_schema.MIGRATIONS]
+    processes = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) for _ in range(4)]
+    for process in processes:
+        assert process.stdout
+        process.stdout.readline()
+    for process in processes:
+        assert process.stdin
+        process.stdin.write(b"go\n")
+        process.stdin.flush()
+    for process in processes:
+        process.communicate()
     assert [process.returncode for process in processes] == [0] * 4
-    assert len(list(tmp_path.iterdir())) == 5
+    assert [maintenance.damage(path) for path in paths] == [[]] * 5
+    assert {file.name for path in paths for file in path.parent.iterdir()} == {"users.db"}
 
 
 # --- damage ---------------------------------------------------------------------------------------------------------
@@ -170,7 +148,7 @@ async def spoilt(path: Path, *, first: int, last: int) -> None:
     """A file with some hundred pages of users, of which the bytes from one to another are overwritten."""
     async with SqliteUsers(path) as users:
         await fill(users, 1)
-        await users.add(person("alice"))
+        await users.add(person("alice@example.com"))
     data = bytearray(path.read_bytes())
     data[first:last] = b"\xa5" * (last - first)
     path.write_bytes(data)
@@ -205,34 +183,8 @@ async def test_a_large_damaged_file_opens_and_reading_the_damage_fails(
         assert len((await users.page(limit=10, order=Order.ASC, after=None, mailbox=None)).users) == 1
         with pytest.raises(StorageUnavailable, match="malformed"):
             await users.outbox.entries()
-    assert maintenance.damage(path)
-
-
-async def test_damage_fails_only_reads_of_the_damaged_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "users.db"
-    async with SqliteUsers(path) as users:
-        await users.add_all([person(f"user{number}") for number in range(1000)])
-    data = bytearray(path.read_bytes())
-    with closing(sqlite3.connect(path)) as file:
-        [[root]] = file.execute("SELECT rootpage FROM sqlite_schema WHERE name = 'users'")
-    # Behind the head of an inner page are the places of its cells, each of which begins with a page further down.
-    place = int.from_bytes(data[4096 * (root - 1) + 22 : 4096 * (root - 1) + 24])
-    leaf = int.from_bytes(data[4096 * (root - 1) + place : 4096 * (root - 1) + place + 4])
-    data[4096 * (leaf - 1) : 4096 * leaf] = b"\xa5" * 4096
-    path.write_bytes(data)
-
-    monkeypatch.setattr(sqlite_file, "QUICK_CHECK_LIMIT", 0)
-    async with SqliteUsers(path) as users:
-        everybody = await asyncio.gather(
-            *(users.page(limit=1, order=Order.ASC, after=after, mailbox=None) for after in range(1000)),
-            return_exceptions=True,
-        )
-    read = [number for number, page in enumerate(everybody) if not isinstance(page, BaseException)]
-    assert read[:5] == [0, 1, 2, 3, 4]
-    assert read[-5:] == [995, 996, 997, 998, 999]
-    # A page of the file holds some thirty users.
-    assert 0 < 1000 - len(read) < 60
-    assert {type(page) for page in everybody if isinstance(page, BaseException)} == {StorageUnavailable}
+    with pytest.raises(StorageUnavailable, match="malformed"):
+        maintenance.damage(path)
 
 
 async def test_an_intact_file_has_no_damage(tmp_path: Path) -> None:
@@ -247,17 +199,6 @@ async def test_an_intact_file_has_no_damage(tmp_path: Path) -> None:
 # --- the write-ahead log --------------------------------------------------------------------------------------------
 
 
-async def test_the_wal_stays_small_and_is_removed_on_close(tmp_path: Path) -> None:
-    wal = tmp_path / "users.db-wal"
-    async with SqliteUsers(tmp_path / "users.db") as users:
-        sizes = []
-        for _ in range(15):
-            await fill(users, 1)
-            sizes.append(wal.stat().st_size)
-    assert max(sizes) < 8 * MEGABYTE
-    assert [file.name for file in tmp_path.iterdir()] == ["users.db"]
-
-
 async def test_a_wal_that_grew_during_a_long_read_is_truncated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sqlite_file, "WAL_LIMIT", MEGABYTE)
     wal = tmp_path / "users.db-wal"
@@ -268,7 +209,7 @@ async def test_a_wal_that_grew_during_a_long_read_is_truncated(tmp_path: Path, m
             await fill(users, 12)
             assert wal.stat().st_size > 12 * MEGABYTE
         for name in ("alice", "bob"):
-            await users.add(person(name))
+            await users.add(person(f"{name}@example.com"))
         assert wal.stat().st_size <= MEGABYTE
 
 
@@ -283,7 +224,7 @@ async def test_a_backup_is_a_consistent_snapshot_in_one_file(tmp_path: Path) -> 
 
         async def register() -> None:
             for n in range(200):
-                await users.add(person(f"user{n}"))
+                await users.add(person(f"user{n}@example.com"))
 
         registering = asyncio.create_task(register())
         copy.touch()

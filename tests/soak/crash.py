@@ -65,7 +65,7 @@ class People:
 
 
 def _ask(connection: http.client.HTTPConnection, email: str) -> tuple[http.client.HTTPResponse, dict[str, Any]]:
-    """Ask for somebody to be registered; the address is the key as well, so that asking again is the same."""
+    """Register; the address is also the idempotency key, so a repeat has no effect."""
     person = {"email": email, "password": "correct horse battery staple", "age": 30}
     headers = {"Content-Type": "application/json", "Idempotency-Key": email}
     connection.request("POST", "/register", json.dumps(person), headers)
@@ -155,7 +155,7 @@ def run(folder: Path, kills: int, seed: int | None = None) -> Counts:
         if (folder / "usersvc.db").exists():
             _look(_copy(folder), people, mails)
     with running(folder, command=SHORT_LEASE) as service:
-        _wait_until_told(folder)
+        _wait_until_delivered(folder)
         # Whoever had no answer asks again, and so does who had one.
         connection = http.client.HTTPConnection(*service.address, timeout=DEADLINE)
         with closing(connection):
@@ -164,13 +164,13 @@ def run(folder: Path, kills: int, seed: int | None = None) -> Counts:
                 assert answer.status == http.client.CREATED, document
                 known = people.acknowledged.setdefault(email, document["data"]["id"])
                 assert document["data"]["id"] == known, "another user under the same key"
-        _wait_until_told(folder)
+        _wait_until_delivered(folder)
         service.stop()
     mails.update(_MAIL.findall(service.output))
     assert [path.name for path in folder.iterdir()] == ["usersvc.db"]
     stored = _look(folder / "usersvc.db", people, mails)
     assert not stored.waiting
-    assert not set(stored.ids) - set(mails), "somebody was never told"
+    assert not set(stored.ids) - set(mails), "a user got no mail"
     return Counts(
         kills=kills,
         killed_while_starting=killed_while_starting,
@@ -210,20 +210,20 @@ def _look(path: Path, people: People, mails: Counter[str]) -> Stored:
     assert stored.integrity == ["ok"]
     assert not set(people.acknowledged) - set(stored.users), "an acknowledged user is lost"
     assert not set(people.acknowledged.values()) - set(stored.ids), "an acknowledged user has another id"
-    assert not set(stored.users) - people.tried, "somebody is there who never came"
-    assert max((*stored.users.values(), *stored.ids.values()), default=1) == 1, "somebody is there twice"
-    assert not set(stored.ids) - stored.waiting - set(mails), "somebody is half there: neither told nor to be told"
-    assert not set(mails) - set(stored.ids), "somebody was told who is not there"
+    assert not set(stored.users) - people.tried, "a user is stored who never registered"
+    assert max((*stored.users.values(), *stored.ids.values()), default=1) == 1, "a user is stored twice"
+    assert not set(stored.ids) - stored.waiting - set(mails), "a user has no mail, sent or pending"
+    assert not set(mails) - set(stored.ids), "a mail was sent to a user who is not stored"
     assert stored.keyed == stored.ids, "a key without its user, or a user without the key"
     return stored
 
 
-def _wait_until_told(folder: Path) -> None:
+def _wait_until_delivered(folder: Path) -> None:
     deadline = time.monotonic() + DEADLINE
     with closing(sqlite3.connect(folder / "usersvc.db")) as database:
         # No event comes out of another process when its outbox is empty.
         while waiting := database.execute("SELECT count(*) FROM outbox").fetchone()[0]:
-            assert time.monotonic() < deadline, f"{waiting} still wait to be told"
+            assert time.monotonic() < deadline, f"{waiting} are still pending"
             time.sleep(0.05)
 
 

@@ -47,7 +47,7 @@ def assert_readiness(client: httpx.Client, status: int) -> None:
         assert_unavailable(response)
 
 
-def assert_fault_is_told(service: Service) -> None:
+def assert_fault_is_reported(service: Service) -> None:
     """Nothing is stored, many at once are told so, and the process lives."""
     with bounded_client(service) as client, ThreadPoolExecutor(24) as crowd:
         answers = list(crowd.map(lambda sent: client.post("/register", json=sent), [person() for _ in range(24)]))
@@ -79,7 +79,7 @@ def ids_in(path: Path) -> list[str]:
 
 
 @pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="only Linux can limit another process")
-def test_no_room_for_a_file_to_grow_is_told_until_there_is(start: StartService) -> None:
+def test_a_file_that_cannot_grow_is_unavailable_until_it_can(start: StartService) -> None:
     service = start()
     registered: list[str] = []
     assert_well(service, registered)
@@ -88,7 +88,7 @@ def test_no_room_for_a_file_to_grow_is_told_until_there_is(start: StartService) 
         resource.prlimit(service._process.pid, resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
 
     limit(0)
-    assert_fault_is_told(service)
+    assert_fault_is_reported(service)
     with bounded_client(service) as client:
         assert ids(client) == registered
     limit(resource.RLIM_INFINITY)
@@ -107,23 +107,6 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         yield folder
     finally:
         subprocess.run(["umount", "--lazy", folder], check=True)
-
-
-def test_a_full_disk_is_told_until_there_is_room(small_disk: Path) -> None:
-    with running(small_disk) as service:
-        registered: list[str] = []
-        assert_well(service, registered)
-        ballast = small_disk / "ballast"
-        with ballast.open("wb", buffering=0) as file, suppress(OSError):
-            while file.write(bytes(4096)):
-                pass
-
-        assert_fault_is_told(service)
-
-        ballast.unlink()
-        assert_well(service, registered)
-        assert service.stop() == 0
-        assert ids_in(small_disk / "usersvc.db") == registered
 
 
 def test_a_read_only_disk_stops_the_start_in_one_line(small_disk: Path) -> None:
@@ -151,18 +134,18 @@ def impatient(tmp_path: Path) -> Iterator[Service]:
         yield service
 
 
-def test_a_lock_that_is_held_for_long_is_told_until_it_is_gone(impatient: Service) -> None:
+def test_a_lock_held_for_long_is_unavailable_until_it_is_released(impatient: Service) -> None:
     registered: list[str] = []
     assert_well(impatient, registered)
     with closing(sqlite3.connect(impatient.folder / "usersvc.db", isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
-        assert_fault_is_told(impatient)
+        assert_fault_is_reported(impatient)
         with bounded_client(impatient) as client:
             assert ids(client) == registered
     assert_well(impatient, registered)
 
 
-def test_asked_to_stop_while_the_file_is_locked_it_answers_and_ends(impatient: Service) -> None:
+def test_stopping_while_the_file_is_locked_responds_and_ends(impatient: Service) -> None:
     with (
         closing(sqlite3.connect(impatient.folder / "usersvc.db", isolation_level=None)) as other,
         bounded_client(impatient) as client,
@@ -185,7 +168,7 @@ def test_asked_to_stop_while_the_file_is_locked_it_answers_and_ends(impatient: S
 # --- the file goes --------------------------------------------------------------------------------------------------
 
 
-def test_storage_that_goes_is_missed_until_it_is_back_and_a_copy_until_a_restart(tmp_path: Path) -> None:
+def test_moved_storage_is_unavailable_until_it_is_back_and_a_copy_until_a_restart(tmp_path: Path) -> None:
     """In each of the ways in which it may go: tests/integration/test_faults.py."""
     folder, elsewhere = tmp_path / "volume", tmp_path / "elsewhere"
     folder.mkdir()
@@ -197,7 +180,7 @@ def test_storage_that_goes_is_missed_until_it_is_back_and_a_copy_until_a_restart
         assert_well(service, registered)
         folder.rename(elsewhere)
         folder.mkdir()
-        assert_fault_is_told(service)
+        assert_fault_is_reported(service)
         assert not path.exists()
         folder.rmdir()
         elsewhere.rename(folder)
@@ -207,10 +190,10 @@ def test_storage_that_goes_is_missed_until_it_is_back_and_a_copy_until_a_restart
         assert saved.returncode == 0, saved.stderr
         assert_well(service, registered.copy())
         shutil.rmtree(folder)
-        assert_fault_is_told(service)
+        assert_fault_is_reported(service)
         folder.mkdir()
         (tmp_path / "saved.db").rename(path)
-        assert_fault_is_told(service)
+        assert_fault_is_reported(service)
         assert service.stop() == 0
     with running(tmp_path, settings) as service:
         assert_well(service, registered)
@@ -221,7 +204,7 @@ def test_storage_that_goes_is_missed_until_it_is_back_and_a_copy_until_a_restart
 # --- the end --------------------------------------------------------------------------------------------------------
 
 
-def test_asked_to_stop_under_load_it_keeps_what_it_has_answered(start: StartService) -> None:
+def test_stopping_under_load_keeps_all_acknowledged_users(start: StartService) -> None:
     service = start()
     enough = threading.Event()
     answered: list[str] = []

@@ -39,7 +39,7 @@ def test_nothing_of_the_address_is_in_a_digest() -> None:
 
 
 @given(st.lists(st.timedeltas(timedelta(0), timedelta(days=3)), min_size=1, max_size=60))
-def test_no_24_hours_have_more_than_ten_mails_and_none_waits_without_need(after: list[timedelta]) -> None:
+def test_at_most_ten_mails_are_due_in_24_hours_and_the_first_are_not_delayed(after: list[timedelta]) -> None:
     reserved: dict[str, Reserved] = {}
     dues: list[datetime] = []
     for number, since in enumerate(sorted(after)):
@@ -54,7 +54,7 @@ def test_no_24_hours_have_more_than_ten_mails_and_none_waits_without_need(after:
 
 
 @given(st.lists(st.datetimes(datetime(1970, 1, 1), datetime(2200, 1, 1), timezones=st.just(UTC)), max_size=20))  # noqa: DTZ001  # hypothesis adds the zone
-def test_whatever_clocks_said_before_a_mail_waits_for_the_number_of_mails_at_most(clocks: list[datetime]) -> None:
+def test_wrong_clocks_delay_a_mail_by_at_most_one_gap_per_mail(clocks: list[datetime]) -> None:
     reserved: dict[str, Reserved] = {}
     for at in clocks:
         reserved |= reserve(event("victim@example.com", at), reserved)[1]

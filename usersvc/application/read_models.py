@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from typing import TypedDict
+from typing import Self, TypedDict
 from uuid import UUID
 
 from usersvc.application.clock import timestamp
@@ -22,13 +22,8 @@ class UserView(TypedDict):
 
 
 def view_of(user: User) -> UserView:
-    """A user as displayed."""
-    return {
-        "id": str(user.id),
-        "email": user.email.typed,
-        "age": user.age.years,
-        "registered_at": timestamp(user.registered_at),
-    }
+    """The public side of a user."""
+    return UserRecord.of(user).view
 
 
 class Order(StrEnum):
@@ -69,3 +64,26 @@ class UserRecord:
     password_hash: PasswordHash = field(repr=False)
     registered_at: datetime
     """In UTC."""
+
+    @classmethod
+    def of(cls, user: User, *, position: int = 0) -> Self:
+        """The record of a user that is stored at this position."""
+        return cls(
+            position=position,
+            id=user.id,
+            email=user.email.typed,
+            mailbox=user.email.mailbox,
+            age=user.age.years,
+            password_hash=user.password_hash,
+            registered_at=user.registered_at,
+        )
+
+    @property
+    def view(self) -> UserView:
+        """The public side."""
+        return {
+            "id": str(self.id),
+            "email": self.email,
+            "age": self.age,
+            "registered_at": timestamp(self.registered_at),
+        }

@@ -60,13 +60,12 @@ class InMemoryOutbox:
         if self._has_lease(entry):
             del self._entries[entry.id]
 
-    async def reschedule(self, entry: OutboxEntry, *, due_at: datetime, reason: str) -> None:
+    async def reschedule(self, entry: OutboxEntry, *, due_at: datetime | None, reason: str) -> None:
         if self._has_lease(entry):
             self._entries[entry.id] = replace(entry, due_at=due_at, reason=reason, lease=None)
 
     async def dead_letter(self, entry: OutboxEntry, *, reason: str) -> None:
-        if self._has_lease(entry):
-            self._entries[entry.id] = replace(entry, due_at=None, reason=reason, lease=None)
+        await self.reschedule(entry, due_at=None, reason=reason)
 
     async def next_due(self) -> datetime | None:
         return min((entry.due_at for entry in self._entries.values() if entry.due_at is not None), default=None)

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from datetime import datetime
 from uuid import UUID
 
-from usersvc.adapters.memory.archive import InMemoryArchive, UserTable
+from usersvc.adapters.memory.archive import InMemoryArchive, position_of
 from usersvc.adapters.memory.outbox import InMemoryOutbox
-from usersvc.application.clock import timestamp
 from usersvc.application.idempotency import KEY_LIFETIME, EarlierRegistration, IdempotencyKey, IdempotencyKeyUsed
 from usersvc.application.read_models import Order, Page, UserRecord, UserView
 from usersvc.domain.errors import EmailAlreadyRegistered
@@ -22,100 +21,77 @@ class InMemoryUsers:
     """
 
     def __init__(self) -> None:
-        self._table = UserTable()
+        self._last_position = 0
+        # User and time of use by the digest of the key, in order of use and therefore of expiry.
+        self._keys: dict[str, tuple[UUID, datetime]] = {}
         self.outbox = InMemoryOutbox()
-        self.archive = InMemoryArchive(self._table)
+        self.archive = InMemoryArchive()
 
     async def add(self, user: User, *, key: IdempotencyKey | None = None) -> None:
-        table = self._table
         self._delete_expired_keys(user.registered_at)
-        if key is not None and key.digest in table.keys:
+        if key is not None and key.digest in self._keys:
             raise IdempotencyKeyUsed
-        if user.email.mailbox in table.position_of_mailbox:
+        if not self._put(user):
             raise EmailAlreadyRegistered
-        self._put(user)
         if key is not None:
-            table.keys[key.digest] = user.id, user.registered_at
+            self._keys[key.digest] = user.id, user.registered_at
 
     async def add_all(self, users: Sequence[User]) -> list[bool]:
-        table = self._table
-        stored = []
-        for user in users:
-            is_free = user.email.mailbox not in table.position_of_mailbox and user.id not in table.position_of_id
-            if is_free:
-                self._put(user)
-            stored.append(is_free)
-        return stored
+        return [self._put(user) for user in users]
 
-    def _put(self, user: User) -> None:
-        self._table.put(
-            UserRecord(
-                position=self._table.last_position + 1,
-                id=user.id,
-                email=user.email.typed,
-                mailbox=user.email.mailbox,
-                age=user.age.years,
-                password_hash=user.password_hash,
-                registered_at=user.registered_at,
-            )
-        )
+    def _put(self, user: User) -> bool:
+        by_id, by_mailbox = self.archive.by_id, self.archive.by_mailbox
+        if user.id in by_id or user.email.mailbox in by_mailbox:
+            return False
+        self._last_position += 1
+        by_id[user.id] = by_mailbox[user.email.mailbox] = UserRecord.of(user, position=self._last_position)
         for event in user.events:
             self.outbox.put(event)
+        return True
 
     async def remove(self, user_id: UUID) -> bool:
-        position = self._table.position_of_id.get(user_id)
-        if position is None:
+        user = self.archive.by_id.pop(user_id, None)
+        if user is None:
             return False
-        self.outbox.remove_user(self._table.remove(position))
+        del self.archive.by_mailbox[user.mailbox]
+        self._keys = {digest: key for digest, key in self._keys.items() if key[0] != user_id}
+        self.outbox.remove_user(user_id)
         return True
 
     async def registered_with(self, key: IdempotencyKey, *, at: datetime) -> EarlierRegistration | None:
-        used = self._table.keys.get(key.digest)
-        if used is None or used[1] + KEY_LIFETIME <= at:
+        user_id, used_at = self._keys.get(key.digest, (None, at))
+        if user_id is None or used_at + KEY_LIFETIME <= at:
             return None
-        user = self._table.users[self._table.position_of_id[used[0]]]
-        return EarlierRegistration(_view(user), user.password_hash)
+        user = self.archive.by_id[user_id]
+        return EarlierRegistration(user.view, user.password_hash)
 
     def _delete_expired_keys(self, at: datetime) -> None:
-        keys = self._table.keys
-        while keys:
-            digest, (_, used_at) = next(iter(keys.items()))
+        while self._keys:
+            digest, (_, used_at) = next(iter(self._keys.items()))
             if used_at + KEY_LIFETIME > at:
                 return
-            del keys[digest]
+            del self._keys[digest]
 
     async def find(self, user_id: UUID) -> UserView | None:
-        position = self._table.position_of_id.get(user_id)
-        return None if position is None else _view(self._table.users[position])
+        user = self.archive.by_id.get(user_id)
+        return None if user is None else user.view
 
     async def page(self, *, limit: int, order: Order, after: int | None, mailbox: str | None) -> Page:
-        positions = self._table.positions
-        if mailbox is not None:
-            position = self._table.position_of_mailbox.get(mailbox)
-            positions = [] if position is None else [position]
+        if mailbox is None:
+            users = list(self.archive.by_id.values())
+        else:
+            users = [user for user in [self.archive.by_mailbox.get(mailbox)] if user is not None]
         # One row more than requested shows whether there is a next page.
         if order is Order.ASC:
-            begin = 0 if after is None else bisect_right(positions, after)
-            shown = positions[begin : begin + limit + 1]
+            begin = bisect_right(users, after or 0, key=position_of)
+            shown = users[begin : begin + limit + 1]
         else:
-            end = len(positions) if after is None else bisect_left(positions, after)
-            shown = positions[max(0, end - limit - 1) : end][::-1]
+            end = len(users) if after is None else bisect_left(users, after, key=position_of)
+            shown = users[max(0, end - limit - 1) : end][::-1]
+        lines = (json.dumps(user.view, separators=(",", ":"), ensure_ascii=False) for user in shown[:limit])
         return Page(
-            lines=b"\n".join(
-                json.dumps(_view(self._table.users[position]), separators=(",", ":"), ensure_ascii=False).encode()
-                for position in shown[:limit]
-            ),
-            next_after=shown[limit - 1] if len(shown) > limit else None,
+            lines="\n".join(lines).encode(), next_after=shown[limit - 1].position if len(shown) > limit else None
         )
 
     async def check(self) -> None:
         """Return: memory is always available."""
-
-
-def _view(user: UserRecord) -> UserView:
-    return {
-        "id": str(user.id),
-        "email": user.email,
-        "age": user.age,
-        "registered_at": timestamp(user.registered_at),
-    }

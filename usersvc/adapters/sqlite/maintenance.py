@@ -1,11 +1,10 @@
 """Backup and check of an SQLite file, which may be in use."""
 
-import sqlite3
 from contextlib import closing
 from pathlib import Path
 
-from usersvc.adapters.sqlite.database import BUSY_TIMEOUT, file_uri, storage_errors
-from usersvc.adapters.sqlite.schema import integrity_problems, schema_problems
+from usersvc.adapters.sqlite.database import BUSY_TIMEOUT, connect, storage_errors
+from usersvc.adapters.sqlite.schema import schema_problems
 
 
 def backup(source: Path, target: Path) -> None:
@@ -20,8 +19,8 @@ def backup(source: Path, target: Path) -> None:
     """
     with (
         storage_errors(f"cannot copy {source}"),
-        closing(sqlite3.connect(file_uri(source, "rw"), uri=True, timeout=BUSY_TIMEOUT)) as original,
-        closing(sqlite3.connect(file_uri(target, "rw"), uri=True)) as copy,
+        closing(connect(source, BUSY_TIMEOUT)) as original,
+        closing(connect(target, BUSY_TIMEOUT)) as copy,
     ):
         original.backup(copy)
         # One file, without a -wal and a -shm beside it.
@@ -34,8 +33,6 @@ def damage(path: Path) -> list[str]:
     Raises:
         StorageUnavailable: it cannot be read at all, or its schema is newer or unknown.
     """
-    with (
-        storage_errors(f"cannot read {path}"),
-        closing(sqlite3.connect(file_uri(path, "rw"), uri=True, timeout=BUSY_TIMEOUT)) as connection,
-    ):
-        return integrity_problems(connection, "integrity_check") + schema_problems(connection)
+    with storage_errors(f"cannot read {path}"), closing(connect(path, BUSY_TIMEOUT)) as connection:
+        found = connection.execute("PRAGMA integrity_check").fetchall()
+        return [problem for [problem] in found if problem != "ok"] + schema_problems(connection)

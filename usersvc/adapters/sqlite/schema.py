@@ -85,19 +85,14 @@ def migrate(connection: sqlite3.Connection) -> None:
     """Run the missing migrations, if any, in one transaction."""
     if schema_version(connection) == len(MIGRATIONS):
         return
-    connection.execute("BEGIN IMMEDIATE")
-    try:
+    with connection:
+        connection.execute("BEGIN IMMEDIATE")
         # The version is read again: another process may have migrated the file meanwhile.
         for migration in MIGRATIONS[schema_version(connection) :]:
             for statement in filter(str.strip, migration.split(";")):
                 connection.execute(statement)
         connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         connection.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
-        connection.execute("COMMIT")
-    except BaseException:
-        if connection.in_transaction:
-            connection.execute("ROLLBACK")
-        raise
 
 
 def schema_problems(connection: sqlite3.Connection) -> list[str]:
@@ -113,18 +108,3 @@ def schema_problems(connection: sqlite3.Connection) -> list[str]:
 
 def _objects(connection: sqlite3.Connection) -> set[tuple[str, str, str]]:
     return set(connection.execute("SELECT type, name, sql FROM sqlite_schema WHERE sql IS NOT NULL"))
-
-
-def integrity_problems(connection: sqlite3.Connection, pragma: str) -> list[str]:
-    """The problems that ``integrity_check`` or ``quick_check`` reports."""
-    problems = []
-    try:
-        for [problem] in connection.execute(f"PRAGMA {pragma}"):
-            # SQLite reports several problems in one row of several lines.
-            problems += [] if problem == "ok" else [" ".join(problem.split())]
-    except sqlite3.DatabaseError as error:
-        # Some damage aborts the check.
-        if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_CORRUPT:
-            raise
-        problems.append(str(error))
-    return problems
