@@ -5,19 +5,18 @@ import logging
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING
 
 from aiohttp import web
 
 from usersvc.adapters.bcrypt.hasher import BcryptPasswordHasher
-from usersvc.adapters.mail.logging_notifier import LoggingNotifier
+from usersvc.adapters.mail import LoggingNotifier, SmtpNotifier
 from usersvc.adapters.memory import InMemoryUsers
 from usersvc.adapters.sqlite import SqliteUsers
-from usersvc.adapters.telemetry.instrumented import Instrument, observed
+from usersvc.adapters.telemetry.instrumented import observed
 from usersvc.adapters.telemetry.prometheus import PrometheusMetrics
-from usersvc.application.mail_delivery import LEASE, MailDelivery
+from usersvc.application.mail_delivery import MailDelivery
 from usersvc.application.ports import Notifier, Outbox, PasswordHasher, Store
 from usersvc.application.readiness import Readiness
 from usersvc.application.registration import UserRegistrationService
@@ -40,19 +39,15 @@ WEAK_COST = 10
 """Under this bcrypt is too fast (OWASP Password Storage Cheat Sheet, "bcrypt")."""
 
 
-def create_service_app(settings: Settings, *, lease: timedelta = LEASE) -> web.Application:
+def create_service_app(settings: Settings) -> web.Application:
     """The whole service as an aiohttp application, which opens its resources when it starts.
-
-    Args:
-        settings: as read from the environment.
-        lease: how long the mails that a crashed process was sending stay leased.
 
     Raises:
         InvalidSetting: tracing is on, and an OTEL_... variable has an invalid value.
     """
     metrics = PrometheusMetrics()
     tracing = _tracing(settings)
-    instruments: list[Instrument] = [metrics] if tracing is None else [metrics, tracing]
+    instruments: list[PrometheusMetrics | OpenTelemetryTracing] = [metrics] if tracing is None else [metrics, tracing]
     users = create_users(settings)
     shared_counts = _shared_counts(settings)
     hasher = BcryptPasswordHasher(
@@ -70,7 +65,7 @@ def create_service_app(settings: Settings, *, lease: timedelta = LEASE) -> web.A
         observed_outbox = observed(observed_outbox, instrument.storage_call, prefix="outbox_")
         observed_hasher = observed(observed_hasher, instrument.hashing)
         observed_notifier = observed(observed_notifier, instrument.notification)
-    dispatcher = MailDelivery(observed_outbox, observed_notifier, lease=lease)
+    dispatcher = MailDelivery(observed_outbox, observed_notifier)
     service = UserRegistrationService(
         observed_users,
         observed_hasher,
@@ -210,8 +205,6 @@ async def check_storage(settings: Settings) -> None:
 def _notifier(settings: Settings) -> Notifier:
     if settings.smtp is None:
         return LoggingNotifier()
-    from usersvc.adapters.mail.smtp_notifier import SmtpNotifier  # noqa: PLC0415  # slow to import
-
     return SmtpNotifier(settings.smtp, sender=settings.mail_from)
 
 

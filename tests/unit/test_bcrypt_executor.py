@@ -107,7 +107,7 @@ async def test_cancelling_a_waiting_job_frees_its_slot_at_once_and_it_never_runs
         await cancel(tasks[1])
         tasks += await submitted(threads, work, range(3, 4))
         work.release(3)
-        assert await asyncio.gather(tasks[0], tasks[2], tasks[3]) == [0, 2, 3]
+        assert await asyncio.gather(*(task for task in tasks if not task.cancelled())) == [0, 2, 3]
     assert work.began == [0, 2, 3]
 
 

@@ -73,7 +73,12 @@ async def add(outbox: InMemoryOutbox, name: str = "alice") -> None:
 
 
 def delivery(outbox: Outbox, notifier: Notifier) -> MailDelivery:
-    return MailDelivery(outbox, notifier, clock=now, jitter=lambda: 0)
+    return MailDelivery(outbox, notifier, clock=now)
+
+
+@pytest.fixture(autouse=True)
+def _without_jitter(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("usersvc.application.mail_delivery.random", lambda: 0.0)
 
 
 async def passed(duration: timedelta) -> None:
