@@ -122,7 +122,7 @@ def test_without_a_collector_everything_works(tmp_path: Path) -> None:
     settings = settings_for(free_port()) | {"OTEL_EXPORTER_OTLP_HEADERS": "hunter2hunter2"}
     with running(tmp_path, settings) as service, service.client() as client:
         register(client)
-        service.wait_for_output("encountered while exporting spans batch")
+        service.wait_for_output("Failed to export spans batch")
         register(client)
         assert service.stop() == 0
     assert "OTEL_EXPORTER_OTLP_HEADERS or a similar variable has an entry" in service.output

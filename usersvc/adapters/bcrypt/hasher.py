@@ -62,24 +62,16 @@ class BcryptPasswordHasher:
         return await self._threads.run(partial(self._hash, password))
 
     async def verify(self, password: Password, password_hash: PasswordHash) -> bool:
-        """Whether the hash was made from this password, at any cost.
-
-        It takes as long as ``hash``, or longer for a hash of a higher cost: also for a hash that is cheaper or cannot
-        be verified.
-
-        Raises:
-            QueueFull: the queue is full; immediately, before any computation.
-            ValueError: the hash is of another scheme, or was made with another pepper.
-        """
+        """Whether the hash was made from this password; at least as slow as ``hash`` for every hash and outcome."""
         return await self._threads.run(partial(self._verify, password, password_hash))
 
     @cached_property
     def _prefix(self) -> str:
-        # The fingerprint identifies the pepper in 32 bits and is slow to compute, so that it does not help to guess
-        # it. Only the hashing threads read this.
+        if not self._pepper:
+            return "$hmac-sha384-bcrypt$"
+        # Slow to compute, so that it does not help to guess the pepper. Only the hashing threads read it.
         salt = b"usersvc pepper fingerprint"
-        pepper_id = hashlib.scrypt(self._pepper, salt=salt, n=2**14, r=8, p=1, dklen=4).hex() if self._pepper else ""
-        return f"$hmac-sha384-bcrypt${pepper_id}"
+        return f"$hmac-sha384-bcrypt${hashlib.scrypt(self._pepper, salt=salt, n=2**14, r=8, p=1, dklen=4).hex()}"
 
     def _hash(self, password: Password) -> PasswordHash:
         hashed = bcrypt.hashpw(self._prepared(password), bcrypt.gensalt(self._cost)).decode("ascii")

@@ -22,10 +22,9 @@ from usersvc.domain.events import UserRegistered
 TIMEOUT, QUIT_TIMEOUT = 20.0, 2.0
 """In seconds: for each step of the conversation, and for the reply to QUIT, which does not matter."""
 
-PERMANENT = 500
-"""Reply codes from here on mean that retrying is useless (RFC 5321, section 4.2.1)."""
-SESSION_ERRORS = frozenset({503, 530})
-"""Except these: a login is required (RFC 4954, section 6), or another command, which the operator can fix."""
+PERMANENT, SESSION_ERRORS = 500, frozenset({503, 530})
+"""Reply codes from 500 on mean that retrying is useless (RFC 5321, section 4.2.1), except those that a missing login or
+another missing command causes (RFC 4954, section 6), which the operator can fix."""
 
 
 class SmtpNotifier:
@@ -52,10 +51,8 @@ class SmtpNotifier:
         """Send the mail to a new user (``Notifier.welcome``).
 
         Raises:
-            Undeliverable: the server permanently rejects the recipient or the message, or the address was stored
-                before a rule forbade it.
-            aiosmtplib.SMTPException: any other failure of the SMTP conversation.
-            OSError: a network failure.
+            Undeliverable: the server permanently rejects it, or the address was stored before a rule forbade it.
+            aiosmtplib.SMTPException, OSError: any other failure of the server or the network.
         """
         try:
             recipient = _smtp_address(event.email)
@@ -84,8 +81,7 @@ class SmtpNotifier:
     async def _conversation(self) -> AsyncIterator[aiosmtplib.SMTP]:
         """A connection, encrypted and logged in as the settings say.
 
-        It is closed at once when the caller is cancelled. aiosmtplib's own context manager would wait for the reply to
-        QUIT even then, so a server that hangs would delay a stop.
+        Unlike aiosmtplib's own context manager, it does not wait for the reply to QUIT when the caller is cancelled.
         """
         smtp = aiosmtplib.SMTP(
             hostname=self._server.host,

@@ -9,7 +9,7 @@ import asyncio
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from http import HTTPStatus
+from http import HTTPMethod, HTTPStatus
 from threading import Thread
 from typing import Self
 
@@ -33,17 +33,11 @@ from usersvc.domain.errors import EmailAlreadyRegistered
 
 log = logging.getLogger(__name__)
 
-METHODS = frozenset({"CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "TRACE"})
-"""Methods that are recorded; clients can send any other."""
-
 EXPECTED_ERRORS = (EmailAlreadyRegistered, IdempotencyKeyUsed)
 """Regular outcomes that are raised; they do not mark a span as failed."""
 
 FLUSH_TIMEOUT = 1.0
 """How long a stop waits for the export of the last spans, in seconds."""
-
-LOG_INTERVAL = 60.0
-"""The shortest interval between equal log lines about a failing collector, in seconds."""
 
 
 class OpenTelemetryTracing:
@@ -65,7 +59,8 @@ class OpenTelemetryTracing:
             # Their warnings contain the headers that clients sent.
             logging.getLogger(name).setLevel(logging.CRITICAL)
         self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
-        logging.getLogger(OTLPSpanExporter.__module__).addFilter(_RateLimited())
+        # Only the final error of each batch: a collector may be unreachable for days.
+        logging.getLogger(OTLPSpanExporter.__module__).setLevel(logging.ERROR)
         self._tracer = self._provider.get_tracer("usersvc", usersvc.__version__)
 
     async def __aenter__(self) -> Self:
@@ -85,7 +80,8 @@ class OpenTelemetryTracing:
 
         ``route`` is the template of the path, if a route matches; the header ``traceparent`` names the parent.
         """
-        name, kind = (method, method) if method in METHODS else ("HTTP", "_OTHER")
+        # Clients can send any other method.
+        name, kind = (method, method) if method in HTTPMethod.__members__ else ("HTTP", "_OTHER")
         attributes = {HTTP_REQUEST_METHOD: kind, URL_SCHEME: scheme}
         if route is not None:
             attributes[HTTP_ROUTE] = route
@@ -134,21 +130,6 @@ class RequestSpan:
                 self._span.set_attribute(ERROR_TYPE, str(status))
                 self._span.set_status(StatusCode.ERROR)
         self._span.end()
-
-
-class _RateLimited(logging.Filter):
-    """Passes lines with the same message once per ``LOG_INTERVAL``: a collector may be unreachable for days."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._passed: dict[str, float] = {}
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        """Whether to log the record."""
-        is_due = record.created - self._passed.get(record.msg, 0) >= LOG_INTERVAL
-        if is_due:
-            self._passed[record.msg] = record.created
-        return is_due
 
 
 def _without_values(record: logging.LogRecord) -> bool:

@@ -177,9 +177,7 @@ class PrometheusMetrics:
 
 
 def begin_anew(directory: Path) -> None:
-    """Delete the metrics of ended processes before the service starts.
-
-    Otherwise a process that gets the same process id would continue to count from them.
+    """Delete the metrics of ended processes, which a new process with the same id would continue to count.
 
     Raises:
         OSError: it is not a writable directory.
