@@ -1,6 +1,7 @@
 """Hashes made and verified with bcrypt."""
 
 import threading
+from collections.abc import AsyncIterator
 
 import bcrypt
 import pytest
@@ -11,29 +12,32 @@ from usersvc.adapters.bcrypt.hasher import BcryptPasswordHasher
 from usersvc.domain.user import Password, PasswordHash
 
 
-async def test_a_hash_names_its_scheme_and_cost_and_verifies() -> None:
+@pytest.fixture
+async def hasher() -> AsyncIterator[BcryptPasswordHasher]:
     async with BcryptPasswordHasher(cost=4, workers=1) as hasher:
-        hashed = await hasher.hash(Password("correct horse battery"))
-
-        assert hashed.startswith("$hmac-sha384-bcrypt$$2b$04$")
-        assert await hasher.verify(Password("correct horse battery"), hashed)
-        assert not await hasher.verify(Password("correct horse batterx"), hashed)
+        yield hasher
 
 
-async def test_two_hashes_of_one_password_differ() -> None:
-    async with BcryptPasswordHasher(cost=4, workers=1) as hasher:
-        assert await hasher.hash(Password("same")) != await hasher.hash(Password("same"))
+async def test_a_hash_names_its_scheme_and_cost_and_verifies(hasher: BcryptPasswordHasher) -> None:
+    hashed = await hasher.hash(Password("correct horse battery"))
+
+    assert hashed.startswith("$hmac-sha384-bcrypt$$2b$04$")
+    assert await hasher.verify(Password("correct horse battery"), hashed)
+    assert not await hasher.verify(Password("correct horse batterx"), hashed)
+
+
+async def test_two_hashes_of_one_password_differ(hasher: BcryptPasswordHasher) -> None:
+    assert await hasher.hash(Password("same")) != await hasher.hash(Password("same"))
 
 
 @pytest.mark.parametrize("password", ["x" * 256, "🔑" * 256, "NUL\x00 in the middle", "\x00" * 8])
-async def test_all_of_a_password_counts(password: str) -> None:
-    async with BcryptPasswordHasher(cost=4, workers=1) as hasher:
-        hashed = await hasher.hash(Password(password))
+async def test_all_of_a_password_counts(password: str, hasher: BcryptPasswordHasher) -> None:
+    hashed = await hasher.hash(Password(password))
 
-        assert await hasher.verify(Password(password), hashed)
-        assert not await hasher.verify(Password(password[:-1] + "y"), hashed)
-        assert not await hasher.verify(Password(password + "y"), hashed)
-        assert not await hasher.verify(Password(password[:72]), hashed) or len(password) <= 72
+    assert await hasher.verify(Password(password), hashed)
+    assert not await hasher.verify(Password(password[:-1] + "y"), hashed)
+    assert not await hasher.verify(Password(password + "y"), hashed)
+    assert not await hasher.verify(Password(password[:72]), hashed) or len(password) <= 72
 
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -180,23 +184,24 @@ async def test_hashes_of_other_systems_verify_with_or_without_a_pepper(
     ("password", "read"),
     [("x" * 72, "x" * 72), ("x" * 73, "x" * 72), ("🔑" * 256, "🔑" * 18), ("x" * 71 + "é", "x" * 71 + "é")],
 )
-async def test_only_the_first_72_bytes_count_in_hashes_of_other_systems(password: str, read: str) -> None:
+async def test_only_the_first_72_bytes_count_in_hashes_of_other_systems(
+    password: str, read: str, hasher: BcryptPasswordHasher
+) -> None:
     foreign = PasswordHash(bcrypt.hashpw(read.encode()[:72], bcrypt.gensalt(4)).decode())
-    async with BcryptPasswordHasher(cost=4, workers=1) as hasher:
-        assert await hasher.verify(Password(password), foreign)
-        assert not await hasher.verify(Password(f"y{password}"), foreign)
+    assert await hasher.verify(Password(password), foreign)
+    assert not await hasher.verify(Password(f"y{password}"), foreign)
 
 
 @pytest.mark.parametrize("password", ["secret\0", "secret\0more", "\0secret", "\0"])
 @pytest.mark.parametrize("hashed", [b"secret", b"secret\0more", b""])
-async def test_a_password_with_a_nul_does_not_match_a_hash_of_another_system(password: str, hashed: bytes) -> None:
+async def test_a_password_with_a_nul_does_not_match_a_hash_of_another_system(
+    password: str, hashed: bytes, hasher: BcryptPasswordHasher
+) -> None:
     foreign = PasswordHash(bcrypt.hashpw(hashed, bcrypt.gensalt(4)).decode())
-    async with BcryptPasswordHasher(cost=4, workers=1) as hasher:
-        assert not await hasher.verify(Password(password), foreign)
+    assert not await hasher.verify(Password(password), foreign)
 
 
 @pytest.mark.parametrize("rest", ["04$short", "04$" + "a" * 53, "x", "", "04$" + "é" * 53])
-async def test_a_malformed_hash_is_an_error_that_does_not_repeat_it(rest: str) -> None:
-    async with BcryptPasswordHasher(cost=4, workers=1) as hasher:
-        with pytest.raises(ValueError, match=r"^a hash of another scheme or pepper$"):
-            await hasher.verify(Password("password"), PasswordHash(f"$2b${rest}"))
+async def test_a_malformed_hash_is_an_error_that_does_not_repeat_it(rest: str, hasher: BcryptPasswordHasher) -> None:
+    with pytest.raises(ValueError, match=r"^a hash of another scheme or pepper$"):
+        await hasher.verify(Password("password"), PasswordHash(f"$2b${rest}"))
