@@ -243,12 +243,9 @@ async def test_a_domain_beyond_ascii_is_sent_in_ascii() -> None:
         await notifier(mailbox, sender="service@bücher.example").welcome(event("Alice@BÜCHER.example"))
 
     [envelope], [message] = mailbox.envelopes, mailbox.messages
-    assert (envelope.mail_from, envelope.rcpt_tos) == (
-        "service@xn--bcher-kva.example",
-        ["Alice@xn--bcher-kva.example"],
-    )
-    assert envelope.original_content is not None
-    assert envelope.original_content.isascii()
+    assert envelope.mail_from == "service@xn--bcher-kva.example"
+    assert envelope.rcpt_tos == ["Alice@xn--bcher-kva.example"]
+    assert (envelope.original_content or b"\xff").isascii()
     assert message["To"] == "Alice@xn--bcher-kva.example"
     assert message["Message-ID"].endswith("@xn--bcher-kva.example>")
     assert "You have registered with the address Alice@BÜCHER.example." in content(message, "plain")
@@ -263,8 +260,7 @@ async def test_a_local_part_beyond_ascii_needs_smtputf8(email: str, sender: str)
     [envelope], [message] = mailbox.envelopes, mailbox.messages
     assert (envelope.mail_from, envelope.rcpt_tos) == (sender, [email])
     assert {"SMTPUTF8", "BODY=8BITMIME"} <= set(envelope.mail_options)
-    assert envelope.original_content is not None
-    assert f"From: {sender}\r\nTo: {email}\r\n".encode() in envelope.original_content
+    assert f"From: {sender}\r\nTo: {email}\r\n".encode() in (envelope.original_content or b"")
     assert f"with the address {email}." in content(message, "plain")
 
 
@@ -279,12 +275,9 @@ async def test_an_address_beyond_ascii_is_undeliverable_without_smtputf8() -> No
 @pytest.mark.parametrize(
     "email",
     [
-        '"a b"@example.com',
+        '"a b@<>,;:()"@example.com',
         '"a\\"b\\\\c"@example.com',
-        '"a@b"@example.com',
-        '"<>,;:()"@example.com',
         "o'neil+x@example.com",
-        "alice@[8.8.8.8]",
         "alice@[IPv6:2606:4700:4700::1111]",
         f"{'x' * 64}@{'.'.join(['y' * 60] * 3)}.com",
     ],
@@ -295,8 +288,7 @@ async def test_unusual_addresses_are_kept(email: str) -> None:
     [envelope] = mailbox.envelopes
     [recipient] = envelope.rcpt_tos
     assert recipient.lower() == email.lower()
-    assert envelope.original_content is not None
-    assert f"To: {recipient}\r\n".encode() in envelope.original_content
+    assert f"To: {recipient}\r\n".encode() in (envelope.original_content or b"")
 
 
 @pytest.mark.parametrize(

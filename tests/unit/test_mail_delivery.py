@@ -3,8 +3,8 @@
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta
 from itertools import pairwise
 
@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from tests.fake_time import START, in_fake_time, now
 from tests.fakes import QuickHasher
 from usersvc.adapters.memory import InMemoryOutbox, InMemoryUsers
+from usersvc.adapters.telemetry.instrumented import observed
 from usersvc.application.errors import StorageUnavailable, Undeliverable
 from usersvc.application.mail_delivery import (
     CONCURRENCY,
@@ -31,7 +32,8 @@ from usersvc.application.mail_delivery import (
     MailDelivery,
     retry_delay,
 )
-from usersvc.application.outbox_entries import LAST, OutboxEntry
+from usersvc.application.outbox_entries import OutboxEntry
+from usersvc.application.ports import Outbox
 from usersvc.application.registration import UserRegistrationService
 from usersvc.domain.events import UserRegistered
 from usersvc.domain.user import PasswordHash, User
@@ -55,26 +57,19 @@ class FakeNotifier:
         self.sent.append((name, now()))
 
 
-class FlakyOutbox(InMemoryOutbox):
-    """An outbox that raises ``error`` while it is set."""
+class FlakyStorage:
+    """Calls of ``outbox`` raise ``error`` while it is set."""
 
-    error: Exception | None = None
+    def __init__(self) -> None:
+        self.error: Exception | None = None
+        self.entries = InMemoryOutbox()
+        self.outbox: Outbox = observed(self.entries, self._call)
 
-    def _fail(self) -> None:
+    @contextmanager
+    def _call(self, _: str) -> Iterator[None]:
         if self.error is not None:
             raise self.error
-
-    async def lease(self, *, now: datetime, until: datetime, limit: int, latest: datetime = LAST) -> list[OutboxEntry]:
-        self._fail()
-        return await super().lease(now=now, until=until, limit=limit, latest=latest)
-
-    async def delivered(self, entry: OutboxEntry) -> None:
-        self._fail()
-        await super().delivered(entry)
-
-    async def next_due(self) -> datetime | None:
-        self._fail()
-        return await super().next_due()
+        yield
 
 
 def name_of(event: UserRegistered) -> str:
@@ -279,14 +274,14 @@ async def test_the_number_of_concurrent_deliveries_is_bounded() -> None:
 @pytest.mark.parametrize("error", [StorageUnavailable("disk full"), RuntimeError("a bug")])
 @in_fake_time
 async def test_delivery_continues_after_storage_failures(error: Exception, caplog: pytest.LogCaptureFixture) -> None:
-    outbox, notifier = FlakyOutbox(), FakeNotifier()
-    async with MailDelivery(outbox, notifier, clock=now) as delivery:
-        outbox.error = error
-        add(outbox, "alice")
+    storage, notifier = FlakyStorage(), FakeNotifier()
+    async with MailDelivery(storage.outbox, notifier, clock=now) as delivery:
+        storage.error = error
+        add(storage.entries, "alice")
         delivery.wake()
         await passed(10 * MINUTE)
         assert notifier.attempts == []
-        outbox.error = None
+        storage.error = None
         await passed(FIRST_DELAY)
         assert len(notifier.sent) == 1
     # It is retried every few seconds, not in a busy loop.
@@ -306,20 +301,20 @@ async def test_delivery_continues_after_storage_failures(error: Exception, caplo
 async def test_a_result_that_cannot_be_stored(
     error: Exception, duration: timedelta, attempts: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    outbox = FlakyOutbox()
+    storage = FlakyStorage()
 
     async def break_storage(_: UserRegistered) -> None:
-        outbox.error = error if now() == START else None
+        storage.error = error if now() == START else None
 
     notifier = FakeNotifier(break_storage)
-    add(outbox, "alice")
-    async with MailDelivery(outbox, notifier, clock=now):
+    add(storage.entries, "alice")
+    async with MailDelivery(storage.outbox, notifier, clock=now):
         await passed(duration)
-        outbox.error = None
+        storage.error = None
         await passed(10 * MINUTE)
 
     assert len(notifier.attempts) == attempts
-    assert await outbox.entries() == []
+    assert await storage.entries.entries() == []
     unexpected = [line for line in caplog.messages if line.startswith("unexpected error with outbox entry")]
     assert unexpected == ["unexpected error with outbox entry 1: RuntimeError"] * isinstance(error, RuntimeError)
 
@@ -385,20 +380,6 @@ async def test_a_stop_does_not_wait_for_a_store_that_hangs() -> None:
 
     await deliver(HangingOutbox(), FakeNotifier(), SECOND)
     assert now() == START + SECOND + STOP_TIMEOUT
-
-
-@in_fake_time
-async def test_delivery_can_be_restarted() -> None:
-    outbox, notifier = InMemoryOutbox(), FakeNotifier()
-    delivery = MailDelivery(outbox, notifier, clock=now)
-    async with delivery:
-        await passed(SECOND)
-    add(outbox, "alice")
-    await passed(HOUR)
-    assert notifier.attempts == []
-    async with delivery:
-        await passed(SECOND)
-    assert len(notifier.sent) == 1
 
 
 @in_fake_time

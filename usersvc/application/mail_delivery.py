@@ -40,10 +40,7 @@ MAX_REASON_LENGTH = 500
 
 
 def retry_delay(attempt: int, jitter: float) -> timedelta:
-    """The delay after a failed attempt, 1 for the first; ``jitter``, 0 to 1, subtracts up to half of it.
-
-    Exponential backoff; the jitter spreads out retries.
-    """
+    """The delay after a failed attempt (1 for the first); ``jitter``, from 0 to 1, subtracts up to half of it."""
     # The exponent is limited because a timedelta can overflow.
     full: timedelta = min(FIRST_DELAY * 2 ** min(attempt - 1, 20), MAX_DELAY)
     return full * (1 - jitter / 2)
@@ -52,7 +49,7 @@ def retry_delay(attempt: int, jitter: float) -> timedelta:
 class MailDelivery:
     """Sends the mail for each outbox entry at least once, and retries until it succeeds or is dead-lettered.
 
-    An asynchronous context manager: it delivers from entering to exiting; exiting waits for running deliveries.
+    An asynchronous context manager, for one use: it delivers from entering to exiting.
     """
 
     def __init__(self, outbox: Outbox, notifier: Notifier, *, clock: Callable[[], datetime] = utc_now) -> None:
@@ -68,7 +65,6 @@ class MailDelivery:
         self._wake_up.set()
 
     async def __aenter__(self) -> Self:
-        self._stopping = False
         self._start(self._work())
         return self
 
@@ -98,15 +94,14 @@ class MailDelivery:
     async def _work(self) -> None:
         while not self._stopping:
             self._wake_up.clear()
+            pause = FIRST_DELAY
             try:
                 pause = await self._start_due()
             except StorageUnavailable as error:
                 log.warning("cannot read the outbox, retrying: %s", error)
-                pause = FIRST_DELAY
             except Exception:
                 # Only a stop may end this loop: otherwise no mail would be sent until a restart.
                 log.exception("unexpected error while reading the outbox, retrying")
-                pause = FIRST_DELAY
             with suppress(TimeoutError):
                 async with asyncio.timeout(pause.total_seconds()):
                     await self._wake_up.wait()
@@ -126,9 +121,8 @@ class MailDelivery:
             # A slot that becomes free wakes this up.
             return POLL_INTERVAL
         due_at = await self._outbox.next_due()
-        if due_at is None:
-            return POLL_INTERVAL
-        return max(timedelta(milliseconds=1), min(due_at - self._clock(), POLL_INTERVAL))
+        pause = POLL_INTERVAL if due_at is None else due_at - self._clock()
+        return max(timedelta(milliseconds=1), min(pause, POLL_INTERVAL))
 
     def _occupy_slot(self, delivery: asyncio.Task[None]) -> None:
         def release(_: object = None) -> None:

@@ -26,13 +26,7 @@ class BoundedExecutor:
     """
 
     def __init__(self, *, workers: int, queue: int, job_seconds: float) -> None:
-        """Create an executor; its threads start when they are needed.
-
-        Args:
-            workers: the number of jobs that run at once.
-            queue: how many jobs may wait.
-            job_seconds: an estimate of how long a job takes.
-        """
+        """Create an executor, without threads yet; ``job_seconds`` estimates how long a job takes."""
         self._capacity = workers + queue
         # Until all jobs are done: a slot is free earlier, but others compete for it.
         self._retry_after = max(1, math.ceil(self._capacity * job_seconds / workers))
