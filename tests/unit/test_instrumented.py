@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from usersvc.adapters.memory import InMemoryOutbox, InMemoryUsers
 from usersvc.adapters.telemetry.instrumented import observed
-from usersvc.adapters.telemetry.prometheus import PrometheusMetrics, begin_anew
+from usersvc.adapters.telemetry.prometheus import PrometheusMetrics, delete_old_metrics
 from usersvc.application.clock import utc_now
 from usersvc.application.errors import QueueFull, StorageUnavailable
 from usersvc.application.outbox_entries import OutboxState
@@ -128,5 +128,5 @@ def test_metrics_of_ended_processes_are_deleted_at_the_start(tmp_path: Path) -> 
     deleted.add(f"histogram_{os.getpid()}.db")
     for name in kept | deleted:
         (tmp_path / name).touch()
-    begin_anew(tmp_path)
+    delete_old_metrics(tmp_path)
     assert {file.name for file in tmp_path.iterdir()} == kept

@@ -30,17 +30,11 @@ another missing command causes (RFC 4954, section 6), which the operator can fix
 class SmtpNotifier:
     """A ``Notifier`` that sends mails to an SMTP server, each over a connection of its own.
 
-    The certificate of a server with TLS is checked against the authorities that the system trusts; OpenSSL's
-    ``SSL_CERT_FILE`` names others.
+    With TLS, the certificate is checked against the authorities that the system, or ``SSL_CERT_FILE``, names.
     """
 
     def __init__(self, server: SmtpServer, *, sender: str) -> None:
-        """Create a notifier.
-
-        Args:
-            server: the server that accepts the mails.
-            sender: the address in From; its domain is also that of the message ids.
-        """
+        """Create a notifier; ``sender`` is the address in From, and its domain is that of the message ids."""
         self._server = server
         self._sender = _smtp_address(sender)
         templates = files("usersvc.adapters.mail") / "templates"

@@ -27,7 +27,7 @@ from usersvc.application.outbox_entries import OutboxState
 from usersvc.application.ports import Outbox
 
 DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
-"""Names the directory in which several processes share their metrics; the library reads it when imported."""
+"""The variable that names the directory in which processes share metrics; the library reads it when imported."""
 
 QUICK = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 SLOW = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.0, 4.0, 8.0, 16.0)
@@ -176,7 +176,7 @@ class PrometheusMetrics:
         return self._notification_seconds.time()
 
 
-def begin_anew(directory: Path) -> None:
+def delete_old_metrics(directory: Path) -> None:
     """Delete the metrics of ended processes, which a new process with the same id would continue to count.
 
     Raises:
