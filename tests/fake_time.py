@@ -1,4 +1,4 @@
-"""An event loop in which time passes only when everybody waits: days of it in milliseconds, with no test asleep."""
+"""An event loop in which time passes only while all tasks wait: a test of days takes milliseconds."""
 
 import asyncio
 import functools
@@ -13,7 +13,7 @@ START = datetime(2026, 1, 31, 9, 30, tzinfo=UTC)
 
 
 class _Selector(selectors.DefaultSelector):
-    """Instead of waiting for a timer, it moves the time on to it."""
+    """Instead of waiting for a timer, it advances the time."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -22,25 +22,24 @@ class _Selector(selectors.DefaultSelector):
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         ready = super().select(0)
         if not ready:
-            if timeout is None:
-                raise AssertionError("everybody waits for something that nothing will bring about")
+            assert timeout is not None, "all tasks wait for something that cannot happen"
             self.passed += timeout
         return ready
 
 
 class FakeTimeLoop(asyncio.SelectorEventLoop):
-    """For code that neither uses threads nor the network: those take real time."""
+    """For code that uses neither threads nor the network: those take real time."""
 
     def __init__(self) -> None:
-        self._instead = _Selector()
-        super().__init__(self._instead)
+        self._selector_in_fake_time = _Selector()
+        super().__init__(self._selector_in_fake_time)
 
     def time(self) -> float:
-        return self._instead.passed
+        return self._selector_in_fake_time.passed
 
 
 def now() -> datetime:
-    """The time in the running ``FakeTimeLoop``, for whoever takes a clock."""
+    """The time in the running ``FakeTimeLoop``: a clock for the code under test."""
     return START + timedelta(seconds=asyncio.get_running_loop().time())
 
 

@@ -1,4 +1,4 @@
-"""A real SMTP server (aiosmtpd) that does as a test says: it may refuse, stall or hang up at any point."""
+"""A real SMTP server (aiosmtpd) that refuses, stalls or hangs up at any point that a test names."""
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
@@ -11,13 +11,13 @@ from typing import Any
 from aiosmtpd.smtp import SMTP, AuthResult, Envelope, LoginPassword, Session
 
 STALL, HANG_UP = "stall", "hang up"
-"""What it may do instead of giving an answer."""
+"""What it can do instead of replying."""
 
 USER, PASSWORD = "service", "opens the pod bay doors"
 
 
 class Mailbox:
-    """What a server has taken, and what it has been told before."""
+    """The mails and commands that a server has received."""
 
     def __init__(self, moods: Mapping[str, str]) -> None:
         self.moods = dict(moods)
@@ -30,7 +30,7 @@ class Mailbox:
 
     @property
     def messages(self) -> list[EmailMessage]:
-        return [parsed(envelope) for envelope in self.envelopes]
+        return [parsed(envelope.original_content or b"") for envelope in self.envelopes]
 
     async def handle_DATA(  # noqa: N802  # aiosmtpd's name
         self, server: "MoodyServer", _: Session, envelope: Envelope
@@ -44,16 +44,25 @@ class Mailbox:
         return mood
 
 
-def parsed(envelope: Envelope) -> EmailMessage:
-    content = envelope.original_content
-    assert content is not None
-    message = BytesParser(EmailMessage, policy=default).parsebytes(content)
+def parsed(raw: bytes) -> EmailMessage:
+    message = BytesParser(EmailMessage, policy=default).parsebytes(raw)
     assert isinstance(message, EmailMessage)
     return message
 
 
+def _moody(command: str) -> Any:
+    """aiosmtpd's method for a command, which replies as the mailbox says."""
+    method = getattr(SMTP, f"smtp_{command}")
+
+    async def reply(server: "MoodyServer", arg: str | None) -> None:
+        mood = await server.mood_for(command)
+        await (method(server, arg) if mood is None else server.push(mood))
+
+    return reply
+
+
 class MoodyServer(SMTP):
-    """One conversation."""
+    """One connection."""
 
     def __init__(self, mailbox: Mailbox, **options: Any) -> None:
         super().__init__(mailbox, hostname="mail.example.com", loop=asyncio.get_running_loop(), **options)
@@ -72,55 +81,34 @@ class MoodyServer(SMTP):
         try:
             await asyncio.Event().wait()
         finally:
-            # aiosmtpd cancels this when the client is gone.
+            # aiosmtpd cancels this when the client has disconnected.
             transport.close()
 
     async def push(self, status: Any) -> None:
         if not self._greeted:
             self._greeted = True
-            status = await self._in_mood("connect") or status
+            status = await self.mood_for("connect") or status
         await super().push(status)
 
-    async def _in_mood(self, command: str) -> str | None:
+    async def mood_for(self, command: str) -> str | None:
         self._mailbox.commands.append(command)
         mood = self._mailbox.moods.get(command)
         if mood is not None:
             await self.behave(mood)
         return mood
 
-    async def _answer(self, command: str, arg: str | None) -> None:
-        reply = await self._in_mood(command)
-        await (getattr(super(), f"smtp_{command}")(arg) if reply is None else self.push(reply))
-
-    async def smtp_EHLO(self, hostname: str) -> None:  # noqa: N802
-        await self._answer("EHLO", hostname)
-
-    async def smtp_AUTH(self, arg: str) -> None:  # noqa: N802
-        await self._answer("AUTH", arg)
-
-    async def smtp_STARTTLS(self, arg: str) -> None:  # noqa: N802
-        await self._answer("STARTTLS", arg)
-
-    async def smtp_MAIL(self, arg: str | None) -> None:  # noqa: N802
-        await self._answer("MAIL", arg)
-
-    async def smtp_RCPT(self, arg: str | None) -> None:  # noqa: N802
-        await self._answer("RCPT", arg)
-
-    async def smtp_DATA(self, arg: str) -> None:  # noqa: N802
-        await self._answer("DATA", arg)
-
-    async def smtp_QUIT(self, arg: str) -> None:  # noqa: N802
-        await self._answer("QUIT", arg)
-
     def connection_lost(self, error: Exception | None) -> None:
         super().connection_lost(error)
         self._mailbox.disconnected.set()
 
 
+for _command in ("EHLO", "AUTH", "STARTTLS", "MAIL", "RCPT", "DATA", "QUIT"):
+    setattr(MoodyServer, f"smtp_{_command}", _moody(_command))
+
+
 def _authenticate(_server: SMTP, _session: Session, _envelope: Envelope, _mechanism: str, data: Any) -> AuthResult:
     success = data == LoginPassword(USER.encode(), PASSWORD.encode())
-    # Not handled: aiosmtpd is to give the answer.
+    # Not handled: aiosmtpd sends the reply.
     return AuthResult(success=success, handled=False)
 
 
@@ -131,26 +119,26 @@ async def smtp_server(
     """Run a server on the loopback interface.
 
     Args:
-        moods: an answer, ``STALL`` or ``HANG_UP`` for the greeting (``connect``), a command, or the ``message``.
-        port: by default one that is free.
+        moods: a reply, ``STALL`` or ``HANG_UP`` for the greeting (``connect``), a command, or the ``message``.
+        port: 0 for a free one.
         tls: a context for TLS from the first byte.
         options: aiosmtpd's.
     """
     mailbox = Mailbox(moods or {})
-    conversations: list[MoodyServer] = []
+    connections: list[MoodyServer] = []
 
-    def converse() -> MoodyServer:
-        conversations.append(MoodyServer(mailbox, authenticator=_authenticate, **options))
-        return conversations[-1]
+    def connect() -> MoodyServer:
+        connections.append(MoodyServer(mailbox, authenticator=_authenticate, **options))
+        return connections[-1]
 
-    server = await asyncio.get_running_loop().create_server(converse, "127.0.0.1", port, ssl=tls)
+    server = await asyncio.get_running_loop().create_server(connect, "127.0.0.1", port, ssl=tls)
     mailbox.port = server.sockets[0].getsockname()[1]
     try:
         yield mailbox
     finally:
         server.close()
-        for conversation in conversations:
-            transport = conversation.transport
+        for connection in connections:
+            transport = connection.transport
             # aiosmtpd closes some transports twice, and in CPython 3.11.2 abort() fails on a TLS transport after that.
             if isinstance(transport, asyncio.Transport) and not transport.is_closing():
                 transport.abort()

@@ -5,19 +5,18 @@ import logging
 import sys
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext
-from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, NoReturn
 
 from aiohttp import web
 
 from usersvc.adapters.bcrypt.hasher import BcryptPasswordHasher
-from usersvc.adapters.mail.logging_notifier import LoggingNotifier
+from usersvc.adapters.mail import LoggingNotifier, SmtpNotifier
 from usersvc.adapters.memory import InMemoryUsers
 from usersvc.adapters.sqlite import SqliteUsers
-from usersvc.adapters.telemetry.instrumented import Instrument, observed
+from usersvc.adapters.telemetry.instrumented import observed
 from usersvc.adapters.telemetry.prometheus import PrometheusMetrics
-from usersvc.application.mail_delivery import LEASE, MailDelivery
+from usersvc.application.mail_delivery import MailDelivery
 from usersvc.application.ports import Notifier, Outbox, PasswordHasher, Store
 from usersvc.application.readiness import Readiness
 from usersvc.application.registration import UserRegistrationService
@@ -41,12 +40,8 @@ WEAK_COST = 10
 """Under this bcrypt is too fast (OWASP Password Storage Cheat Sheet, "bcrypt")."""
 
 
-def create_service_app(settings: Settings, *, lease: timedelta = LEASE) -> web.Application:
+def create_service_app(settings: Settings) -> web.Application:
     """The whole service as an aiohttp application, which opens its resources when it starts.
-
-    Args:
-        settings: as read from the environment.
-        lease: how long the mails that a crashed process was sending stay leased.
 
     Raises:
         InvalidSetting: tracing is on, and an OTEL_... variable has an invalid value.
@@ -64,13 +59,13 @@ def create_service_app(settings: Settings, *, lease: timedelta = LEASE) -> web.A
     outbox: Outbox = storage.outbox
     hasher: PasswordHasher = bcrypt
     notifier = _notifier(settings)
-    instruments: list[Instrument] = [metrics] if tracing is None else [metrics, tracing]
+    instruments: list[PrometheusMetrics | OpenTelemetryTracing] = [metrics] if tracing is None else [metrics, tracing]
     for instrument in instruments:
         users = observed(users, instrument.storage_call)
         outbox = observed(outbox, instrument.storage_call, prefix="outbox_")
         hasher = observed(hasher, instrument.hashing)
         notifier = observed(notifier, instrument.notification)
-    delivery = MailDelivery(outbox, notifier, lease=lease)
+    delivery = MailDelivery(outbox, notifier)
     registration = UserRegistrationService(
         users, hasher, password_min_length=settings.password_min_length, on_registered=delivery.wake
     )
@@ -156,8 +151,6 @@ def _limits(
 def _notifier(settings: Settings) -> Notifier:
     if settings.smtp is None or settings.mail_from is None:
         return LoggingNotifier()
-    from usersvc.adapters.mail.smtp_notifier import SmtpNotifier  # noqa: PLC0415  # slow to import
-
     return SmtpNotifier(settings.smtp, sender=settings.mail_from)
 
 

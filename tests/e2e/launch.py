@@ -23,7 +23,7 @@ def _serve_with(*values: str) -> tuple[str, ...]:
 
 # `usersvc serve` with times, in seconds, that a test can wait for.
 SHORT_GRACE = _serve_with("usersvc.cli.serve:GRACEFUL_TIMEOUT=1")
-SHORT_LEASE = _serve_with("usersvc.bootstrap:create_service_app.lease=2")
+SHORT_LEASE = _serve_with("usersvc.application.mail_delivery:LEASE=2")
 SHORT_LOCKS = _serve_with(
     "usersvc.adapters.sqlite.database:BUSY_TIMEOUT=0.3", "usersvc.adapters.sqlite.database:CALL_TIMEOUT=1"
 )

@@ -1,17 +1,18 @@
-"""Mail through a real SMTP server, which behaves as badly as servers and networks do."""
+"""Mail through a real SMTP server, which fails in every way that servers and networks do."""
 
 import asyncio
 import os
 import re
 import ssl
 from contextlib import ExitStack
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from email.headerregistry import AddressHeader
 from email.message import EmailMessage
 from email.parser import BytesParser
-from email.policy import SMTPUTF8, default
+from email.policy import SMTPUTF8
 from html import unescape
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 import aiosmtplib
@@ -20,10 +21,11 @@ from aiosmtplib.email import quote_address
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from tests.e2e.api import person
 from tests.e2e.launch import SHORT_RETRY
 from tests.e2e.server import DEADLINE, running
-from tests.smtp_server import HANG_UP, PASSWORD, STALL, USER, Mailbox, smtp_server
-from usersvc.adapters.mail.smtp_notifier import QUIT_TIMEOUT, SmtpNotifier, _is_plain
+from tests.smtp_server import HANG_UP, PASSWORD, STALL, USER, Mailbox, parsed, smtp_server
+from usersvc.adapters.mail import SmtpNotifier, smtp_notifier
 from usersvc.adapters.server_url import Security, SmtpServer
 from usersvc.application.errors import Undeliverable
 from usersvc.domain.email_address import EmailAddress
@@ -32,10 +34,9 @@ from usersvc.domain.events import UserRegistered
 
 SENDER = "Service@example.com"
 ID = UUID(int=7)
-TOO_LONG = timedelta(seconds=0.2)
 
 CERTIFICATE = Path(__file__).with_name("localhost.pem")
-"""Self-signed, for localhost, valid until 2120, with its key; nobody trusts it but the tests that say so."""
+"""Self-signed, for localhost, valid until 2120, with its key; trusted only by the tests that use ``_trusted``."""
 
 
 def event(email: str = "alice@example.com") -> UserRegistered:
@@ -43,23 +44,21 @@ def event(email: str = "alice@example.com") -> UserRegistered:
 
 
 def notifier(
-    mailbox: Mailbox,
-    security: Security = Security.NONE,
-    *,
-    sender: str = SENDER,
-    user: str | None = None,
-    password: str | None = None,
-    timeout: timedelta = timedelta(seconds=10),
+    mailbox: Mailbox, security: Security = Security.NONE, *login: str, sender: str = SENDER, host: str = "localhost"
 ) -> SmtpNotifier:
-    server = SmtpServer("localhost", mailbox.port, security, user, password)
-    return SmtpNotifier(server, sender=sender, timeout=timeout)
+    return SmtpNotifier(SmtpServer(host, mailbox.port, security, *login), sender=sender)
 
 
-@pytest.fixture
-def certified() -> ssl.SSLContext:
+def tls_options(security: Security) -> dict[str, Any]:
+    """What makes ``smtp_server`` offer TLS in this way."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(CERTIFICATE)
-    return context
+    if security is Security.TLS:
+        return {"tls": context}
+    return {"tls_context": context, "require_starttls": True}
+
+
+OFFLINE = SmtpNotifier(SmtpServer("localhost", 1), sender=SENDER)
 
 
 @pytest.fixture
@@ -67,28 +66,30 @@ def _trusted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SSL_CERT_FILE", str(CERTIFICATE))
 
 
-async def test_a_mail_is_handed_in() -> None:
+@pytest.fixture
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(smtp_notifier, "TIMEOUT", 0.2)
+    monkeypatch.setattr(smtp_notifier, "QUIT_TIMEOUT", 0.2)
+
+
+async def test_a_mail_is_sent() -> None:
     async with smtp_server() as mailbox:
         await notifier(mailbox).welcome(event())
         await mailbox.disconnected.wait()
 
-    [envelope] = mailbox.envelopes
+    [envelope], [message] = mailbox.envelopes, mailbox.messages
     assert (envelope.mail_from, envelope.rcpt_tos) == (SENDER, ["alice@example.com"])
     assert mailbox.commands == ["connect", "EHLO", "MAIL", "RCPT", "DATA", "QUIT"]
-
-
-async def test_a_mail_says_what_it_should() -> None:
-    async with smtp_server() as mailbox:
-        await notifier(mailbox).welcome(event())
-
-    [message] = mailbox.messages
-    assert message["From"] == SENDER
-    assert message["To"] == "alice@example.com"
-    assert message["Subject"] == "Welcome!"
-    assert message["Date"] == "Sat, 31 Jan 2026 09:30:00 +0000"
-    assert message["Message-ID"] == f"<welcome.{ID}@example.com>"
-    assert message["Auto-Submitted"] == "auto-generated"
-    assert message["MIME-Version"] == "1.0"
+    assert {
+        "From": SENDER,
+        "To": "alice@example.com",
+        "Subject": "Welcome!",
+        "Date": "Sat, 31 Jan 2026 09:30:00 +0000",
+        # The same for each attempt.
+        "Message-ID": f"<welcome.{ID}@example.com>",
+        "Auto-Submitted": "auto-generated",
+        "MIME-Version": "1.0",
+    }.items() <= dict(message.items()).items()
     assert message.get_content_type() == "multipart/alternative"
     assert [part.get_content_type() for part in message.iter_parts()] == ["text/plain", "text/html"]
     assert "You have registered with the address alice@example.com." in content(message, "plain")
@@ -103,106 +104,66 @@ def content(message: EmailMessage, kind: str) -> str:
     return text
 
 
-async def test_a_repetition_has_the_same_message_id_and_another_user_another() -> None:
-    async with smtp_server({"message": "451 later"}) as mailbox:
-        told = notifier(mailbox)
-        with pytest.raises(aiosmtplib.SMTPDataError):
-            await told.welcome(event())
-        mailbox.moods.clear()
-        await told.welcome(event())
-        await told.welcome(event())
-        await told.welcome(UserRegistered(UUID(int=8), "bob@example.com", event().occurred_at))
-
-    first, second, bobs = (message["Message-ID"] for message in mailbox.messages)
-    assert first == second != bobs
-
-
 @pytest.mark.usefixtures("_trusted")
-async def test_tls_from_the_first_byte(certified: ssl.SSLContext) -> None:
-    async with smtp_server(tls=certified) as mailbox:
-        await notifier(mailbox, Security.TLS).welcome(event())
-    assert len(mailbox.envelopes) == 1
-
-
-@pytest.mark.usefixtures("_trusted")
-async def test_starttls(certified: ssl.SSLContext) -> None:
-    async with smtp_server(tls_context=certified, require_starttls=True) as mailbox:
-        await notifier(mailbox, Security.STARTTLS).welcome(event())
-    assert mailbox.commands == ["connect", "EHLO", "STARTTLS", "EHLO", "MAIL", "RCPT", "DATA", "QUIT"]
-    assert len(mailbox.envelopes) == 1
+@pytest.mark.parametrize("login", [(), (USER, PASSWORD)])
+@pytest.mark.parametrize("security", [Security.TLS, Security.STARTTLS])
+async def test_a_mail_is_sent_with_tls_and_a_login(security: Security, login: tuple[str, ...]) -> None:
+    options = tls_options(security) | {"auth_require_tls": False}
+    async with smtp_server(enable_SMTPUTF8=True, **options) as mailbox:
+        await notifier(mailbox, security, *login).welcome(event("jörg@example.com"))
+    assert [envelope.rcpt_tos for envelope in mailbox.envelopes] == [["jörg@example.com"]]
+    assert ("STARTTLS" in mailbox.commands) == (security is Security.STARTTLS)
+    assert ("AUTH" in mailbox.commands) == bool(login)
 
 
 @pytest.mark.parametrize("security", [Security.TLS, Security.STARTTLS])
-async def test_a_server_whose_certificate_nobody_vouches_for_gets_nothing(
-    security: Security, certified: ssl.SSLContext
+@pytest.mark.parametrize(("authority", "host"), [(None, "localhost"), (str(CERTIFICATE), "127.0.0.1")])
+async def test_nothing_is_sent_to_a_server_with_an_untrusted_certificate_or_one_of_another_name(
+    security: Security, authority: str | None, host: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    implicit, explicit = (certified, None) if security is Security.TLS else (None, certified)
-    async with smtp_server(tls=implicit, tls_context=explicit) as mailbox:
+    if authority is not None:
+        monkeypatch.setenv("SSL_CERT_FILE", authority)
+    async with smtp_server(**tls_options(security)) as mailbox:
         with pytest.raises(OSError, match="certificate verify failed"):
-            await notifier(mailbox, security, user=USER, password=PASSWORD).welcome(event())
+            await notifier(mailbox, security, USER, PASSWORD, host=host).welcome(event())
     assert not {"AUTH", "MAIL"} & set(mailbox.commands)
 
 
-@pytest.mark.usefixtures("_trusted")
-@pytest.mark.parametrize("security", [Security.TLS, Security.STARTTLS])
-async def test_a_certificate_for_another_name_does_not_count(security: Security, certified: ssl.SSLContext) -> None:
-    implicit, explicit = (certified, None) if security is Security.TLS else (None, certified)
-    async with smtp_server(tls=implicit, tls_context=explicit) as mailbox:
-        server = SmtpServer("127.0.0.1", mailbox.port, security, USER, PASSWORD)
-        with pytest.raises(OSError, match="certificate verify failed"):
-            await SmtpNotifier(server, sender=SENDER).welcome(event())
-    assert not {"AUTH", "MAIL"} & set(mailbox.commands)
-
-
-async def test_a_server_that_does_not_offer_starttls_gets_nothing() -> None:
-    async with smtp_server(auth_require_tls=False) as mailbox:
-        with pytest.raises(aiosmtplib.SMTPException, match="STARTTLS extension not supported"):
-            await notifier(mailbox, Security.STARTTLS, user=USER, password=PASSWORD).welcome(event())
-    assert mailbox.commands == ["connect", "EHLO"]
-
-
-@pytest.mark.usefixtures("_trusted")
-async def test_a_login(certified: ssl.SSLContext) -> None:
-    async with smtp_server(tls_context=certified, require_starttls=True, auth_required=True) as mailbox:
-        await notifier(mailbox, Security.STARTTLS, user=USER, password=PASSWORD).welcome(event())
-    assert len(mailbox.envelopes) == 1
-
-
-@pytest.mark.usefixtures("_trusted")
-async def test_a_login_that_is_refused_is_ours_to_mend_and_tried_again(certified: ssl.SSLContext) -> None:
-    async with smtp_server(tls=certified, auth_require_tls=False) as mailbox:
-        with pytest.raises(aiosmtplib.SMTPAuthenticationError) as refused:
-            await notifier(mailbox, Security.TLS, user=USER, password="a wrong one").welcome(event())
-    assert refused.value.code == 535
-    assert "a wrong one" not in str(refused.value)
-    assert mailbox.envelopes == []
-
-
-@pytest.mark.usefixtures("_trusted")
-async def test_a_login_that_is_missing_is_ours_to_mend_and_tried_again(certified: ssl.SSLContext) -> None:
-    async with smtp_server({"RCPT": "530 5.7.0 Authentication required"}, tls=certified) as mailbox:
-        with pytest.raises(aiosmtplib.SMTPRecipientRefused):
-            await notifier(mailbox, Security.TLS).welcome(event())
-
-
-async def test_a_server_without_logins_gets_nothing_when_there_is_one_to_do() -> None:
-    async with smtp_server() as mailbox:
-        with pytest.raises(aiosmtplib.SMTPException, match="AUTH extension is not supported"):
-            await notifier(mailbox, user=USER, password=PASSWORD).welcome(event())
+@pytest.mark.parametrize(
+    ("security", "options", "password", "error"),
+    [
+        (Security.STARTTLS, {"auth_require_tls": False}, PASSWORD, "STARTTLS extension not supported"),
+        (Security.NONE, {}, PASSWORD, "AUTH extension is not supported"),
+        (Security.NONE, {"auth_require_tls": False}, "a wrong one", "535"),
+    ],
+)
+async def test_a_server_that_does_not_fit_the_settings_is_retried_without_sending_anything(
+    security: Security, options: dict[str, Any], password: str, error: str
+) -> None:
+    async with smtp_server(**options) as mailbox:
+        with pytest.raises(aiosmtplib.SMTPException, match=error) as refused:
+            await notifier(mailbox, security, USER, password).welcome(event())
     assert "MAIL" not in mailbox.commands
+    assert security is Security.NONE or "AUTH" not in mailbox.commands
+    assert password not in str(refused.value)
 
 
 STAGES = ["connect", "EHLO", "MAIL", "RCPT", "DATA", "message"]
+LATER = ("421 4.3.2 going down", "450 4.2.0 later", "452 4.2.2 full")
 
 
 @pytest.mark.parametrize(
     ("stage", "reply"),
     [
-        *((stage, "421 4.3.2 going down") for stage in STAGES),
-        *((stage, reply) for stage in STAGES if stage != "EHLO" for reply in ("450 4.2.0 later", "452 4.2.2 full")),
+        ("EHLO", LATER[0]),
+        *((stage, reply) for stage in STAGES if stage != "EHLO" for reply in LATER),
+        # These are not about this mail.
+        *((stage, reply) for stage in ("connect", "MAIL") for reply in ("550 5.7.1 not you", "554 5.7.1 no service")),
+        ("RCPT", "530 5.7.0 Authentication required"),
+        ("RCPT", "not a reply"),
     ],
 )
-async def test_what_a_server_refuses_for_now_is_tried_again(stage: str, reply: str) -> None:
+async def test_a_temporary_refusal_is_retried(stage: str, reply: str) -> None:
     async with smtp_server({stage: reply}) as mailbox:
         with pytest.raises((aiosmtplib.SMTPException, OSError)):
             await notifier(mailbox).welcome(event())
@@ -213,87 +174,54 @@ async def test_what_a_server_refuses_for_now_is_tried_again(stage: str, reply: s
 
 
 @pytest.mark.parametrize("reply", ["450 not now", "502 what?"])
-async def test_a_server_that_knows_only_helo_gets_the_mail(reply: str) -> None:
+async def test_a_server_that_knows_only_helo_gets_mails_to_ascii_addresses(reply: str) -> None:
     async with smtp_server({"EHLO": reply}) as mailbox:
         await notifier(mailbox).welcome(event())
-    assert len(mailbox.envelopes) == 1
-
-
-@pytest.mark.parametrize("reply", ["421 going down", "450 not now", "502 what?"])
-async def test_such_a_server_is_tried_again_for_an_address_beyond_ascii(reply: str) -> None:
-    async with smtp_server({"EHLO": reply}) as mailbox:
         with pytest.raises(aiosmtplib.SMTPHeloError):
             await notifier(mailbox).welcome(event("jörg@example.com"))
-    assert "MAIL" not in mailbox.commands
+    assert len(mailbox.envelopes) == mailbox.commands.count("MAIL") == 1
 
 
-@pytest.mark.parametrize("stage", ["connect", "MAIL"])
-@pytest.mark.parametrize("reply", ["550 5.7.1 not you", "554 5.7.1 no service"])
-async def test_what_a_server_has_against_us_is_tried_again(stage: str, reply: str) -> None:
-    async with smtp_server({stage: reply}) as mailbox:
-        with pytest.raises(aiosmtplib.SMTPResponseException):
-            await notifier(mailbox).welcome(event())
-
-
-@pytest.mark.parametrize(
-    ("stage", "told"),
-    [
-        ("RCPT", "the mail server refuses the recipient (550)"),
-        ("DATA", "the mail server refuses the message (550)"),
-        ("message", "the mail server refuses the message (550)"),
-    ],
-)
-async def test_what_a_server_refuses_for_good_is_final(stage: str, told: str) -> None:
+@pytest.mark.parametrize(("stage", "what"), [("RCPT", "recipient"), ("DATA", "message"), ("message", "message")])
+async def test_a_permanent_refusal_is_final(stage: str, what: str) -> None:
     async with smtp_server({stage: "550 5.1.1 no alice@example.com here"}) as mailbox:
         with pytest.raises(Undeliverable) as refused:
             await notifier(mailbox).welcome(event())
         await mailbox.disconnected.wait()
-    assert str(refused.value) == told
+    assert str(refused.value) == f"the mail server refuses the {what} (550)"
     assert refused.value.__suppress_context__
     assert mailbox.commands[-1] == "QUIT"
 
 
+@pytest.mark.usefixtures("_impatient")
+@pytest.mark.parametrize(("mood", "error"), [(STALL, TimeoutError), (HANG_UP, OSError)])
 @pytest.mark.parametrize("stage", STAGES)
-async def test_a_server_that_stalls_is_given_up(stage: str) -> None:
-    async with smtp_server({stage: STALL}) as mailbox:
-        with pytest.raises(TimeoutError):
-            await notifier(mailbox, timeout=TOO_LONG).welcome(event())
+async def test_a_server_that_stalls_or_hangs_up_is_retried(stage: str, mood: str, error: type[Exception]) -> None:
+    async with smtp_server({stage: mood}) as mailbox:
+        with pytest.raises(error, match=r"."):
+            await notifier(mailbox).welcome(event())
         await mailbox.disconnected.wait()
 
 
-@pytest.mark.parametrize("stage", STAGES)
-async def test_a_server_that_hangs_up_is_told(stage: str) -> None:
-    async with smtp_server({stage: HANG_UP}) as mailbox:
-        with pytest.raises(OSError, match=r"."):
-            await notifier(mailbox).welcome(event())
-
-
+@pytest.mark.usefixtures("_impatient")
 @pytest.mark.parametrize("mood", [STALL, HANG_UP, "500 what?"])
-async def test_a_mail_that_was_taken_is_sent_whatever_happens_to_the_farewell(
-    mood: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("usersvc.adapters.mail.smtp_notifier.QUIT_TIMEOUT", TOO_LONG)
+async def test_a_failing_quit_does_not_change_the_outcome(mood: str) -> None:
     async with smtp_server({"QUIT": mood}) as mailbox:
         await notifier(mailbox).welcome(event())
+        mailbox.moods["RCPT"] = "550 no such mailbox"
+        with pytest.raises(Undeliverable):
+            await notifier(mailbox).welcome(event())
         await mailbox.disconnected.wait()
     assert len(mailbox.envelopes) == 1
 
 
-@pytest.mark.parametrize("mood", [STALL, HANG_UP])
-async def test_a_refusal_counts_whatever_happens_to_the_farewell(mood: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("usersvc.adapters.mail.smtp_notifier.QUIT_TIMEOUT", TOO_LONG)
-    async with smtp_server({"RCPT": "550 nobody", "QUIT": mood}) as mailbox:
-        with pytest.raises(Undeliverable):
-            await notifier(mailbox).welcome(event())
-
-
 @pytest.mark.parametrize("stage", STAGES)
-async def test_breaking_off_waits_for_nothing(stage: str) -> None:
+async def test_a_cancelled_delivery_does_not_wait_for_the_server(stage: str) -> None:
     async with smtp_server({stage: STALL, "QUIT": STALL}) as mailbox:
-        delivery = asyncio.create_task(notifier(mailbox, timeout=timedelta(hours=1)).welcome(event()))
+        delivery = asyncio.create_task(notifier(mailbox).welcome(event()))
         await mailbox.stalled.wait()
         delivery.cancel()
-        await asyncio.wait([delivery], timeout=QUIT_TIMEOUT.total_seconds() / 2)
+        await asyncio.wait([delivery], timeout=smtp_notifier.QUIT_TIMEOUT / 2)
         if stage == "connect":
             # Once may not be enough there: up to Python 3.11, asyncio.wait_for can swallow it.
             delivery.cancel()
@@ -303,17 +231,11 @@ async def test_breaking_off_waits_for_nothing(stage: str) -> None:
     assert "QUIT" not in mailbox.commands
 
 
-async def test_a_server_that_is_not_there_is_told() -> None:
+async def test_an_unreachable_server_is_retried() -> None:
     async with smtp_server() as mailbox:
         pass
     with pytest.raises(OSError, match="Error connecting to localhost"):
         await notifier(mailbox).welcome(event())
-
-
-async def test_an_answer_that_is_none_is_tried_again() -> None:
-    async with smtp_server({"RCPT": "yes, of course"}) as mailbox:
-        with pytest.raises(aiosmtplib.SMTPException):
-            await notifier(mailbox).welcome(event())
 
 
 async def test_a_domain_beyond_ascii_is_sent_in_ascii() -> None:
@@ -321,12 +243,9 @@ async def test_a_domain_beyond_ascii_is_sent_in_ascii() -> None:
         await notifier(mailbox, sender="service@bücher.example").welcome(event("Alice@BÜCHER.example"))
 
     [envelope], [message] = mailbox.envelopes, mailbox.messages
-    assert (envelope.mail_from, envelope.rcpt_tos) == (
-        "service@xn--bcher-kva.example",
-        ["Alice@xn--bcher-kva.example"],
-    )
-    assert envelope.original_content is not None
-    assert envelope.original_content.isascii()
+    assert envelope.mail_from == "service@xn--bcher-kva.example"
+    assert envelope.rcpt_tos == ["Alice@xn--bcher-kva.example"]
+    assert (envelope.original_content or b"\xff").isascii()
     assert message["To"] == "Alice@xn--bcher-kva.example"
     assert message["Message-ID"].endswith("@xn--bcher-kva.example>")
     assert "You have registered with the address Alice@BÜCHER.example." in content(message, "plain")
@@ -341,12 +260,11 @@ async def test_a_local_part_beyond_ascii_needs_smtputf8(email: str, sender: str)
     [envelope], [message] = mailbox.envelopes, mailbox.messages
     assert (envelope.mail_from, envelope.rcpt_tos) == (sender, [email])
     assert {"SMTPUTF8", "BODY=8BITMIME"} <= set(envelope.mail_options)
-    assert envelope.original_content is not None
-    assert f"From: {sender}\r\nTo: {email}\r\n".encode() in envelope.original_content
+    assert f"From: {sender}\r\nTo: {email}\r\n".encode() in (envelope.original_content or b"")
     assert f"with the address {email}." in content(message, "plain")
 
 
-async def test_a_server_without_smtputf8_is_not_asked_to_take_such_an_address() -> None:
+async def test_an_address_beyond_ascii_is_undeliverable_without_smtputf8() -> None:
     async with smtp_server(enable_SMTPUTF8=False) as mailbox:
         with pytest.raises(Undeliverable, match="SMTPUTF8"):
             await notifier(mailbox).welcome(event("jörg@example.com"))
@@ -354,22 +272,12 @@ async def test_a_server_without_smtputf8_is_not_asked_to_take_such_an_address() 
     assert mailbox.commands == ["connect", "EHLO", "QUIT"]
 
 
-@pytest.mark.usefixtures("_trusted")
-async def test_smtputf8_is_noticed_behind_starttls_as_well(certified: ssl.SSLContext) -> None:
-    async with smtp_server(enable_SMTPUTF8=True, tls_context=certified, require_starttls=True) as mailbox:
-        await notifier(mailbox, Security.STARTTLS).welcome(event("jörg@example.com"))
-    assert [envelope.rcpt_tos for envelope in mailbox.envelopes] == [["jörg@example.com"]]
-
-
 @pytest.mark.parametrize(
     "email",
     [
-        '"a b"@example.com',
+        '"a b@<>,;:()"@example.com',
         '"a\\"b\\\\c"@example.com',
-        '"a@b"@example.com',
-        '"<>,;:()"@example.com',
         "o'neil+x@example.com",
-        "alice@[8.8.8.8]",
         "alice@[IPv6:2606:4700:4700::1111]",
         f"{'x' * 64}@{'.'.join(['y' * 60] * 3)}.com",
     ],
@@ -380,8 +288,7 @@ async def test_unusual_addresses_are_kept(email: str) -> None:
     [envelope] = mailbox.envelopes
     [recipient] = envelope.rcpt_tos
     assert recipient.lower() == email.lower()
-    assert envelope.original_content is not None
-    assert f"To: {recipient}\r\n".encode() in envelope.original_content
+    assert f"To: {recipient}\r\n".encode() in (envelope.original_content or b"")
 
 
 @pytest.mark.parametrize(
@@ -395,9 +302,8 @@ async def test_unusual_addresses_are_kept(email: str) -> None:
         ('"<script>alert(1)</script>&"@example.com', "this address"),
     ],
 )
-def test_an_address_that_can_be_a_text_or_a_link_is_not_repeated(email: str, shown: str) -> None:
-    message = BytesParser(EmailMessage, policy=default).parsebytes(offline().message(event(email)))
-    assert isinstance(message, EmailMessage)
+def test_an_address_that_could_be_a_text_or_a_link_is_not_repeated(email: str, shown: str) -> None:
+    message = parsed(OFFLINE.message(event(email)))
     assert f"You have registered with {shown}." in content(message, "plain")
     text = unescape(re.sub("</?b>", "", content(message, "html")))
     assert f"You have registered with {shown}." in text
@@ -409,15 +315,6 @@ async def test_a_mail_to_an_address_that_the_rules_no_longer_allow_is_undelivera
         with pytest.raises(Undeliverable, match="do not allow"):
             await notifier(mailbox).welcome(event("alice@[127.0.0.1]"))
     assert mailbox.commands == []
-
-
-def test_an_address_is_no_template() -> None:
-    message = offline().message(event("$email.${email}@example.com"))
-    assert b"$email.${email}@example.com" in message
-
-
-def offline(sender: str = SENDER) -> SmtpNotifier:
-    return SmtpNotifier(SmtpServer("localhost", 1), sender=sender)
 
 
 ATOMS = st.text("abzAZ09!#$%&'*+/=?^_`{|}~-.äöüßéе中文١\u0301", min_size=1, max_size=64)
@@ -435,15 +332,17 @@ ADDRESSES = st.tuples(ATOMS | QUOTED | st.text(max_size=64), DOMAINS).map("@".jo
 @example('"a\r\nBcc: b"@example.com')
 @example('"\\\r"@example.com')
 @example("=?utf-8?q?a=0D=0ABcc=3A_b?=@example.com")
+@example("=?utf-8?q?x?=@example.com")
+@example("$email.${email}@example.com")
 @example("a\x85b@example.com")
 @example("a\u2028b@example.com")
 @example("a\udcffb@example.com")
-def test_no_address_that_is_one_can_add_to_a_mail(email: str) -> None:
+def test_no_valid_address_injects_headers(email: str) -> None:
     try:
         mailbox = EmailAddress(email).mailbox
     except ValidationFailed:
         return
-    raw = offline().message(event(email))
+    raw = OFFLINE.message(event(email))
     head, _, _ = raw.partition(b"\r\n\r\n")
 
     lines = head.decode().split("\r\n")
@@ -456,46 +355,34 @@ def test_no_address_that_is_one_can_add_to_a_mail(email: str) -> None:
     assert all(len(line) <= 998 for line in raw.split(b"\r\n"))
     to = lines[1].removeprefix("To: ")
     assert EmailAddress(to).mailbox == mailbox
-    # What goes into the envelope is what stands in the head.
+    # The envelope has the same address as the header.
     assert EmailAddress(quote_address(to)[1:-1]).mailbox == mailbox
     message = BytesParser(EmailMessage, policy=SMTPUTF8).parsebytes(raw)
     assert isinstance(message, EmailMessage)
-    assert (email in content(message, "plain")) == _is_plain(email)
-    # Python's own reader decodes what must not be decoded (RFC 2047, section 5), and fails at what it finds then.
+    assert (email in content(message, "plain")) == smtp_notifier._is_plain(email)
+    # Python's own parser decodes what must not be decoded (RFC 2047, section 5), and fails at the result.
     if "=?" not in email:
         header = message["To"]
         assert isinstance(header, AddressHeader)
         assert len(header.addresses) == 1
 
 
-def test_an_address_that_looks_like_an_encoded_word_is_left_as_it_is() -> None:
-    message = offline().message(event("=?utf-8?q?x?=@example.com"))
-    assert b"\r\nTo: =?utf-8?q?x?=@example.com\r\n" in message
-
-
 AWAY = float(os.environ.get("TEST_MAIL_AWAY", "0"))
-"""How much longer than one attempt the mail server is away, in seconds: minutes are for a run by hand."""
+"""How much longer than one attempt the mail server is down, in seconds: minutes are for a manual run."""
 
 
 async def test_a_mail_arrives_although_the_mail_server_was_down_at_registration(tmp_path: Path) -> None:
     async with smtp_server() as away:
         port = away.port
-    settings = {
-        "USERSVC_SMTP_URL": f"smtp://localhost:{port}",
-        "USERSVC_MAIL_FROM": "service@example.com",
-        "USERSVC_LOG_LEVEL": "info",
-    }
-
-    person = {"email": "alice@example.com", "password": "correct horse battery", "age": 30}
-
+    settings = {"USERSVC_SMTP_URL": f"smtp://localhost:{port}", "USERSVC_MAIL_FROM": "service@example.com"}
     with ExitStack() as stack:
         service = await asyncio.to_thread(stack.enter_context, running(tmp_path, settings, SHORT_RETRY))
         async with service.async_client() as client:
-            registered = await client.post("/register", json=person)
+            registered = await client.post("/register", json=person(email="alice@example.com"))
         assert registered.status_code == 201
         await asyncio.to_thread(service.wait_for_output, "attempt 1 to welcome user .* failed")
         await asyncio.sleep(AWAY)
-        # The waits double, so that the next one is at most about as long as all those before.
+        # The delays double, so the next one is at most about as long as all those before.
         async with smtp_server(port=port) as mailbox, asyncio.timeout(DEADLINE + 1.5 * AWAY):
             await mailbox.arrived.wait()
         assert await asyncio.to_thread(service.stop) == 0

@@ -1,9 +1,9 @@
-"""The spans of the whole service in this process, as a collector receives them; `tests/soak` runs it as a process."""
+"""The spans of the service in this process, as a collector receives them; `tests/soak` runs it as a process."""
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from uuid import UUID
 
@@ -16,8 +16,6 @@ from tests.e2e.api import PASSWORD, person, register
 from tests.e2e.server import DEADLINE, break_reads, free_port
 from usersvc.bootstrap import create_service_app
 from usersvc.config import Settings
-
-Connect = Callable[..., httpx.Client]
 
 
 @contextmanager
@@ -45,24 +43,19 @@ def collector() -> Iterator[Collector]:
 
 
 @pytest.fixture
-def connect(collector: Collector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Connect]:
-    """Starts the service with these settings, and with the collector."""
+def client(
+    collector: Collector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> Iterator[httpx.Client]:
+    """A client of the service, whose spans the collector receives; the parameter has further settings."""
     monkeypatch.chdir(tmp_path)
-    with ExitStack() as stack:
-
-        def connect(**settings: str) -> httpx.Client:
-            for name, value in (collector.settings | settings).items():
-                monkeypatch.setenv(name, value)
-            running: AbstractContextManager[httpx.Client] = serving(Settings.from_environment())
-            return stack.enter_context(running)
-
-        monkeypatch.setenv("USERSVC_BCRYPT_COST", "4")
-        monkeypatch.setenv("USERSVC_REGISTER_RATE", "")
-        yield connect
+    settings = {"USERSVC_BCRYPT_COST": "4", "USERSVC_REGISTER_RATE": ""} | getattr(request, "param", {})
+    for name, value in (collector.settings | settings).items():
+        monkeypatch.setenv(name, value)
+    with serving(Settings.from_environment()) as client:
+        yield client
 
 
-def test_spans_hold_no_data_of_people(connect: Connect, collector: Collector) -> None:
-    client = connect()
+def test_spans_contain_no_personal_data(client: httpx.Client, collector: Collector) -> None:
     user = register(client, email="alice.secret@example.com")
     client.get("/users?email=alice.secret@example.com")
     client.get(f"/users/{user['id']}")
@@ -89,24 +82,25 @@ def test_spans_hold_no_data_of_people(connect: Connect, collector: Collector) ->
     ]
 
 
-def test_failures_are_reported_by_kind(connect: Connect, collector: Collector, tmp_path: Path) -> None:
-    client = connect(USERSVC_SMTP_URL=f"smtp://127.0.0.1:{free_port()}", USERSVC_MAIL_FROM="usersvc@example.com")
+@pytest.mark.parametrize(
+    "client",
+    [{"USERSVC_SMTP_URL": f"smtp://127.0.0.1:{free_port()}", "USERSVC_MAIL_FROM": "usersvc@example.com"}],
+    indirect=True,
+)
+def test_failures_are_reported_by_type(client: httpx.Client, collector: Collector, tmp_path: Path) -> None:
     register(client)
     notification = collector.wait_for_names("notification")["notification"]
     break_reads(tmp_path / "usersvc.db")
     assert client.get("/users").status_code == 503
     spans = collector.wait_for_names("storage page", "GET /users")
 
-    assert notification.failed
-    assert notification.attributes["error.type"] == "SMTPConnectError"
-    assert spans["storage page"].failed
-    assert spans["storage page"].attributes["error.type"] == "StorageUnavailable"
-    assert spans["GET /users"].failed
-    assert spans["GET /users"].attributes["error.type"] == "503"
+    failed = [notification, spans["storage page"], spans["GET /users"]]
+    assert all(span.failed for span in failed)
+    types = [span.attributes["error.type"] for span in failed]
+    assert types == ["SMTPConnectError", "StorageUnavailable", "503"]
 
 
-def test_a_streamed_list_is_one_span_that_contains_every_read(connect: Connect, collector: Collector) -> None:
-    client = connect()
+def test_a_streamed_list_is_one_span_that_contains_every_read(client: httpx.Client, collector: Collector) -> None:
     register(client)
     client.get("/users", headers={"Accept": "application/x-ndjson"})
     spans = collector.wait_for_names("storage page", "GET /users")

@@ -11,7 +11,7 @@ from tests.e2e.api import assert_problem, person
 from tests.e2e.launch import SHORT_PAUSE
 from tests.e2e.server import DEADLINE, Service, free_port, running
 from tests.redis_server import RedisServer, needs_redis, redis_server
-from tests.soak.test_metrics import figure, figures
+from tests.soak.test_metrics import metrics, value
 
 pytestmark = needs_redis
 
@@ -44,7 +44,7 @@ def test_two_services_share_one_limit(tmp_path: Path, redis: RedisServer) -> Non
             refused = client.post("/register", json=person())
             assert_problem(refused, 429, "rate-limited")
             assert 3500 < int(refused.headers["Retry-After"]) <= 3600
-            assert figure(figures(client), "usersvc_rate_limit_fallbacks_total") == 0
+            assert value(metrics(client), "usersvc_rate_limit_fallbacks_total") == 0
         assert redis.password not in one.output + other.output
 
 
@@ -81,7 +81,7 @@ def test_without_redis_registrations_go_on_and_are_limited(tmp_path: Path, redis
         redis.kill() if fault == "killed" else redis.freeze()
         assert [asked(service) for _ in range(4)] == [201, 201, 429, 429]
         assert client.get("/readyz").status_code == 200
-        assert figure(figures(client), "usersvc_rate_limit_fallbacks_total") == 4
+        assert value(metrics(client), "usersvc_rate_limit_fallbacks_total") == 4
         assert service.output.count("Redis does not answer") == 1
 
         redis.start() if fault == "killed" else redis.thaw()
@@ -89,9 +89,9 @@ def test_without_redis_registrations_go_on_and_are_limited(tmp_path: Path, redis
         while "Redis answers again" not in service.output:
             asked(service)
             assert time.monotonic() < deadline
-        before = figure(figures(client), "usersvc_rate_limit_fallbacks_total")
+        before = value(metrics(client), "usersvc_rate_limit_fallbacks_total")
         asked(service)
-        assert figure(figures(client), "usersvc_rate_limit_fallbacks_total") == before
+        assert value(metrics(client), "usersvc_rate_limit_fallbacks_total") == before
         assert service.output.count("Redis does not answer") == 1
         assert redis.password not in service.output
 

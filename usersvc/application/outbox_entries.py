@@ -44,6 +44,5 @@ class OutboxState:
 RATE_LIMITED = "waits, since many mails went to this mailbox or domain"
 """The reason of an entry that is delayed by a mail limit (``usersvc.domain.mail_limits``)."""
 
-
 LAST = datetime.max.replace(tzinfo=UTC)
 """No time is later."""

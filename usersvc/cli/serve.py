@@ -18,7 +18,7 @@ import uvicorn
 from uvicorn.config import STARTUP_FAILURE
 
 import usersvc
-from usersvc.adapters.telemetry.prometheus import DIRECTORY, begin_anew
+from usersvc.adapters.telemetry.prometheus import DIRECTORY, delete_old_metrics
 from usersvc.application.errors import StorageUnavailable
 from usersvc.bootstrap import check_storage
 from usersvc.cli.output import REFUSED, Failure, print_message
@@ -81,7 +81,7 @@ def _metrics_folder(workers: int) -> Iterator[None]:
             if not configured:
                 # An empty path is the current folder.
                 raise FileNotFoundError
-            begin_anew(Path(configured))
+            delete_old_metrics(Path(configured))
         except OSError:
             raise Failure(f"{DIRECTORY} accepts an existing folder that is writable.", REFUSED) from None
     if workers == 1 or configured is not None:

@@ -5,7 +5,6 @@ import math
 import os
 import sys
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -18,8 +17,6 @@ T = TypeVar("T")
 NICENESS = 19
 """The lowest priority: the event loop's thread goes first whenever it has something to do."""
 
-_WEIGHT_OF_LAST = 0.2  # in the moving average of the time that a job takes
-
 
 class BoundedExecutor:
     """Runs jobs in threads, in the order of their arrival, and rejects jobs beyond its capacity.
@@ -28,18 +25,12 @@ class BoundedExecutor:
     the job never runs; a running job cannot be stopped and keeps its slot to its end.
     """
 
-    def __init__(self, *, workers: int, queue: int, expected: float) -> None:
-        """Make an executor; its threads start when they are needed.
-
-        Args:
-            workers: the number of jobs that run at once.
-            queue: how many jobs may wait.
-            expected: how long a job takes, in seconds, until one was measured.
-        """
-        self._workers = workers
+    def __init__(self, *, workers: int, queue: int, job_seconds: float) -> None:
+        """Create an executor, without threads yet; ``job_seconds`` estimates how long a job takes."""
         self._capacity = workers + queue
+        # Until all jobs are done: a slot is free earlier, but others compete for it.
+        self._retry_after = max(1, math.ceil(self._capacity * job_seconds / workers))
         self._pending = 0
-        self._mean, self._is_measured = expected, False
         self._lock = threading.Lock()
         self._threads = ThreadPoolExecutor(workers, thread_name_prefix="bcrypt", initializer=_lower_priority)
 
@@ -47,58 +38,37 @@ class BoundedExecutor:
         """Run a job in a thread; returns or raises what it does.
 
         Raises:
-            QueueFull: no slot is free; at once.
-            RuntimeError: the executor is closed, or the system has no thread.
+            QueueFull: no slot is free; immediately.
+            RuntimeError: the executor is closed, or the system cannot start a thread.
             asyncio.CancelledError: the executor was closed before the job began.
         """
         with self._lock:
-            self._check_capacity()
+            if self._pending >= self._capacity:
+                raise QueueFull(self._retry_after)
             self._pending += 1
+        # A cancelled job stays in the queue until a thread takes it, but without its password.
         job = [work]
 
+        def work_once() -> T:
+            return job.pop()()
+
         def release(_: object = None) -> None:
-            # A cancelled job stays in the queue until a thread comes to it, but without its password.
             job.clear()
             with self._lock:
                 self._pending -= 1
 
         try:
-            future = self._threads.submit(self._measured, job)
+            future = self._threads.submit(work_once)
         except BaseException:
             release()
             raise
-        # Before wrap_future adds its own callback: the slot is free when the caller learns of the result.
+        # Before wrap_future adds its own callback: the slot is free when the caller receives the result.
         future.add_done_callback(release)
         return await asyncio.wrap_future(future)
-
-    def check_capacity(self) -> None:
-        """Return if a job would be accepted now.
-
-        Raises:
-            QueueFull: no slot is free.
-        """
-        with self._lock:
-            self._check_capacity()
 
     def close(self) -> None:
         """Accept no more jobs and cancel those that wait. Running jobs are not awaited."""
         self._threads.shutdown(wait=False, cancel_futures=True)
-
-    def _check_capacity(self) -> None:
-        if self._pending >= self._capacity:
-            # The time until all present jobs are done: a slot is free earlier, but others compete for it.
-            raise QueueFull(max(1, math.ceil(self._pending * self._mean / self._workers)))
-
-    def _measured(self, job: list[Callable[[], T]]) -> T:
-        work = job.pop()
-        began = time.perf_counter()
-        try:
-            return work()
-        finally:
-            seconds = time.perf_counter() - began
-            with self._lock:
-                self._mean += (seconds - self._mean) * (_WEIGHT_OF_LAST if self._is_measured else 1)
-                self._is_measured = True
 
 
 def _lower_priority() -> None:

@@ -3,7 +3,6 @@
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from datetime import timedelta
 from email.message import EmailMessage
 from email.policy import SMTP
 from email.utils import format_datetime
@@ -20,35 +19,24 @@ from usersvc.domain.email_address import EmailAddress
 from usersvc.domain.errors import ValidationFailed
 from usersvc.domain.events import UserRegistered
 
-TIMEOUT = timedelta(seconds=20)
-"""For each step of the conversation."""
-QUIT_TIMEOUT = timedelta(seconds=2)
-"""For the reply to QUIT, which does not matter."""
+TIMEOUT, QUIT_TIMEOUT = 20.0, 2.0
+"""In seconds: for each step of the conversation, and for the reply to QUIT, which does not matter."""
 
-PERMANENT = 500
-"""Reply codes from here on say that a repetition is of no use (RFC 5321, section 4.2.1)."""
-ABOUT_THE_SESSION = frozenset({503, 530})
-"""But these say that a login is wanted (RFC 4954, section 6), or something else, first: that is for us to mend."""
+PERMANENT, SESSION_ERRORS = 500, frozenset({503, 530})
+"""Reply codes from 500 on mean that retrying is useless (RFC 5321, section 4.2.1), except those that a missing login or
+another missing command causes (RFC 4954, section 6), which the operator can fix."""
 
 
 class SmtpNotifier:
-    """A ``Notifier`` that hands mails to an SMTP server, each over a connection of its own.
+    """A ``Notifier`` that sends mails to an SMTP server, each over a connection of its own.
 
-    The certificate of a server with TLS is checked against the authorities that the system trusts; OpenSSL's
-    ``SSL_CERT_FILE`` names others.
+    With TLS, the certificate is checked against the authorities that the system, or ``SSL_CERT_FILE``, names.
     """
 
-    def __init__(self, server: SmtpServer, *, sender: str, timeout: timedelta = TIMEOUT) -> None:
-        """Make a notifier.
-
-        Args:
-            server: where mail is handed in.
-            sender: the address that mails are from; its domain also names them.
-            timeout: for each step of the conversation.
-        """
+    def __init__(self, server: SmtpServer, *, sender: str) -> None:
+        """Create a notifier; ``sender`` is the address in From, and its domain is that of the message ids."""
         self._server = server
-        self._sender = _Path(sender)
-        self._timeout = timeout
+        self._sender = _smtp_address(sender)
         templates = files("usersvc.adapters.mail") / "templates"
         self._text = Template((templates / "welcome.txt").read_text("utf-8"))
         self._html = Template((templates / "welcome.html").read_text("utf-8"))
@@ -57,43 +45,37 @@ class SmtpNotifier:
         """Send the mail to a new user (``Notifier.welcome``).
 
         Raises:
-            Undeliverable: the server refuses the recipient or the message for good, or the address was stored before a
-                rule forbade it.
-            aiosmtplib.SMTPException: anything else that an SMTP server can say, or not say.
-            OSError: the network has trouble.
+            Undeliverable: the server permanently rejects it, or the address was stored before a rule forbade it.
+            aiosmtplib.SMTPException, OSError: any other failure of the server or the network.
         """
         try:
-            recipient = _Path(event.email)
+            recipient = _smtp_address(event.email)
         except ValidationFailed:
             raise Undeliverable("the rules for addresses do not allow this one any more") from None
-        international = not (recipient.is_ascii and self._sender.is_ascii)
-        # Without the parameter, no address beyond ASCII may be in the envelope or the head (RFC 6531, section 3.4).
+        international = not (self._sender + recipient).isascii()
+        # Without the parameter, the envelope and the header must be ASCII (RFC 6531, section 3.4).
         options, encoding = (["SMTPUTF8", "BODY=8BITMIME"], "utf-8") if international else ([], "ascii")
         async with self._conversation() as smtp:
             if international:
                 await smtp.ehlo()
                 if not smtp.supports_extension("smtputf8"):
-                    raise Undeliverable("the mail server does not take addresses beyond ASCII (SMTPUTF8)")
-            await smtp.mail(self._sender.address, options=options, encoding=encoding)
+                    raise Undeliverable("the mail server does not accept addresses beyond ASCII (SMTPUTF8)")
+            await smtp.mail(self._sender, options=options, encoding=encoding)
+            refusing = "recipient"
             try:
-                await smtp.rcpt(recipient.address, encoding=encoding)
-            except aiosmtplib.SMTPRecipientRefused as refused:
-                if _is_final(refused.code):
-                    raise Undeliverable(f"the mail server refuses the recipient ({refused.code})") from None
-                raise
-            try:
+                await smtp.rcpt(recipient, encoding=encoding)
+                refusing = "message"
                 await smtp.data(self.message(event))
-            except aiosmtplib.SMTPDataError as refused:
-                if _is_final(refused.code):
-                    raise Undeliverable(f"the mail server refuses the message ({refused.code})") from None
-                raise
+            except (aiosmtplib.SMTPRecipientRefused, aiosmtplib.SMTPDataError) as refused:
+                if refused.code < PERMANENT or refused.code in SESSION_ERRORS:
+                    raise
+                raise Undeliverable(f"the mail server refuses the {refusing} ({refused.code})") from None
 
     @asynccontextmanager
     async def _conversation(self) -> AsyncIterator[aiosmtplib.SMTP]:
-        """A connection, protected and logged in as the settings say; it is closed at once when the caller is cancelled.
+        """A connection, encrypted and logged in as the settings say.
 
-        aiosmtplib's own context would wait for an answer to QUIT even then, and a server that has hung so far would
-        keep a stop waiting.
+        Unlike aiosmtplib's own context manager, it does not wait for the reply to QUIT when the caller is cancelled.
         """
         smtp = aiosmtplib.SMTP(
             hostname=self._server.host,
@@ -102,69 +84,61 @@ class SmtpNotifier:
             start_tls=self._server.security is Security.STARTTLS,
             username=self._server.user,
             password=self._server.password,
-            # Without a name aiosmtplib looks one up, for as long as the resolver likes.
+            # Without a name aiosmtplib looks one up, which can take any time.
             local_hostname=socket.gethostname(),
-            timeout=self._timeout.total_seconds(),
+            timeout=TIMEOUT,
         )
         await smtp.connect()
         try:
-            try:
-                yield smtp
-            except (Undeliverable, aiosmtplib.SMTPResponseException):
-                await _quit(smtp)
-                raise
+            yield smtp
+        except (Undeliverable, aiosmtplib.SMTPResponseException):
+            await _quit(smtp)
+            raise
+        else:
             await _quit(smtp)
         finally:
             smtp.close()
 
     def message(self, event: UserRegistered) -> bytes:
-        """The mail to a new user, with a text and an HTML part, as it goes over the wire (RFC 5322)."""
-        # Parts in 7 bits, for servers without 8BITMIME: the address shown in them may be beyond ASCII.
+        """The mail to a new user, with a text and an HTML part, as it is transmitted (RFC 5322)."""
+        # Parts in 7 bits, for servers without 8BITMIME: the address in them may be beyond ASCII.
         message = EmailMessage(policy=SMTP.clone(cte_type="7bit"))
         message["Subject"] = "Welcome!"
         message["Date"] = format_datetime(event.occurred_at)
-        # The same over retries, so that a mailbox can tell a repetition (RFC 5322, section 3.6.4).
-        message["Message-ID"] = f"<welcome.{event.user_id}@{self._sender.domain}>"
-        # No vacation notice answers it (RFC 3834, section 5).
+        # The same for each attempt, so that a mailbox can detect a repetition (RFC 5322, section 3.6.4).
+        message["Message-ID"] = f"<welcome.{event.user_id}@{self._sender.rpartition('@')[2]}>"
+        # Prevents automatic replies (RFC 3834, section 5).
         message["Auto-Submitted"] = "auto-generated"
         text, html = "this address", "this address"
         if _is_plain(event.email):
             text, html = f"the address {event.email}", f"the address <b>{escape(event.email)}</b>"
         message.set_content(self._text.substitute(address=text))
         message.add_alternative(self._html.substitute(address=html), subtype="html")
-        # EmailMessage takes an address for text to be read: it decodes one that looks like an encoded word, which is
-        # another address then, and writes one beyond ASCII as an encoded word, which is none (RFC 2047, section 5).
-        head = f"From: {self._sender.address}\r\nTo: {_Path(event.email).address}\r\n"
-        return head.encode() + message.as_bytes()
+        # EmailMessage would decode an address that looks like an encoded word, and encode one beyond ASCII as such,
+        # which is not allowed in addresses (RFC 2047, section 5).
+        header = f"From: {self._sender}\r\nTo: {_smtp_address(event.email)}\r\n"
+        return header.encode() + message.as_bytes()
 
 
-class _Path:
-    """An address as SMTP servers know it: the domain in ASCII, so that only the local part may need SMTPUTF8.
+def _smtp_address(typed: str) -> str:
+    """An address as it is sent to an SMTP server: the domain in ASCII, so that only the local part may need SMTPUTF8.
 
-    The syntax has neither line breaks nor other control characters, so it cannot add to a head or a command.
+    The syntax has neither line breaks nor other control characters, so it cannot inject headers or commands.
     """
-
-    def __init__(self, typed: str) -> None:
-        self.domain = EmailAddress(typed).mailbox.rpartition("@")[2]
-        # In NFC, as RFC 6532 (section 3.1) wants it; the case is the owner's.
-        self.address = f"{normalize('NFC', typed.rpartition('@')[0])}@{self.domain}"
-        self.is_ascii = self.address.isascii()
+    # In NFC, as RFC 6532 (section 3.1) requires; the case of the local part is kept.
+    return f"{normalize('NFC', typed.rpartition('@')[0])}@{EmailAddress(typed).mailbox.rpartition('@')[2]}"
 
 
 def _is_plain(email: str) -> bool:
-    """Whether an address can be repeated in a mail: letters, digits and the usual signs alone before the @.
+    """Whether a mail can safely repeat an address: only letters, digits and common signs before the @.
 
-    The syntax allows sentences in quotation marks, and slashes without them, so that anybody who registers an address
-    could have a text or a link of their choice sent to it.
+    The syntax allows sentences in quotation marks, and slashes without them, so a client could have a text or link of
+    its choice sent to the address that it registers.
     """
     return all(category(character)[0] in "LMN" or character in "._+-'" for character in email.rpartition("@")[0])
 
 
-def _is_final(code: int) -> bool:
-    return code >= PERMANENT and code not in ABOUT_THE_SESSION
-
-
 async def _quit(smtp: aiosmtplib.SMTP) -> None:
-    """Say QUIT (RFC 5321, section 4.1.1.10); whatever happens now, the mail has been taken or refused already."""
+    """Say QUIT (RFC 5321, section 4.1.1.10); a failure no longer changes the outcome."""
     with suppress(aiosmtplib.SMTPException, OSError):
-        await smtp.quit(timeout=QUIT_TIMEOUT.total_seconds())
+        await smtp.quit(timeout=QUIT_TIMEOUT)

@@ -1,29 +1,13 @@
-"""The interface of metrics and traces, and a wrapper that reports every call of a port to them."""
+"""A wrapper that reports every call of a port to metrics or traces, but not its arguments."""
 
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager
-from typing import Protocol, TypeVar, cast
+from typing import TypeVar, cast
 
 P = TypeVar("P")
 
-Around = Callable[[str], AbstractContextManager[None]]
+Around = Callable[[str], AbstractContextManager[object]]
 """Given the name of an operation: a context manager that is entered around one call of it."""
-
-
-class Instrument(Protocol):
-    """Observes how long calls take and how they end, but not their arguments."""
-
-    def storage_call(self, operation: str, /) -> AbstractContextManager[None]:
-        """Around a call of a storage port; operations of ``Outbox`` are named ``outbox_...``."""
-        ...
-
-    def hashing(self, operation: str, /) -> AbstractContextManager[None]:
-        """Around ``hash`` or ``verify`` of a ``PasswordHasher``."""
-        ...
-
-    def notification(self, operation: str, /) -> AbstractContextManager[None]:
-        """Around an attempt of a ``Notifier`` to send a mail; ``request_context`` is the request that led to it."""
-        ...
 
 
 def observed(port: P, around: Around, *, prefix: str = "") -> P:
@@ -31,7 +15,7 @@ def observed(port: P, around: Around, *, prefix: str = "") -> P:
 
     Args:
         port: an object all of whose public methods are coroutine functions.
-        around: a method of an ``Instrument``.
+        around: a method of ``PrometheusMetrics`` or ``OpenTelemetryTracing``.
         prefix: of the names of operations, which are those of the port's methods.
     """
     return cast("P", _InstrumentedPort(port, around, prefix))

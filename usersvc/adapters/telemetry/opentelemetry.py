@@ -1,4 +1,4 @@
-"""Traces with OpenTelemetry: of requests, and of their calls to the ports (an ``Instrument``).
+"""Traces with OpenTelemetry: of requests, and of their calls to the ports.
 
 Background work is not traced, except for the mail that a request leads to. Spans contain names, durations and outcomes,
 but no data: no address, path, query or id. The standard variables ``OTEL_...`` configure the export. This module needs
@@ -8,27 +8,23 @@ the extra ``otel``.
 import asyncio
 import logging
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from http import HTTPMethod, HTTPStatus
 from threading import Thread
-from types import TracebackType
 from typing import Self
 
 from opentelemetry import trace
 from opentelemetry.context import Context, attach
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.propagate import extract
-from opentelemetry.sdk.resources import OTELResourceDetector, Resource
+from opentelemetry.sdk.resources import SERVICE_NAME, SERVICE_VERSION, OTELResourceDetector, Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.semconv.attributes.error_attributes import ERROR_TYPE
-from opentelemetry.semconv.attributes.http_attributes import (
-    HTTP_REQUEST_METHOD,
-    HTTP_RESPONSE_STATUS_CODE,
-    HTTP_ROUTE,
-)
-from opentelemetry.semconv.attributes.service_attributes import SERVICE_NAME, SERVICE_VERSION
+from opentelemetry.semconv.attributes.http_attributes import HTTP_REQUEST_METHOD, HTTP_RESPONSE_STATUS_CODE, HTTP_ROUTE
 from opentelemetry.semconv.attributes.url_attributes import URL_SCHEME
-from opentelemetry.trace import NonRecordingSpan, Span, SpanContext, SpanKind, StatusCode, TraceFlags
+from opentelemetry.trace import Span, SpanKind, StatusCode
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 import usersvc
 from usersvc.application.idempotency import IdempotencyKeyUsed
@@ -37,27 +33,11 @@ from usersvc.domain.errors import EmailAlreadyRegistered
 
 log = logging.getLogger(__name__)
 
-METHODS = frozenset({"CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "TRACE"})
-"""Methods that are recorded; clients can send any other."""
-
-HEADER_LOGGERS = (
-    "opentelemetry.baggage.propagation",
-    "opentelemetry.trace.propagation.tracecontext",
-    "opentelemetry.trace.span",
-)
-"""Loggers that write what clients sent, in full."""
-
 EXPECTED_ERRORS = (EmailAlreadyRegistered, IdempotencyKeyUsed)
 """Regular outcomes that are raised; they do not mark a span as failed."""
 
-SERVER_ERROR = 500
-"""The first status of server errors."""
-
 FLUSH_TIMEOUT = 1.0
 """How long a stop waits for the export of the last spans, in seconds."""
-
-LOG_INTERVAL = 60.0
-"""The shortest interval between equal log lines about a failing collector, in seconds."""
 
 
 class OpenTelemetryTracing:
@@ -75,19 +55,18 @@ class OpenTelemetryTracing:
         ours = Resource.create({SERVICE_NAME: "usersvc", SERVICE_VERSION: usersvc.__version__})
         self._provider = TracerProvider(resource=ours.merge(OTELResourceDetector().detect()), shutdown_on_exit=False)
         logging.getLogger("opentelemetry.util.re").addFilter(_without_values)
-        for name in HEADER_LOGGERS:
-            logging.getLogger(name).addFilter(_discard)
+        for name in ("opentelemetry.baggage", "opentelemetry.trace"):
+            # Their warnings contain the headers that clients sent.
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
-        logging.getLogger(OTLPSpanExporter.__module__).addFilter(_RateLimited())
+        # Only the final error of each batch: a collector may be unreachable for days.
+        logging.getLogger(OTLPSpanExporter.__module__).setLevel(logging.ERROR)
         self._tracer = self._provider.get_tracer("usersvc", usersvc.__version__)
 
     async def __aenter__(self) -> Self:
-        """Nothing to open: the export has started."""
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         """Export the remaining spans, within ``FLUSH_TIMEOUT``."""
         # The library's shutdown waits for up to 30 seconds.
         flushing = Thread(target=self._provider.shutdown, name="last spans", daemon=True)
@@ -99,60 +78,39 @@ class OpenTelemetryTracing:
     def request(self, method: str, scheme: str, route: str | None, headers: Mapping[str, str]) -> "RequestSpan":
         """Start the span of a request and make it the current span of this context.
 
-        Args:
-            method: as received.
-            scheme: ``http`` or ``https``.
-            route: the template of the path, if a route matches.
-            headers: of the request; ``traceparent`` names the parent.
+        ``route`` is the template of the path, if a route matches; the header ``traceparent`` names the parent.
         """
-        known = method in METHODS
-        verb = method if known else "HTTP"
-        attributes = {HTTP_REQUEST_METHOD: method if known else "_OTHER", URL_SCHEME: scheme}
+        # Clients can send any other method.
+        name, kind = (method, method) if method in HTTPMethod.__members__ else ("HTTP", "_OTHER")
+        attributes = {HTTP_REQUEST_METHOD: kind, URL_SCHEME: scheme}
         if route is not None:
             attributes[HTTP_ROUTE] = route
+            name = f"{name} {route}"
         # Not the current context, which can be that of an earlier request.
         parent = extract(headers, Context())
-        span = self._tracer.start_span(
-            verb if route is None else f"{verb} {route}", parent, SpanKind.SERVER, attributes
-        )
+        span = self._tracer.start_span(name, parent, SpanKind.SERVER, attributes)
         attach(trace.set_span_in_context(span, parent))
         return RequestSpan(span)
 
-    @contextmanager
-    def storage_call(self, operation: str) -> Iterator[None]:
-        with self._child_span(f"storage {operation}"):
-            yield
+    def storage_call(self, operation: str) -> AbstractContextManager[None]:
+        return self._child_span(f"storage {operation}")
 
-    @contextmanager
-    def hashing(self, operation: str) -> Iterator[None]:
-        with self._child_span(f"hashing {operation}"):
-            yield
+    def hashing(self, operation: str) -> AbstractContextManager[None]:
+        return self._child_span(f"hashing {operation}")
 
-    @contextmanager
-    def notification(self, _operation: str) -> Iterator[None]:
+    def notification(self, _operation: str) -> AbstractContextManager[None]:
         """A span in the trace of the request that led to the mail, if that was recorded."""
         context = request_context.get()
-        if context is None or context.trace_id is None or context.span_id is None:
-            yield
-            return
-        request = SpanContext(
-            int(context.trace_id, 16),
-            int(context.span_id, 16),
-            is_remote=True,
-            trace_flags=TraceFlags(TraceFlags.SAMPLED),
-        )
-        parent = trace.set_span_in_context(NonRecordingSpan(request), Context())
-        with _ending(self._tracer.start_span("notification", parent, SpanKind.CONSUMER)):
-            yield
+        if context is None or context.span_id is None:
+            return nullcontext()
+        carrier = {"traceparent": f"00-{context.trace_id}-{context.span_id}-01"}
+        parent = TraceContextTextMapPropagator().extract(carrier, Context())
+        return _ending(self._tracer.start_span("notification", parent, SpanKind.CONSUMER))
 
-    @contextmanager
-    def _child_span(self, name: str) -> Iterator[None]:
-        if not trace.get_current_span().is_recording():
-            # Background work, such as polling the outbox.
-            yield
-            return
-        with _ending(self._tracer.start_span(name)):
-            yield
+    def _child_span(self, name: str) -> AbstractContextManager[None]:
+        # Background work, such as polling the outbox, has no span.
+        recording = trace.get_current_span().is_recording()
+        return _ending(self._tracer.start_span(name)) if recording else nullcontext()
 
 
 class RequestSpan:
@@ -168,39 +126,16 @@ class RequestSpan:
         """End it; the status is None if the client disconnected before the response."""
         if status is not None:
             self._span.set_attribute(HTTP_RESPONSE_STATUS_CODE, status)
-            if status >= SERVER_ERROR:
+            if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
                 self._span.set_attribute(ERROR_TYPE, str(status))
                 self._span.set_status(StatusCode.ERROR)
         self._span.end()
 
 
-class _RateLimited(logging.Filter):
-    """Passes lines with the same message once per ``LOG_INTERVAL``: a collector may be unreachable for days."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._passed: dict[str, float] = {}
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        """Whether to log the record."""
-        last = self._passed.get(record.msg)
-        if last is not None and record.created - last < LOG_INTERVAL:
-            return False
-        self._passed[record.msg] = record.created
-        return True
-
-
-def _discard(_: logging.LogRecord) -> bool:
-    """A filter that discards every record."""
-    return False
-
-
 def _without_values(record: logging.LogRecord) -> bool:
     """Remove the value from warnings about invalid settings: a header for the collector may contain a key."""
-    record.msg, record.args = (
-        "OTEL_EXPORTER_OTLP_HEADERS or a similar variable has an entry that is not name=value",
-        (),
-    )
+    record.msg = "OTEL_EXPORTER_OTLP_HEADERS or a similar variable has an entry that is not name=value"
+    record.args = ()
     return True
 
 
