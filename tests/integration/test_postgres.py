@@ -412,7 +412,7 @@ async def test_a_frozen_network_is_unavailable_in_bounded_time_until_it_recovers
     postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(postgres_pool, "CALL_TIMEOUT", 0.6)
-    monkeypatch.setattr(postgres_pool, "ANSWER_TIMEOUT", 0.2)
+    monkeypatch.setattr(postgres_pool, "RESPONSE_TIMEOUT", 0.2)
     monkeypatch.setattr(postgres_pool, "CONNECT_TIMEOUT", 0.2)
     async with over_a_bad_network(postgres_url) as (users, network):
         await users.add(person("alice@example.com"))
@@ -431,7 +431,7 @@ async def assert_unavailable(users: PostgresUsers) -> None:
 
 
 async def test_when_one_server_hangs_the_other_is_used(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(postgres_pool, "ANSWER_TIMEOUT", 0.5)
+    monkeypatch.setattr(postgres_pool, "RESPONSE_TIMEOUT", 0.5)
     monkeypatch.setattr(postgres_pool, "CONNECT_TIMEOUT", 0.5)
     with proxy(way_to(postgres_url)) as one, proxy(way_to(postgres_url)) as two:
         async with PostgresUsers(by_way_of(one.port, postgres_url, two.port)) as users:

@@ -68,7 +68,7 @@ async def test_a_list_continues_after_connections_were_lost(
 async def test_a_server_lost_in_the_middle_is_reported_in_bounded_time(
     remote: PostgresUsers, network: Proxy, monkeypatch: pytest.MonkeyPatch, fault: Callable[[Proxy], None]
 ) -> None:
-    monkeypatch.setattr(postgres_pool, "ANSWER_TIMEOUT", 0.2)
+    monkeypatch.setattr(postgres_pool, "RESPONSE_TIMEOUT", 0.2)
     monkeypatch.setattr(postgres_pool, "CONNECT_TIMEOUT", 0.2)
     monkeypatch.setattr(postgres_pool, "CALL_TIMEOUT", 0.5)
     async with aclosing(all_batches(remote)) as batches:

@@ -185,7 +185,7 @@ async def test_nobody_is_acknowledged_before_the_other_server_has_them_though_a_
     key: IdempotencyKey | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(postgres_pool, "CALL_TIMEOUT", 1.0)
-    monkeypatch.setattr(postgres_pool, "ANSWER_TIMEOUT", 0.7)
+    monkeypatch.setattr(postgres_pool, "RESPONSE_TIMEOUT", 0.7)
     waiting = "FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
     alice = User.register(email="alice@example.com", password="correct horse battery", age=30)
     user = alice.complete(PasswordHash("$hash"), at=datetime.now(UTC))

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from uuid import UUID
 
 from usersvc.adapters.postgres.pool import PostgresPool
-from usersvc.adapters.postgres.rows import RECORD, record_of
 from usersvc.application.read_models import UserRecord
+
+_SELECT = "SELECT position, id, email, mailbox, age, password_hash, registered_at FROM users"
 
 
 class PostgresArchive:
@@ -15,20 +16,12 @@ class PostgresArchive:
         self._pool = pool
 
     async def users(self, *, after: int | None, limit: int) -> list[UserRecord]:
-        rows = await self._pool.run(
-            f"SELECT {RECORD} FROM users WHERE position > $1 ORDER BY position LIMIT $2",  # noqa: S608  # a constant
-            0 if after is None else after,
-            limit,
-        )
-        return [record_of(row) for row in rows]
+        rows = await self._pool.run(f"{_SELECT} WHERE position > $1 ORDER BY position LIMIT $2", after or 0, limit)
+        return [UserRecord(*row) for row in rows]
 
     async def find_matching(self, *, mailboxes: Sequence[str], ids: Sequence[UUID]) -> list[UserRecord]:
-        rows = await self._pool.run(
-            f"SELECT {RECORD} FROM users WHERE mailbox = ANY ($1) OR id = ANY ($2) ORDER BY position",  # noqa: S608  # a constant
-            list(mailboxes),
-            list(ids),
-        )
-        return [record_of(row) for row in rows]
+        matching = "WHERE mailbox = ANY ($1) OR id = ANY ($2) ORDER BY position"
+        return [UserRecord(*row) for row in await self._pool.run(f"{_SELECT} {matching}", mailboxes, ids)]
 
     async def count(self) -> int:
         [[count]] = await self._pool.run("SELECT count(*) FROM users")

@@ -5,7 +5,8 @@ import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
-from usersvc.adapters.postgres.pool import ANSWER_TIMEOUT, FAILURES, FIRST_PAUSE, Connection, PostgresPool, reason
+from usersvc.adapters.postgres import pool as postgres_pool
+from usersvc.adapters.postgres.pool import Connection, PostgresPool
 
 log = logging.getLogger(__name__)
 
@@ -15,6 +16,9 @@ CHANNEL = "usersvc_outbox"
 DEBOUNCE, MAX_SILENCE = 0.1, 15.0
 """Seconds during which notifications are combined into one, and seconds without any after which a listener checks its
 connection. Without the first, each registration would make every process on every host query the outbox."""
+
+RECONNECT_PAUSE = 1.0
+"""Seconds between two attempts to connect. Nothing is lost meanwhile: the outbox is polled as well."""
 
 LISTENING = "usersvc listening"
 """The ``application_name`` of the session that listens for notifications; each process has one."""
@@ -32,19 +36,17 @@ async def listening(pool: PostgresPool, notify: Callable[[], None]) -> AsyncIter
 
 
 async def _listen(pool: PostgresPool, notify: Callable[[], None]) -> None:
-    pause, is_logged = FIRST_PAUSE, False
+    is_logged = False
     while True:
         try:
             async with _listener(pool) as (connection, received):
-                pause, is_logged = FIRST_PAUSE, False
+                is_logged = False
                 await _forward(connection, received, notify)
-        except FAILURES as error:
-            # Nothing is lost: the outbox is polled as well, only less often.
+        except postgres_pool.FAILURES as error:
             if not is_logged:
-                log.warning("cannot listen for notifications, retrying: %s", reason(error))
-                is_logged = True
-        await asyncio.sleep(pause)
-        pause = min(2 * pause, MAX_SILENCE)
+                log.warning("cannot listen for notifications, retrying: %s", postgres_pool.reason(error))
+            is_logged = True
+        await asyncio.sleep(RECONNECT_PAUSE)
 
 
 @asynccontextmanager
@@ -53,7 +55,7 @@ async def _listener(pool: PostgresPool) -> AsyncIterator[tuple[Connection, async
     connection, received = await pool.connect(LISTENING), asyncio.Event()
     try:
         connection.add_termination_listener(lambda *_: received.set())
-        async with asyncio.timeout(ANSWER_TIMEOUT):
+        async with asyncio.timeout(postgres_pool.RESPONSE_TIMEOUT):
             await connection.add_listener(CHANNEL, lambda *_: received.set())
         yield connection, received
     finally:
@@ -70,4 +72,4 @@ async def _forward(connection: Connection, received: asyncio.Event, notify: Call
                 await received.wait()
         except TimeoutError:
             # A broken connection looks like a silent one.
-            await connection.execute("SELECT 1", timeout=ANSWER_TIMEOUT)
+            await connection.execute("SELECT 1", timeout=postgres_pool.RESPONSE_TIMEOUT)
