@@ -1,4 +1,4 @@
-"""A network that can be made to fail: what goes over it can be cut off, lost, held up, or led elsewhere."""
+"""A TCP proxy that fails on request: it breaks, refuses or holds connections, or loses a response."""
 
 import socket
 import threading
@@ -9,7 +9,7 @@ Connect = Callable[[], socket.socket]
 
 
 class Proxy:
-    """Takes connections at an address of its own and leads each to where it is told; `proxy` makes one."""
+    """Listens on a free port and forwards each connection; ``proxy`` creates one."""
 
     def __init__(self, connect: Connect) -> None:
         self._connect = connect
@@ -18,15 +18,11 @@ class Proxy:
         self._open: list[tuple[socket.socket, socket.socket]] = []
         self._flowing = threading.Event()
         self._flowing.set()
-        self._loses_answers = False
+        self._loses_response = False
         self._refuses = False
         self.lost = threading.Event()
-        """Set when an answer was lost."""
+        """Set when a response was lost."""
         threading.Thread(target=self._accept, daemon=True).start()
-
-    def lead_to(self, connect: Connect) -> None:
-        """Lead new connections elsewhere."""
-        self._connect = connect
 
     def cut(self) -> None:
         """Break every connection."""
@@ -36,28 +32,29 @@ class Proxy:
                 with suppress(OSError):
                     end.shutdown(socket.SHUT_RDWR)
 
-    def refuse(self, *, refuses: bool = True) -> None:
+    def refuse(self) -> None:
         """Break every connection, and every new one at once."""
-        self._refuses = refuses
+        self._refuses = True
         self.cut()
 
     def hold(self) -> None:
-        """Keep everything on its way, as a cable that was pulled out does: nobody is told."""
+        """Forward nothing, as a cable that was pulled out: connections stay open."""
         self._flowing.clear()
 
-    def let_go(self) -> None:
-        """Let everything flow again."""
+    def recover(self) -> None:
+        """Forward everything again."""
+        self._refuses = False
         self._flowing.set()
 
-    def lose_the_next_answer(self) -> None:
-        """Let the next question through, and break the connection when its answer comes."""
+    def lose_next_response(self) -> None:
+        """Forward the next request, and break the connection at its response."""
         self.lost.clear()
-        self._loses_answers = True
+        self._loses_response = True
 
     def close(self) -> None:
-        """Take no more connections, and break all."""
+        """Accept no more connections, and break all."""
         self._listener.close()
-        self.let_go()
+        self._flowing.set()
         self.cut()
 
     def _accept(self) -> None:
@@ -75,21 +72,21 @@ class Proxy:
                 client.close()
                 continue
             self._open.append((client, server))
-            threading.Thread(target=self._carry, args=[client, server]).start()
+            threading.Thread(target=self._forward, args=[client, server]).start()
 
-    def _carry(self, client: socket.socket, server: socket.socket) -> None:
+    def _forward(self, client: socket.socket, server: socket.socket) -> None:
         with client, server:
-            answers = threading.Thread(target=self._flow, args=[server, client], kwargs={"is_answer": True})
-            answers.start()
+            responses = threading.Thread(target=self._flow, args=[server, client], kwargs={"is_response": True})
+            responses.start()
             self._flow(client, server)
-            answers.join()
+            responses.join()
 
-    def _flow(self, source: socket.socket, target: socket.socket, *, is_answer: bool = False) -> None:
+    def _flow(self, source: socket.socket, target: socket.socket, *, is_response: bool = False) -> None:
         with suppress(OSError):
             while piece := source.recv(65536):
                 self._flowing.wait()
-                if is_answer and self._loses_answers:
-                    self._loses_answers = False
+                if is_response and self._loses_response:
+                    self._loses_response = False
                     self.lost.set()
                     break
                 target.sendall(piece)

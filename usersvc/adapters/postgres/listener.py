@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 from usersvc.adapters.postgres import pool as postgres_pool
 from usersvc.adapters.postgres.pool import Connection, PostgresPool
@@ -19,9 +19,6 @@ connection. Without the first, each registration would make every process on eve
 
 RECONNECT_PAUSE = 1.0
 """Seconds between two attempts to connect. Nothing is lost meanwhile: the outbox is polled as well."""
-
-LISTENING = "usersvc listening"
-"""The ``application_name`` of the session that listens for notifications; each process has one."""
 
 
 @asynccontextmanager
@@ -39,9 +36,16 @@ async def _listen(pool: PostgresPool, notify: Callable[[], None]) -> None:
     is_logged = False
     while True:
         try:
-            async with _listener(pool) as (connection, received):
+            async with _session(pool) as (connection, received):
                 is_logged = False
-                await _forward(connection, received, notify)
+                while True:
+                    notify()
+                    received.clear()
+                    await asyncio.sleep(DEBOUNCE)
+                    with suppress(TimeoutError):
+                        await asyncio.wait_for(received.wait(), MAX_SILENCE)
+                    # It fails if the connection is lost, which looks like silence.
+                    await connection.execute("SELECT 1", timeout=postgres_pool.RESPONSE_TIMEOUT)
         except postgres_pool.FAILURES as error:
             if not is_logged:
                 log.warning("cannot listen for notifications, retrying: %s", postgres_pool.reason(error))
@@ -50,9 +54,9 @@ async def _listen(pool: PostgresPool, notify: Callable[[], None]) -> None:
 
 
 @asynccontextmanager
-async def _listener(pool: PostgresPool) -> AsyncIterator[tuple[Connection, asyncio.Event]]:
+async def _session(pool: PostgresPool) -> AsyncIterator[tuple[Connection, asyncio.Event]]:
     """A session that listens, and an event that is set by notifications and by the end of the session."""
-    connection, received = await pool.connect(LISTENING), asyncio.Event()
+    connection, received = await pool.connect(), asyncio.Event()
     try:
         connection.add_termination_listener(lambda *_: received.set())
         async with asyncio.timeout(postgres_pool.RESPONSE_TIMEOUT):
@@ -60,16 +64,3 @@ async def _listener(pool: PostgresPool) -> AsyncIterator[tuple[Connection, async
         yield connection, received
     finally:
         connection.terminate()
-
-
-async def _forward(connection: Connection, received: asyncio.Event, notify: Callable[[], None]) -> None:
-    while not connection.is_closed():
-        notify()
-        received.clear()
-        await asyncio.sleep(DEBOUNCE)
-        try:
-            async with asyncio.timeout(MAX_SILENCE):
-                await received.wait()
-        except TimeoutError:
-            # A broken connection looks like a silent one.
-            await connection.execute("SELECT 1", timeout=postgres_pool.RESPONSE_TIMEOUT)

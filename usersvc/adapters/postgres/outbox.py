@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import astuple
 from datetime import datetime
+from typing import cast
 
 import asyncpg
 
@@ -19,7 +20,7 @@ from usersvc.domain.user import User
 EXPIRED_BATCH = 100
 """The maximum number of expired keys, and of expired mail limits, that one registration deletes."""
 
-_ENTRY = "id, user_id, email, occurred_at, attempts, due_at, reason, lease, request_id, trace_id, span_id"
+_ENTRY = "id, user_id, email, occurred_at, attempts, due_at, reason, lease::text, request_id, trace_id, span_id"
 
 _UNLIMITED = "(attempts > 0 OR reason IS NULL)"
 """The condition of entries that no mail limit delays; the index ``outbox_unlimited`` has the same one."""
@@ -32,10 +33,7 @@ class PostgresOutbox:
         self._pool = pool
 
     def listen(self, wake: Callable[[], None]) -> AbstractAsyncContextManager[None]:
-        """Call ``wake``, while the context lasts, when a process on any host has made an entry due.
-
-        Notifications may be lost, and PgBouncer in transaction mode has none, so the caller has to poll as well.
-        """
+        """Call ``wake`` when a process on any host has made an entry due; notifications may be lost."""
         return listening(self._pool, wake)
 
     async def lease(self, *, now: datetime, until: datetime, limit: int, latest: datetime = LAST) -> list[OutboxEntry]:
@@ -67,18 +65,17 @@ class PostgresOutbox:
         return [_entry_of(row) for row in rows]
 
     async def delivered(self, entry: OutboxEntry) -> None:
-        await self._settle("DELETE FROM outbox", entry)
+        await self._settle(entry, "DELETE FROM outbox")
 
     async def reschedule(self, entry: OutboxEntry, *, due_at: datetime, reason: str) -> None:
-        await self._settle("UPDATE outbox SET due_at = $3, reason = $4, lease = NULL", entry, due_at, reason)
+        await self._settle(entry, "UPDATE outbox SET due_at = $3, reason = $4, lease = NULL", due_at, reason)
 
     async def dead_letter(self, entry: OutboxEntry, *, reason: str) -> None:
-        await self._settle("UPDATE outbox SET due_at = NULL, reason = $3, lease = NULL", entry, reason)
+        await self._settle(entry, "UPDATE outbox SET due_at = NULL, reason = $3, lease = NULL", reason)
 
     async def next_due(self) -> datetime | None:
         [[due_at]] = await self._pool.run("SELECT min(due_at) FROM outbox WHERE due_at IS NOT NULL")
-        found: datetime | None = due_at
-        return found
+        return cast("datetime | None", due_at)
 
     async def entries(self, *, after: int | None = None, limit: int | None = None) -> list[OutboxEntry]:
         rows = await self._pool.run(
@@ -91,12 +88,8 @@ class PostgresOutbox:
     async def retry(self, entry_id: int, *, now: datetime) -> bool:
         changed = await self._pool.run(
             f"""
-            WITH changed AS (
-                UPDATE outbox SET due_at = $1, attempts = 0, lease = NULL
-                WHERE id = $2 AND (lease IS NULL OR due_at <= $1)
-                RETURNING id
-            )
-            SELECT pg_notify('{CHANNEL}', '') FROM changed
+            UPDATE outbox SET due_at = $1, attempts = 0, lease = NULL
+            WHERE id = $2 AND (lease IS NULL OR due_at <= $1) RETURNING pg_notify('{CHANNEL}', '')
             """,  # noqa: S608  # a constant
             now,
             entry_id,
@@ -104,8 +97,7 @@ class PostgresOutbox:
         return bool(changed)
 
     async def state(self) -> OutboxState:
-        # Ids follow the time of registration, so the first pending entry is the oldest. It is read by itself because
-        # counting many entries may take longer than STATEMENT_TIMEOUT.
+        # Ids follow the time of registration. The counts are read separately: they may exceed STATEMENT_TIMEOUT.
         first = await self._pool.run(
             f"SELECT occurred_at FROM outbox WHERE due_at IS NOT NULL AND {_UNLIMITED} ORDER BY id LIMIT 1"  # noqa: S608  # a constant
         )
@@ -118,20 +110,15 @@ class PostgresOutbox:
             return OutboxState(pending=None, dead_lettered=None, oldest=oldest)
         return OutboxState(pending=pending, dead_lettered=total - pending, oldest=oldest)
 
-    async def _settle(self, change: str, entry: OutboxEntry, *values: object) -> None:
+    async def _settle(self, entry: OutboxEntry, change: str, *values: object) -> None:
         await self._pool.run(f"{change} WHERE id = $1 AND lease = $2", entry.id, entry.lease, *values)
 
 
 def _entry_of(row: asyncpg.Record) -> OutboxEntry:
-    entry_id, user_id, email, occurred_at, attempts, due_at, reason, lease, request_id, trace_id, span_id = row
+    entry_id, user_id, email, occurred_at, attempts, due_at, reason, lease, *context = row
+    event = UserRegistered(user_id, email, occurred_at)
     return OutboxEntry(
-        id=entry_id,
-        event=UserRegistered(user_id, email, occurred_at),
-        attempts=attempts,
-        due_at=due_at,
-        reason=reason,
-        lease=None if lease is None else str(lease),
-        context=None if request_id is None else RequestContext(request_id, trace_id, span_id),
+        entry_id, event, attempts, due_at, reason, lease, RequestContext(*context) if context[0] else None
     )
 
 
@@ -141,9 +128,9 @@ events AS (
         WITH ORDINALITY AS given (user_id, mailbox, email, occurred_at, number) USING (user_id, mailbox)
 ),
 limited AS (
-    SELECT number, occurred_at, digest, gap, burst FROM events JOIN unnest(
-        $8::bigint[], $9::text[], $10::interval[], $11::interval[]
-    ) AS given (number, digest, gap, burst) USING (number)
+    SELECT number, occurred_at, digest, gap, burst
+    FROM events JOIN unnest($8::bigint[], $9::text[], $10::interval[], $11::interval[])
+        AS given (number, digest, gap, burst) USING (number)
 ),
 expired_limits AS (
     DELETE FROM mail_limits WHERE digest = ANY (ARRAY(

@@ -20,10 +20,8 @@ STATEMENT_TIMEOUT, LOCK_TIMEOUT = 2.0, 1.5
 """After how many seconds the server itself cancels a statement, or one that waits for a lock."""
 
 RESPONSE_TIMEOUT, CONNECT_TIMEOUT = 2.5, 2.0
-"""After how many seconds a server is considered unreachable: without a response, or while connecting to one host.
-
-The sum is less than ``CALL_TIMEOUT``, so that a call can fail over from a server that hangs to the one that took over.
-"""
+"""Seconds after which a server is unreachable, while it is used or connected to. The sum is less than ``CALL_TIMEOUT``,
+so that a call can fail over from a server that hangs to the one that took over."""
 
 MAX_IDLE_TIME = 60.0
 """How long an unused connection is kept, in seconds: other processes need the server's slots too."""
@@ -45,24 +43,27 @@ SETTINGS = {
     "jit": "off",
     # A day is 24 hours in every sum of times.
     "TimeZone": "UTC",
+    "application_name": "usersvc",
 }
 """Of each session. PgBouncer needs ``ignore_startup_parameters`` for them, and the same settings on the role."""
 
-ROLLED_BACK = frozenset({
-    "25006",  # read_only_sql_transaction: the server was demoted to a standby
-    "40001",  # serialization_failure
-    "40P01",  # deadlock_detected
-    "53300",  # too_many_connections
-})  # fmt: skip
-"""SQLSTATEs after which the transaction certainly was not committed."""
+ROLLED_BACK = (
+    asyncpg.ReadOnlySQLTransactionError,  # the server was demoted to a standby
+    asyncpg.SerializationError,
+    asyncpg.DeadlockDetectedError,
+    asyncpg.TooManyConnectionsError,
+)
+"""Errors after which the transaction certainly was not committed."""
 
-SERVER_LOST = frozenset({
-    "25006",  # read_only_sql_transaction
-    "57P01",  # admin_shutdown
-    "57P02",  # crash_shutdown
-    "57P03",  # cannot_connect_now: it is starting or stopping
-})  # fmt: skip
-"""SQLSTATEs after which no session of this server is used again.
+SERVER_LOST = (
+    OSError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.ReadOnlySQLTransactionError,
+    asyncpg.AdminShutdownError,
+    asyncpg.CrashShutdownError,
+    asyncpg.CannotConnectNowError,
+)
+"""Errors after which no session of this server is used again.
 
 A session that ends while it waits for a synchronous standby has committed, but the standby may not have the data.
 """
@@ -78,12 +79,7 @@ class PostgresPool:
     """
 
     def __init__(self, url: str, size: int) -> None:
-        """Create the pool, without a connection.
-
-        Args:
-            url: ``postgresql://``, with one host or several; the first one that accepts writes is used.
-            size: the maximum number of connections.
-        """
+        """Create a pool of at most ``size`` connections, to the first host of the URL that accepts writes."""
         self._addresses = one_url_per_host(url)
         self._size = size
         self._pool: asyncpg.Pool | None = None
@@ -126,7 +122,7 @@ class PostgresPool:
                                 return await connection.fetch(statement, *values, timeout=RESPONSE_TIMEOUT)
                         except FAILURES as error:
                             last = error
-                            if not (_is_rolled_back(error) or (is_repeatable and _is_transient(error))):
+                            if not (isinstance(error, ROLLED_BACK) or (is_repeatable and _is_transient(error))):
                                 raise
                         await asyncio.sleep(pause)
                         pause = min(2 * pause, LONGEST_PAUSE)
@@ -134,14 +130,10 @@ class PostgresPool:
                 # The last failure says more than the timeout.
                 raise last or timeout from None
 
-    async def connect(self, name: str = "usersvc") -> Connection:
+    async def connect(self) -> Connection:
         """Connect, outside of the pool, to a server that accepts writes; the caller terminates the connection.
 
-        Args:
-            name: the ``application_name`` in ``pg_stat_activity``.
-
-        Raises:
-            Exception: one of ``FAILURES``, of the host that was tried last.
+        Raises one of ``FAILURES``, of the host that was tried last.
         """
         last: Exception = TimeoutError()
         for address in self._addresses.copy():
@@ -150,7 +142,7 @@ class PostgresPool:
                 return await asyncpg.connect(
                     address,
                     timeout=CONNECT_TIMEOUT,
-                    server_settings=SETTINGS | {"application_name": name},
+                    server_settings=SETTINGS,
                     target_session_attrs=SessionAttribute.read_write,
                 )
             except FAILURES as error:
@@ -169,10 +161,10 @@ class PostgresPool:
             try:
                 yield connection
             except BaseException as error:
-                if _is_server_lost(error):
+                if isinstance(error, SERVER_LOST):
                     # The other sessions of this server are not used again either.
                     await pool.expire_connections()
-                if _is_server_lost(error) or not isinstance(error, asyncpg.PostgresError):
+                if isinstance(error, SERVER_LOST) or not isinstance(error, asyncpg.PostgresError):
                     # A statement may still be running in it.
                     connection.terminate()
                 raise
@@ -193,23 +185,10 @@ def storage_errors() -> Iterator[None]:
 
 def reason(error: Exception) -> str:
     """The kind of failure only: messages of the server contain values, those of the network addresses."""
-    if isinstance(error, TimeoutError):
-        return "no answer in time"
-    return f"{type(error).__name__} ({state})" if (state := _sqlstate(error)) else type(error).__name__
+    state = f" ({error.sqlstate})" if isinstance(error, asyncpg.PostgresError) and error.sqlstate else ""
+    return f"{type(error).__name__}{state}"
 
 
 def _is_transient(error: Exception) -> bool:
     # asyncpg's errors about values and settings are ValueErrors; of the server's, only its loss is transient.
-    return _is_server_lost(error) or not isinstance(error, (ValueError, asyncpg.PostgresError))
-
-
-def _is_rolled_back(error: Exception) -> bool:
-    return _sqlstate(error) in ROLLED_BACK
-
-
-def _is_server_lost(error: BaseException) -> bool:
-    return isinstance(error, (OSError, asyncpg.PostgresConnectionError)) or _sqlstate(error) in SERVER_LOST
-
-
-def _sqlstate(error: BaseException) -> str | None:
-    return error.sqlstate if isinstance(error, asyncpg.PostgresError) else None
+    return isinstance(error, SERVER_LOST) or not isinstance(error, (ValueError, asyncpg.PostgresError))

@@ -3,19 +3,17 @@
 import json
 from collections.abc import Sequence
 from datetime import datetime
-from types import TracebackType
 from typing import Self
 from uuid import UUID
 
 import asyncpg
 
-from usersvc.adapters.postgres.archive import PostgresArchive
 from usersvc.adapters.postgres.outbox import EXPIRED_BATCH, INSERT_EVENTS, PostgresOutbox, columns, event_parameters
 from usersvc.adapters.postgres.pool import PostgresPool
 from usersvc.adapters.postgres.schema import ADDING, upgrade
 from usersvc.application.errors import StorageUnavailable
 from usersvc.application.idempotency import KEY_LIFETIME, EarlierRegistration, IdempotencyKey, IdempotencyKeyUsed
-from usersvc.application.read_models import Order, Page, UserView
+from usersvc.application.read_models import Order, Page, UserRecord, UserView
 from usersvc.domain.errors import EmailAlreadyRegistered
 from usersvc.domain.user import User
 
@@ -27,6 +25,8 @@ _JSON = """
 '{"id":"' || id || '","email":' || to_json(email) || ',"age":' || age || ',"registered_at":"'
     || to_char(registered_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z') || '"}'
 """
+
+_RECORD = "SELECT position, id, email, mailbox, age, password_hash, registered_at FROM users"
 
 # Writes to the WAL, so that the commit waits for the disk and for synchronous_standby_names.
 _WRITE_TO_WAL = "pg_logical_emit_message(true, 'usersvc', ''::text)"
@@ -83,43 +83,31 @@ _ADD_ALL = f"WITH {_LOCK}, {_insert('locked', '')}"
 class PostgresUsers:
     """A ``Users`` in a PostgreSQL database; an asynchronous context manager that opens and closes it.
 
-    ``outbox`` and ``archive`` use the same database. Every method is one statement.
+    ``outbox`` and ``archive`` use the same database.
     """
 
     def __init__(self, url: str, *, pool_size: int = POOL_SIZE) -> None:
-        """Create the store, without a connection.
-
-        Args:
-            url: see ``PostgresPool``.
-            pool_size: the maximum number of connections, without the one that listens for notifications.
-        """
+        """Create the store, without a connection; ``outbox.listen`` uses one more than ``pool_size``."""
         self._pool = PostgresPool(url, pool_size)
         self.outbox = PostgresOutbox(self._pool)
         self.archive = PostgresArchive(self._pool)
 
     async def __aenter__(self) -> Self:
-        """Connect, and migrate the schema.
-
-        Raises:
-            StorageUnavailable: the server cannot be reached or is unsuitable, or its schema is newer.
-        """
+        """Connect, and migrate the schema; raises ``StorageUnavailable`` as ``upgrade`` does."""
         await upgrade(self._pool)
         await self._pool.open()
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         """Disconnect."""
         await self._pool.close()
 
     async def add(self, user: User, *, key: IdempotencyKey | None = None) -> None:
+        statement, values = _ADD, _parameters([user])
+        if key is not None:
+            statement, values = _ADD_WITH_KEY, [*values, key.digest, user.registered_at - KEY_LIFETIME]
         try:
-            if key is None:
-                added = await self._pool.run(_ADD, *_parameters([user]))
-            else:
-                expired = user.registered_at - KEY_LIFETIME
-                added = await self._pool.run(_ADD_WITH_KEY, *_parameters([user]), key.digest, expired)
+            added = await self._pool.run(statement, *values)
         except StorageUnavailable as error:
             violation = error.__cause__
             if isinstance(violation, asyncpg.ForeignKeyViolationError) and violation.constraint_name == "key_of_a_user":
@@ -194,6 +182,25 @@ class PostgresUsers:
     async def check(self) -> None:
         """Read a row and write to the WAL, which fails on a standby and on a full disk."""
         await self._pool.run(f"SELECT {_WRITE_TO_WAL}, (SELECT position FROM users LIMIT 1)")  # noqa: S608  # a constant
+
+
+class PostgresArchive:
+    """An ``Archive`` in the database of a ``PostgresUsers``."""
+
+    def __init__(self, pool: PostgresPool) -> None:
+        self._pool = pool
+
+    async def users(self, *, after: int | None, limit: int) -> list[UserRecord]:
+        rows = await self._pool.run(f"{_RECORD} WHERE position > $1 ORDER BY position LIMIT $2", after or 0, limit)
+        return [UserRecord(*row) for row in rows]
+
+    async def find_matching(self, *, mailboxes: Sequence[str], ids: Sequence[UUID]) -> list[UserRecord]:
+        matching = "WHERE mailbox = ANY ($1) OR id = ANY ($2) ORDER BY position"
+        return [UserRecord(*row) for row in await self._pool.run(f"{_RECORD} {matching}", mailboxes, ids)]
+
+    async def count(self) -> int:
+        [[count]] = await self._pool.run("SELECT count(*) FROM users")
+        return int(count)
 
 
 def _parameters(users: Sequence[User]) -> list[object]:
