@@ -15,7 +15,7 @@ import pytest
 
 from tests.contract.test_users import NOW, person
 from tests.e2e.server import DEADLINE, free_port
-from tests.postgres import by_way_of, execute, fresh_database, query, way_to
+from tests.postgres import connector, execute, fresh_database, on_ports, open_and_close, query
 from tests.tcp_proxy import Proxy, proxy
 from usersvc.adapters.memory import InMemoryUsers
 from usersvc.adapters.postgres import PostgresUsers
@@ -110,11 +110,6 @@ async def test_times_are_shown_in_utc_in_any_server_time_zone(postgres_url: str)
         [shown] = (await users.page(limit=1, order=Order.ASC, after=None, mailbox=None)).users
         assert shown == await users.find(alice.id) == view_of(alice)
         assert (await users.archive.users(after=None, limit=1))[0].registered_at == NOW
-
-
-async def open_and_close(url: str) -> None:
-    async with PostgresUsers(url) as users:
-        await users.check()
 
 
 @pytest.fixture
@@ -268,8 +263,8 @@ async def test_permanent_errors_are_not_retried(
 
 @asynccontextmanager
 async def over_a_bad_network(url: str) -> AsyncIterator[tuple[PostgresUsers, Proxy]]:
-    with proxy(way_to(url)) as network:
-        async with PostgresUsers(by_way_of(network.port, url)) as users:
+    with proxy(connector(url)) as network:
+        async with PostgresUsers(on_ports(url, network.port)) as users:
             # Open a connection that can fail.
             await users.check()
             yield users, network
@@ -338,8 +333,8 @@ async def assert_unavailable(users: PostgresUsers) -> None:
 async def test_when_one_server_hangs_the_other_is_used(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(postgres_pool, "RESPONSE_TIMEOUT", 0.5)
     monkeypatch.setattr(postgres_pool, "CONNECT_TIMEOUT", 0.5)
-    with proxy(way_to(postgres_url)) as one, proxy(way_to(postgres_url)) as two:
-        async with PostgresUsers(by_way_of(one.port, postgres_url, two.port)) as users:
+    with proxy(connector(postgres_url)) as one, proxy(connector(postgres_url)) as two:
+        async with PostgresUsers(on_ports(postgres_url, one.port, two.port)) as users:
             await users.add(person("alice@example.com"))
             one.hold()
             await asyncio.gather(*(users.add(person(f"user{n}@example.com")) for n in range(10)))
@@ -350,8 +345,8 @@ async def test_when_one_server_hangs_the_other_is_used(postgres_url: str, monkey
 
 
 async def test_a_read_only_server_is_not_used(postgres_url: str) -> None:
-    with proxy(way_to(postgres_url)) as network:
-        url = by_way_of(network.port, postgres_url)
+    with proxy(connector(postgres_url)) as network:
+        url = on_ports(postgres_url, network.port)
         with pytest.raises(StorageUnavailable, match="TargetServerAttributeNotMatched"):
             await open_and_close(f"{url}&default_transaction_read_only=on")
         await open_and_close(url)
