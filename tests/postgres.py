@@ -3,10 +3,10 @@
 import asyncio
 import os
 import re
-import socket
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 from uuid import uuid4
@@ -14,6 +14,7 @@ from uuid import uuid4
 import asyncpg
 import pytest
 
+from tests.tcp_proxy import Connect
 from usersvc.adapters.postgres import PostgresUsers
 
 T = TypeVar("T")
@@ -28,42 +29,25 @@ def _run(work: Coroutine[Any, Any, T]) -> T:
         return thread.submit(asyncio.run, work).result()
 
 
-def query(url: str, statement: str, *values: object) -> list[Any]:
-    """Run a statement, and return the first column of its rows."""
-
-    async def rows() -> list[Any]:
+def _connected(url: str, use: Callable[[asyncpg.Connection], Coroutine[Any, Any, T]]) -> T:
+    async def connect() -> T:
         connection = await asyncpg.connect(url, timeout=5)
         try:
-            return [row[0] for row in await connection.fetch(statement, *values)]
+            return await use(connection)
         finally:
             await connection.close()
 
-    return _run(rows())
+    return _run(connect())
+
+
+def query(url: str, statement: str, *values: object) -> list[Any]:
+    """Run a statement, and return the first column of its rows."""
+    return [row[0] for row in _connected(url, lambda connection: connection.fetch(statement, *values))]
 
 
 def execute(url: str, statements: str) -> None:
     """Run statements in one transaction."""
-
-    async def run_all() -> None:
-        connection = await asyncpg.connect(url, timeout=5)
-        try:
-            await connection.execute(statements)
-        finally:
-            await connection.close()
-
-    _run(run_all())
-
-
-@contextmanager
-def holding(url: str, statement: str) -> Iterator[None]:
-    """Keep a transaction open in which a statement was run; it is rolled back at the end."""
-    with asyncio.Runner() as runner:
-        connection = runner.run(asyncpg.connect(url, timeout=5))
-        try:
-            runner.run(connection.execute(f"BEGIN; {statement}"))
-            yield
-        finally:
-            runner.run(connection.close())
+    _connected(url, lambda connection: connection.execute(statements))
 
 
 @contextmanager
@@ -105,20 +89,13 @@ def empty(url: str) -> None:
     )
 
 
-def connector(url: str) -> Callable[[], socket.socket]:
-    """A function that connects to the server of a URL, for ``tcp_proxy.proxy``."""
+def connector(url: str) -> Connect:
+    """A function that connects to the server of a URL, for ``proxy``."""
     parts = urlsplit(url)
     if parts.hostname:
-        address = (parts.hostname, parts.port or 5432)
-        return lambda: socket.create_connection(address, 5)
+        return partial(asyncio.open_connection, parts.hostname, parts.port or 5432)
     [folders], [port] = query(url, "SHOW unix_socket_directories"), query(url, "SHOW port")
-
-    def connect() -> socket.socket:
-        connection = socket.socket(socket.AF_UNIX)
-        connection.connect(f"{folders.split(',')[0].strip()}/.s.PGSQL.{port}")
-        return connection
-
-    return connect
+    return partial(asyncio.open_unix_connection, f"{folders.split(',')[0].strip()}/.s.PGSQL.{port}")
 
 
 def on_ports(url: str, *ports: int) -> str:

@@ -1,36 +1,30 @@
 """A TCP proxy that fails on request: it breaks, refuses or holds connections, or loses a response."""
 
-import socket
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 
-Connect = Callable[[], socket.socket]
+Connect = Callable[[], Awaitable[tuple[asyncio.StreamReader, asyncio.StreamWriter]]]
 
 
 class Proxy:
-    """Listens on a free port and forwards each connection; ``proxy`` creates one."""
+    """Forwards each connection to a server; ``proxy`` creates one."""
 
     def __init__(self, connect: Connect) -> None:
+        self.port = 0
+        self.lost = asyncio.Event()
+        """Set when a response was lost."""
         self._connect = connect
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port: int = self._listener.getsockname()[1]
-        self._open: list[tuple[socket.socket, socket.socket]] = []
-        self._flowing = threading.Event()
+        self._open: set[asyncio.StreamWriter] = set()
+        self._flowing = asyncio.Event()
         self._flowing.set()
         self._loses_response = False
         self._refuses = False
-        self.lost = threading.Event()
-        """Set when a response was lost."""
-        threading.Thread(target=self._accept, daemon=True).start()
 
     def cut(self) -> None:
         """Break every connection."""
-        pairs, self._open = self._open, []
-        for pair in pairs:
-            for end in pair:
-                with suppress(OSError):
-                    end.shutdown(socket.SHUT_RDWR)
+        for writer in self._open:
+            writer.transport.abort()
 
     def refuse(self) -> None:
         """Break every connection, and every new one at once."""
@@ -51,55 +45,37 @@ class Proxy:
         self.lost.clear()
         self._loses_response = True
 
-    def close(self) -> None:
-        """Accept no more connections, and break all."""
-        self._listener.close()
-        self._flowing.set()
-        self.cut()
+    async def forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._refuses:
+            writer.transport.abort()
+            return
+        server_reader, server_writer = await self._connect()
+        self._open |= {writer, server_writer}
+        await asyncio.gather(self._copy(reader, server_writer), self._copy(server_reader, writer, is_response=True))
+        self._open -= {writer, server_writer}
 
-    def _accept(self) -> None:
-        while True:
-            try:
-                client, _ = self._listener.accept()
-            except OSError:
-                return
-            if self._refuses:
-                client.close()
-                continue
-            try:
-                server = self._connect()
-            except OSError:
-                client.close()
-                continue
-            self._open.append((client, server))
-            threading.Thread(target=self._forward, args=[client, server]).start()
-
-    def _forward(self, client: socket.socket, server: socket.socket) -> None:
-        with client, server:
-            responses = threading.Thread(target=self._flow, args=[server, client], kwargs={"is_response": True})
-            responses.start()
-            self._flow(client, server)
-            responses.join()
-
-    def _flow(self, source: socket.socket, target: socket.socket, *, is_response: bool = False) -> None:
+    async def _copy(
+        self, source: asyncio.StreamReader, target: asyncio.StreamWriter, *, is_response: bool = False
+    ) -> None:
         with suppress(OSError):
-            while piece := source.recv(65536):
-                self._flowing.wait()
+            while piece := await source.read(65536):
+                await self._flowing.wait()
                 if is_response and self._loses_response:
                     self._loses_response = False
                     self.lost.set()
-                    break
-                target.sendall(piece)
-        for end in (source, target):
-            with suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
+                    self.cut()
+                target.write(piece)
+        target.close()
 
 
-@contextmanager
-def proxy(connect: Connect) -> Iterator[Proxy]:
-    """A proxy for as long as the context lasts."""
+@asynccontextmanager
+async def proxy(connect: Connect) -> AsyncIterator[Proxy]:
+    """A proxy on a free port."""
     made = Proxy(connect)
-    try:
-        yield made
-    finally:
-        made.close()
+    async with await asyncio.start_server(made.forward, "127.0.0.1", 0) as server:
+        made.port = server.sockets[0].getsockname()[1]
+        try:
+            yield made
+        finally:
+            made.recover()
+            made.cut()

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 from uuid import uuid4
 
 import asyncpg
@@ -249,7 +250,7 @@ async def test_sessions_of_a_lost_server_are_not_used_again(
     assert len(before) > 1
 
 
-@pytest.mark.parametrize("state", ["57014", "53100", "XX000"])
+@pytest.mark.parametrize("state", ["53100", "55P03", "57014", "XX000"])
 async def test_permanent_errors_are_not_retried(
     users: PostgresUsers, failing_at_first: Callable[[str], None], state: str
 ) -> None:
@@ -263,11 +264,10 @@ async def test_permanent_errors_are_not_retried(
 
 @asynccontextmanager
 async def over_a_bad_network(url: str) -> AsyncIterator[tuple[PostgresUsers, Proxy]]:
-    with proxy(connector(url)) as network:
-        async with PostgresUsers(on_ports(url, network.port)) as users:
-            # Open a connection that can fail.
-            await users.check()
-            yield users, network
+    async with proxy(connector(url)) as network, PostgresUsers(on_ports(url, network.port)) as users:
+        # Open a connection that can fail.
+        await users.check()
+        yield users, network
 
 
 @pytest.mark.parametrize("key", [None, KEY])
@@ -333,19 +333,22 @@ async def assert_unavailable(users: PostgresUsers) -> None:
 async def test_when_one_server_hangs_the_other_is_used(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(postgres_pool, "RESPONSE_TIMEOUT", 0.5)
     monkeypatch.setattr(postgres_pool, "CONNECT_TIMEOUT", 0.5)
-    with proxy(connector(postgres_url)) as one, proxy(connector(postgres_url)) as two:
-        async with PostgresUsers(on_ports(postgres_url, one.port, two.port)) as users:
-            await users.add(person("alice@example.com"))
-            one.hold()
-            await asyncio.gather(*(users.add(person(f"user{n}@example.com")) for n in range(10)))
-            one.recover()
-            two.refuse()
-            await users.add(person("bob@example.com"))
-            assert len(await names(users)) == 12
+    async with (
+        proxy(connector(postgres_url)) as one,
+        proxy(connector(postgres_url)) as two,
+        PostgresUsers(on_ports(postgres_url, one.port, two.port)) as users,
+    ):
+        await users.add(person("alice@example.com"))
+        one.hold()
+        await asyncio.gather(*(users.add(person(f"user{n}@example.com")) for n in range(10)))
+        one.recover()
+        two.refuse()
+        await users.add(person("bob@example.com"))
+        assert len(await names(users)) == 12
 
 
 async def test_a_read_only_server_is_not_used(postgres_url: str) -> None:
-    with proxy(connector(postgres_url)) as network:
+    async with proxy(connector(postgres_url)) as network:
         url = on_ports(postgres_url, network.port)
         with pytest.raises(StorageUnavailable, match="TargetServerAttributeNotMatched"):
             await open_and_close(f"{url}&default_transaction_read_only=on")
@@ -387,21 +390,6 @@ async def test_slow_readers_hold_no_transaction_snapshot_lock_or_connection(post
         assert (len(page.users), page.next_after) == (2, None)
 
 
-async def test_a_lock_held_for_long_is_unavailable_until_it_is_released(
-    postgres_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(postgres_pool.SETTINGS, "lock_timeout", "100")
-    async with PostgresUsers(postgres_url) as users:
-        other = await asyncpg.connect(postgres_url)
-        async with other.transaction():
-            await other.execute("LOCK TABLE users")
-            with pytest.raises(StorageUnavailable, match=r"LockNotAvailableError \(55P03\)"):
-                await users.add(person("alice@example.com"))
-        await other.close()
-        await users.add(person("alice@example.com"))
-        assert await names(users) == ["alice"]
-
-
 async def test_a_duplicate_id_is_not_reported_as_a_taken_mailbox(users: PostgresUsers) -> None:
     alice = person("alice@example.com")
     await users.add(alice)
@@ -423,6 +411,33 @@ async def test_an_unreachable_server_is_reported_without_its_address(url: str) -
     with pytest.raises(StorageUnavailable) as refused:
         await open_and_close(url)
     assert re.fullmatch(r"PostgreSQL: \w+", str(refused.value))
+
+
+@pytest.mark.parametrize("source", ["URL", "PGPASSWORD", "PGPASSFILE"])
+async def test_the_password_is_read_from_the_url_the_environment_or_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str
+) -> None:
+    received: list[bytes] = []
+
+    async def request_password(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readexactly(int.from_bytes(await reader.readexactly(4)) - 4)
+        # AuthenticationCleartextPassword
+        writer.write(b"R" + (8).to_bytes(4) + (3).to_bytes(4))
+        await reader.readexactly(1)
+        received.append(await reader.readexactly(int.from_bytes(await reader.readexactly(4)) - 4))
+        writer.close()
+
+    async with await asyncio.start_server(request_password, "127.0.0.1", 0) as server:
+        address = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        passwords = tmp_path / "passwords"
+        passwords.write_text(f"{address}:users:alice:S3cr3t p@ss\n")
+        passwords.chmod(0o600)
+        if source != "URL":
+            monkeypatch.setenv(source, {"PGPASSWORD": "S3cr3t p@ss", "PGPASSFILE": str(passwords)}[source])
+        user = "alice:S3cr3t%20p%40ss" if source == "URL" else "alice"
+        with pytest.raises(StorageUnavailable):
+            await open_and_close(f"postgresql://{user}@{address}/users?sslmode=disable")
+    assert received == [b"S3cr3t p@ss\0"]
 
 
 async def test_a_listener_is_notified_at_the_start_and_of_additions_and_retries_by_others(postgres_url: str) -> None:

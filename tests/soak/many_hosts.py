@@ -64,7 +64,7 @@ def registrations(mailboxes: int, contested: int) -> Iterator[Registration]:
 class Clients:
     """Send registrations concurrently, each until it has a final response."""
 
-    def __init__(self, front: Proxy, pending: Iterator[Registration]) -> None:
+    def __init__(self, front: Proxy | Service, pending: Iterator[Registration]) -> None:
         self.acknowledged: defaultdict[str, list[tuple[str, str]]] = defaultdict(list)
         """Id and email of each 201 response, by mailbox."""
         self.refused: Counter[str] = Counter()
@@ -88,6 +88,12 @@ class Clients:
         with self._changed:
             before = self.asked_to_retry
             assert self._changed.wait_for(lambda: self.asked_to_retry > before, RETRY_TIMEOUT), self.statuses
+
+    def stop(self) -> None:
+        """Start no more registrations, and wait for the last responses."""
+        with self._changed:
+            self._pending = iter(())
+        self.wait_for_all()
 
     def wait_for_all(self) -> None:
         for each in self._running:

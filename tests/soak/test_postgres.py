@@ -5,29 +5,24 @@
 import asyncio
 import os
 import shutil
-import socket
 import subprocess
-import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from secrets import token_hex
 
 import httpx
 import pytest
 
 from tests.contract.test_users import person as user_of
-from tests.e2e.api import assert_problem, person, register
+from tests.e2e.api import assert_problem
 from tests.e2e.launch import SHORT_LEASE
 from tests.e2e.server import DEADLINE, SERVE, Service, free_port, run_to_end, running
-from tests.postgres import execute, holding, on_ports, query
+from tests.postgres import on_ports, query
 from tests.postgres_server import Server, own_server, standby_of
-from tests.soak.many_hosts import MAIL
+from tests.soak.many_hosts import MAIL, Clients, registrations
 from usersvc.adapters.postgres import PostgresUsers
 from usersvc.adapters.postgres import pool as postgres_pool
 from usersvc.application.errors import StorageUnavailable
@@ -35,7 +30,6 @@ from usersvc.application.idempotency import IdempotencyKey
 
 BOUND = 15.0
 """Seconds within which every response arrives. The service promises five, but the host may be slow."""
-CLIENTS = 6
 CERTIFICATE = Path(__file__).parents[1] / "integration" / "localhost.pem"
 
 
@@ -58,49 +52,10 @@ def serving(folder: Path, url: str, **settings: str) -> Iterator[Service]:
         yield service
 
 
-class Clients:
-    """Register users concurrently until ``stop``."""
-
-    def __init__(self, service: Service) -> None:
-        self.acknowledged: list[str] = []
-        self.unavailable = 0
-        self._service = service
-        self._changed = threading.Condition()
-        self._is_stopped = threading.Event()
-        self._threads = ThreadPoolExecutor(CLIENTS)
-        self._running = [self._threads.submit(self._register) for _ in range(CLIENTS)]
-
-    def _register(self) -> None:
-        with httpx.Client(base_url=self._service.url, trust_env=False, timeout=BOUND) as client:
-            while not self._is_stopped.is_set():
-                # Both statements are used, with and without a key.
-                headers = {"Idempotency-Key": token_hex(8)} if len(self.acknowledged) % 2 else {}
-                response = client.post("/register", json=person(), headers=headers)
-                with self._changed:
-                    if response.status_code == 201:
-                        self.acknowledged.append(response.json()["data"]["id"])
-                    else:
-                        assert_unavailable(response)
-                        self.unavailable += 1
-                    self._changed.notify_all()
-
-    def wait_for_more(self, count: int = 30) -> None:
-        """Wait until ``count`` more registrations were acknowledged."""
-        with self._changed:
-            wanted = len(self.acknowledged) + count
-            assert self._changed.wait_for(lambda: len(self.acknowledged) >= wanted, DEADLINE), "no user is registered"
-
-    def stop(self) -> None:
-        """Wait for the last responses; raises what failed in a thread."""
-        self._is_stopped.set()
-        for each in self._running:
-            each.result()
-        self._threads.shutdown()
-
-
-def assert_unavailable(response: httpx.Response) -> None:
-    assert_problem(response, 503, "storage-unavailable")
-    assert int(response.headers["Retry-After"]) > 0
+def start_clients(service: Service) -> Clients:
+    clients = Clients(service, registrations(mailboxes=1_000_000, contested=0))
+    clients.wait_until_acknowledged(30)
+    return clients
 
 
 def wait_until_ready(service: Service, *, is_ready: bool = True) -> None:
@@ -110,19 +65,19 @@ def wait_until_ready(service: Service, *, is_ready: bool = True) -> None:
             assert time.monotonic() < deadline, response.text
             time.sleep(0.02)
         if not is_ready:
-            assert_unavailable(response)
+            assert_problem(response, 503, "storage-unavailable")
+            assert int(response.headers["Retry-After"]) > 0
         assert client.get("/livez").status_code == 200
 
 
 def assert_service_recovers_without_loss(server: Server, clients: Clients, service: Service) -> None:
     """Every acknowledged user is stored once, and every stored user gets a mail."""
-    clients.wait_for_more()
+    clients.wait_until_acknowledged(len(clients.acknowledged) + 30)
     wait_until_ready(service)
     clients.stop()
     server.wait_until_outbox_is_empty(DEADLINE)
     stored = [str(user_id) for user_id in query(server.url, "SELECT id FROM users")]
-    assert not set(clients.acknowledged) - set(stored), "an acknowledged user is lost"
-    assert len(clients.acknowledged) == len(set(clients.acknowledged))
+    assert [user_id for [(user_id, _)] in clients.acknowledged.values() if user_id not in stored] == []
     service.stop()
     assert "Application shutdown complete" in service.output
     assert set(MAIL.findall(service.output)) == set(stored), "a user has no mail, or a mail has no user"
@@ -142,8 +97,7 @@ def test_no_user_is_lost_by_a_fault_of_the_server_under_load(
     server: Server, tmp_path: Path, fault: Callable[[Server], None], repair: Callable[[Server], None]
 ) -> None:
     with serving(tmp_path, server.url) as service:
-        clients = Clients(service)
-        clients.wait_for_more()
+        clients = start_clients(service)
         fault(server)
         wait_until_ready(service, is_ready=False)
         repair(server)
@@ -159,8 +113,7 @@ def test_no_user_is_lost_when_another_server_takes_over_under_load(
         standby_of(primary) as standby,
         serving(tmp_path, on_ports(primary.url, primary.port, standby.port)) as service,
     ):
-        clients = Clients(service)
-        clients.wait_for_more()
+        clients = start_clients(service)
         fault(primary)
         standby.promote()
         assert_service_recovers_without_loss(standby, clients, service)
@@ -194,77 +147,6 @@ async def test_a_user_is_acknowledged_only_when_the_standby_has_it_also_after_a_
         primary.stop()
         standby.promote()
         assert query(standby.url, "SELECT email FROM users") == ["alice@example.com"]
-
-
-def test_with_every_connection_in_use_responses_arrive_in_bounded_time(server: Server, tmp_path: Path) -> None:
-    with serving(tmp_path, server.url, USERSVC_DATABASE_POOL_SIZE="1") as service:
-        clients = Clients(service)
-        clients.wait_for_more()
-        before = clients.unavailable
-        # One call waits for the lock, and all others for the connection.
-        with holding(server.url, "LOCK TABLE users"):
-            wait_until_ready(service, is_ready=False)
-        assert_service_recovers_without_loss(server, clients, service)
-        assert clients.unavailable > before
-
-
-def test_slow_readers_of_all_users_hold_no_transaction_and_no_connection(server: Server, tmp_path: Path) -> None:
-    request = b"GET /users HTTP/1.1\r\nHost: test\r\nAccept: application/x-ndjson\r\nConnection: close\r\n\r\n"
-    # More than all buffers on the way hold.
-    number = 100_000
-    transactions = "SELECT count(*) FROM pg_stat_activity WHERE state LIKE 'idle in transaction%'"
-    with serving(tmp_path, server.url, USERSVC_DATABASE_POOL_SIZE="1") as service, ExitStack() as stack:
-        execute(
-            server.url,
-            f"""
-            INSERT INTO users SELECT nextval('users_position'), gen_random_uuid(), 'u' || n || '@example.com',
-                'u' || n || '@example.com', 30, 'none', now() FROM generate_series(1, {number}) AS n
-            """,
-        )
-        readers = [stack.enter_context(socket.socket()) for _ in range(5)]
-        for reader in readers:
-            reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-            reader.settimeout(DEADLINE)
-            reader.connect(service.address)
-            reader.sendall(request)
-            assert reader.recv(100).startswith(b"HTTP/1.1 200 ")
-        deadline = time.monotonic() + DEADLINE
-        while query(server.url, transactions) != [0]:
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        with service.client() as client:
-            register(client)
-            response = client.get("/users", headers={"Accept": "application/x-ndjson"})
-            assert response.text.count("\n") == number + 1
-        server.stop("immediate")
-        server.start()
-        # A reader that continues gets the rest; one that disconnects is no error.
-        rest = b"".join(iter(lambda: readers[0].recv(2**20), b""))
-        assert rest.endswith(b"0\r\n\r\n")
-        assert rest.count(b'"id"') == number + 1
-        for reader in readers:
-            reader.close()
-        with service.client() as client:
-            assert client.get("/users?limit=1").status_code == 200
-        assert not service.errors
-
-
-def test_several_processes_share_the_database_and_the_outbox(server: Server, tmp_path: Path) -> None:
-    settings = {"USERSVC_DATABASE_URL": server.url, "USERSVC_WORKERS": "2", "USERSVC_PORT": str(free_port())}
-    with running(tmp_path, settings) as service:
-        mailboxes = [f"{token_hex(8)}@example.com" for _ in range(50)]
-
-        def status(email: str) -> int:
-            url = f"{service.url}/register"
-            return httpx.post(url, json=person(email=email), trust_env=False, timeout=BOUND).status_code
-
-        with ThreadPoolExecutor(8) as threads:
-            statuses = Counter(threads.map(status, mailboxes * 4))
-        assert statuses == {201: 50, 409: 150}
-        stored = [str(user_id) for user_id in query(server.url, "SELECT id FROM users")]
-        service.wait_for_output(MAIL, len(stored))
-        service.stop()
-        assert sorted(MAIL.findall(service.output)) == sorted(stored), "a user has two mails, or none"
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
