@@ -14,8 +14,8 @@ CHANNEL = "usersvc_outbox"
 """The LISTEN/NOTIFY channel on which processes announce outbox entries that are due."""
 
 DEBOUNCE, MAX_SILENCE = 0.1, 15.0
-"""Seconds during which notifications are combined into one, and seconds without any after which a listener checks its
-connection. Without the first, each registration would make every process on every host query the outbox."""
+"""Seconds during which notifications are combined, so that not every registration makes every process query the
+outbox; and seconds without any after which a listener checks its connection."""
 
 RECONNECT_PAUSE = 1.0
 """Seconds between two attempts to connect. Nothing is lost meanwhile: the outbox is polled as well."""

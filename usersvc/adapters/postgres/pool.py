@@ -20,8 +20,7 @@ STATEMENT_TIMEOUT, LOCK_TIMEOUT = 2.0, 1.5
 """After how many seconds the server itself cancels a statement, or one that waits for a lock."""
 
 RESPONSE_TIMEOUT, CONNECT_TIMEOUT = 2.5, 2.0
-"""Seconds after which a server is unreachable, while it is used or connected to. The sum is less than ``CALL_TIMEOUT``,
-so that a call can fail over from a server that hangs to the one that took over."""
+"""Seconds after which a server is unreachable; the sum leaves time to fail over within ``CALL_TIMEOUT``."""
 
 MAX_IDLE_TIME = 60.0
 """How long an unused connection is kept, in seconds: other processes need the server's slots too."""
@@ -63,20 +62,15 @@ SERVER_LOST = (
     asyncpg.CrashShutdownError,
     asyncpg.CannotConnectNowError,
 )
-"""Errors after which no session of this server is used again.
-
-A session that ends while it waits for a synchronous standby has committed, but the standby may not have the data.
-"""
+"""Errors after which no session of this server is used again. One that ended while it waited for a synchronous standby
+has committed, but the standby may not have the data."""
 
 FAILURES = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 """Everything that asyncpg and the network raise."""
 
 
 class PostgresPool:
-    """A connection pool that fails over between hosts and retries what is safe to retry.
-
-    Statements run in transactions of their own and leave no state in their session.
-    """
+    """A connection pool that fails over between hosts and retries what is safe to retry."""
 
     def __init__(self, url: str, size: int) -> None:
         """Create a pool of at most ``size`` connections, to the first host of the URL that accepts writes."""
@@ -131,10 +125,7 @@ class PostgresPool:
                 raise last or timeout from None
 
     async def connect(self) -> Connection:
-        """Connect, outside of the pool, to a server that accepts writes; the caller terminates the connection.
-
-        Raises one of ``FAILURES``, of the host that was tried last.
-        """
+        """Connect to a server that accepts writes; raises one of ``FAILURES``, of the host that was tried last."""
         last: Exception = TimeoutError()
         for address in self._addresses.copy():
             try:

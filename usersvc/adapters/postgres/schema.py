@@ -56,8 +56,7 @@ MIGRATIONS = (
 )
 """The statements that lead from each schema version to the next.
 
-During a rolling upgrade two releases use one schema, so a migration may remove only what the previous release did not
-use.
+A migration may remove only what the previous release did not use: in a rolling upgrade both use one schema.
 """
 
 
