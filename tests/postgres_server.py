@@ -1,4 +1,4 @@
-"""A PostgreSQL server of a test's own, which may be stopped, frozen and replaced."""
+"""A PostgreSQL server of a test, which can be stopped, frozen and replaced."""
 
 import os
 import pwd
@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,7 +20,7 @@ DATABASE = "usersvc"
 
 
 def _programs() -> Path:
-    """The folder of the server's programs, which Debian keeps out of the PATH; skips where there are none."""
+    """The folder of the server's programs, which Debian does not add to the PATH; skips if there is none."""
     folders = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda folder: int(folder.parent.name))
     on_path = shutil.which("initdb")
     for folder in [*([Path(on_path).parent] if on_path else []), *reversed(folders)]:
@@ -28,8 +29,8 @@ def _programs() -> Path:
     pytest.skip("there is no initdb: the programs of a PostgreSQL server are not installed")
 
 
-def _as_somebody() -> dict[str, str]:
-    """Whom to run them as: PostgreSQL refuses to be run by root."""
+def _system_user() -> dict[str, str]:
+    """The user and group to run the programs as: PostgreSQL refuses to be run by root."""
     if os.geteuid() != 0:
         return {}
     with suppress(KeyError):
@@ -39,7 +40,7 @@ def _as_somebody() -> dict[str, str]:
 
 
 class Server:
-    """A server in a folder of its own; `own_server` and `standby_of` make one, which runs."""
+    """A server in a folder of its own; ``own_server`` and ``standby_of`` create and start one."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -48,7 +49,7 @@ class Server:
         self._programs = _programs()
 
     def run(self, program: str, *arguments: str) -> None:
-        """Run one of the programs that come with it."""
+        """Run one of the server's programs."""
         subprocess.run(
             [self._programs / program, *arguments],
             cwd=self.folder,
@@ -57,44 +58,45 @@ class Server:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             timeout=60,
-            **_as_somebody(),  # type: ignore[call-overload]  # names of users, as the call takes them
+            **_system_user(),  # type: ignore[call-overload]  # the names of a user and a group
         )
 
-    def make(self) -> None:
-        """Make what a new server needs."""
-        self.run("initdb", "-D", "data", "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync")
-        settings = f"listen_addresses = '127.0.0.1'\nunix_socket_directories = '{self.folder}'\nmax_connections = 40\n"
-        with (self.folder / "data" / "postgresql.conf").open("a") as file:
-            file.write(settings)
-
     def start(self) -> None:
-        """Start it, and wait until it takes connections."""
-        self.run("pg_ctl", "-D", "data", "-w", "-t", "60", "-l", "log", "-o", f"-p {self.port}", "start")
+        """Start the server and wait until it accepts connections."""
+        self._control("start", "-l", "log", "-o", f"-p {self.port}")
 
     def stop(self, mode: str = "immediate") -> None:
-        """Stop it: ``fast`` disconnects everybody, ``immediate`` is a crash."""
-        self.run("pg_ctl", "-D", "data", "-w", "-t", "60", "-m", mode, "stop")
-
-    def freeze(self) -> None:
-        """Let it do nothing any more, and tell nobody: as when its machine has lost the network."""
-        self._signal(signal.SIGSTOP)
-
-    def thaw(self) -> None:
-        """Let it go on."""
-        self._signal(signal.SIGCONT)
+        """Stop the server: ``fast`` disconnects all clients, ``immediate`` is a crash."""
+        self._control("stop", "-m", mode)
 
     def promote(self) -> None:
         """Make a standby the primary."""
-        self.run("pg_ctl", "-D", "data", "-w", "-t", "60", "promote")
+        self._control("promote")
+
+    def freeze(self) -> None:
+        """Stop all processes without disconnecting, as when the host has lost the network."""
+        self._signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        self._signal(signal.SIGCONT)
 
     def set(self, setting: str, value: str) -> None:
-        """Change a setting of the whole server while it runs."""
+        """Change a setting of the running server."""
         query(self.url, f"ALTER SYSTEM SET {setting} = '{value}'")
         query(self.url, "SELECT pg_reload_conf()")
 
+    def wait_until_outbox_is_empty(self, timeout: float) -> None:
+        deadline = time.monotonic() + timeout
+        while waiting := query(self.url, "SELECT id FROM outbox"):
+            assert time.monotonic() < deadline, f"{len(waiting)} mails are pending"
+            time.sleep(0.05)
+
+    def _control(self, command: str, *options: str) -> None:
+        self.run("pg_ctl", "-D", "data", "-w", "-t", "60", command, *options)
+
     def _signal(self, number: signal.Signals) -> None:
         postmaster = int((self.folder / "data" / "postmaster.pid").read_text().split()[0])
-        # It makes no more processes once it is stopped itself.
+        # First the postmaster, so that it starts no more processes.
         os.kill(postmaster, number)
         for stat in Path("/proc").glob("[0-9]*/stat"):
             with suppress(OSError):
@@ -104,25 +106,25 @@ class Server:
 
 
 @contextmanager
-def _folder() -> Iterator[Path]:
-    # Not one of pytest's, which are closed to the user that runs the server.
+def _new_server() -> Iterator[Server]:
+    # Not a folder of pytest, which the user that runs the server cannot read.
     folder = Path(tempfile.mkdtemp(prefix="usersvc-postgres-"))
-    whom = _as_somebody()
     try:
-        if whom:
-            shutil.chown(folder, **whom)
-        yield folder
+        if user := _system_user():
+            shutil.chown(folder, **user)
+        yield Server(folder)
     finally:
         shutil.rmtree(folder)
 
 
 @contextmanager
 def own_server() -> Iterator[Server]:
-    """A new server with an empty database, which runs; skips where the programs for it are missing."""
-    _programs(), _as_somebody()
-    with _folder() as folder:
-        server = Server(folder)
-        server.make()
+    """A running server with an empty database; skips if its programs are missing."""
+    with _new_server() as server:
+        server.run("initdb", "-D", "data", "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync")
+        with (server.folder / "data" / "postgresql.conf").open("a") as file:
+            file.write(f"listen_addresses = '127.0.0.1'\nunix_socket_directories = '{server.folder}'\n")
+            file.write("max_connections = 40\n")
         with _running(server):
             query(server.url.replace(f"/{DATABASE}", "/postgres"), f"CREATE DATABASE {DATABASE}")
             yield server
@@ -130,14 +132,13 @@ def own_server() -> Iterator[Server]:
 
 @contextmanager
 def standby_of(primary: Server) -> Iterator[Server]:
-    """A copy of a server that follows it; what the primary acknowledges from now on, both have."""
-    with _folder() as folder:
-        standby = Server(folder)
+    """A running synchronous standby: commits are acknowledged when both servers have them."""
+    with _new_server() as standby:
         source = f"host=127.0.0.1 port={primary.port} user=postgres application_name=standby"
         standby.run("pg_basebackup", "-D", "data", "-R", "-X", "stream", "-c", "fast", "-d", source)
         with _running(standby):
             primary.set("synchronous_standby_names", "standby")
-            # It returns only when the standby has it too.
+            # This commit returns when the standby is connected.
             query(primary.url, "SELECT pg_logical_emit_message(true, 'test', 'test'::text)")
             yield standby
 
@@ -150,6 +151,6 @@ def _running(server: Server) -> Iterator[None]:
     finally:
         with suppress(ProcessLookupError, FileNotFoundError):
             server.thaw()
-        # It may have been stopped already.
+        # The test may have stopped it.
         with suppress(subprocess.CalledProcessError):
             server.stop()

@@ -1,5 +1,6 @@
-"""A real Redis of a test's own, which may be killed, frozen and started again."""
+"""A Redis server of a test, which can be killed, frozen and started again."""
 
+import shlex
 import shutil
 import signal
 import socket
@@ -18,37 +19,29 @@ needs_redis = pytest.mark.skipif(shutil.which("redis-server") is None, reason="r
 
 
 class RedisServer:
-    """It keeps nothing when it ends; ``redis_server`` makes one."""
+    """A server that stores nothing on the disk; ``redis_server`` creates one."""
 
     def __init__(self, folder: Path, certificate: Path | None = None) -> None:
         self.port = free_port()
         self.password = f"redis-{token_hex(8)}"
-        self._folder = folder
-        listening = ["--port", str(self.port)]
-        if certificate is not None:
-            listening = ["--port", "0", "--tls-port", str(self.port), "--tls-auth-clients", "no"]
-            listening += ["--tls-cert-file", str(certificate), "--tls-key-file", str(certificate)]
-        kept = ["--save", "", "--appendonly", "no", "--dir", str(folder), "--logfile", str(folder / "redis.log")]
-        access = ["--bind", "127.0.0.1", "--requirepass", self.password]
-        self._command = ["redis-server", *listening, *access, *kept]
+        self.url = f"redis://:{self.password}@127.0.0.1:{self.port}/0"
+        self._log = folder / "redis.log"
+        options = f"--save '' --appendonly no --bind 127.0.0.1 --requirepass {self.password} --dir {folder}"
+        if certificate is None:
+            options += f" --port {self.port}"
+        else:
+            options += f" --port 0 --tls-port {self.port} --tls-auth-clients no"
+            options += f" --tls-cert-file {certificate} --tls-key-file {certificate}"
+        self._command = ["redis-server", *shlex.split(options), "--logfile", str(self._log)]
         self._process: subprocess.Popen[bytes] | None = None
 
-    @property
-    def url(self) -> str:
-        return f"redis://:{self.password}@127.0.0.1:{self.port}/0"
-
     def start(self) -> None:
-        self._process = subprocess.Popen(self._command, cwd=self._folder)
+        self._process = subprocess.Popen(self._command)
         deadline = time.monotonic() + DEADLINE
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", self.port)).close()
-            except ConnectionRefusedError:
-                assert self._process.poll() is None, (self._folder / "redis.log").read_text("utf-8")
-                assert time.monotonic() < deadline
-                time.sleep(0.01)
-            else:
-                return
+        while not self._is_listening():
+            assert self._process.poll() is None, self._log.read_text("utf-8")
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
 
     def kill(self) -> None:
         if self._process is not None:
@@ -57,7 +50,7 @@ class RedisServer:
             self._process = None
 
     def freeze(self) -> None:
-        """From now on it takes connections, as its host does for it, and answers nothing."""
+        """Stop the process: the kernel still accepts connections for it, but nothing is answered."""
         assert self._process is not None
         self._process.send_signal(signal.SIGSTOP)
 
@@ -65,10 +58,14 @@ class RedisServer:
         assert self._process is not None
         self._process.send_signal(signal.SIGCONT)
 
+    def _is_listening(self) -> bool:
+        with socket.socket() as connection:
+            return connection.connect_ex(("127.0.0.1", self.port)) == 0
+
 
 @contextmanager
 def redis_server(folder: Path, certificate: Path | None = None) -> Iterator[RedisServer]:
-    """Run one; it has ended at the end."""
+    """Run a server; it is killed at the end."""
     server = RedisServer(folder, certificate)
     try:
         server.start()

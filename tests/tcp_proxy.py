@@ -1,108 +1,81 @@
-"""A network that can be made to fail: what goes over it can be cut off, lost, held up, or led elsewhere."""
+"""A TCP proxy that fails on request: it breaks, refuses or holds connections, or loses a response."""
 
-import socket
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 
-Connect = Callable[[], socket.socket]
+Connect = Callable[[], Awaitable[tuple[asyncio.StreamReader, asyncio.StreamWriter]]]
 
 
 class Proxy:
-    """Takes connections at an address of its own and leads each to where it is told; `proxy` makes one."""
+    """Forwards each connection to a server; ``proxy`` creates one."""
 
     def __init__(self, connect: Connect) -> None:
+        self.port = 0
+        self.lost = asyncio.Event()
+        """Set when a response was lost."""
         self._connect = connect
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port: int = self._listener.getsockname()[1]
-        self._open: list[tuple[socket.socket, socket.socket]] = []
-        self._flowing = threading.Event()
+        self._open: set[asyncio.StreamWriter] = set()
+        self._flowing = asyncio.Event()
         self._flowing.set()
-        self._loses_answers = False
+        self._loses_response = False
         self._refuses = False
-        self.lost = threading.Event()
-        """Set when an answer was lost."""
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def lead_to(self, connect: Connect) -> None:
-        """Lead new connections elsewhere."""
-        self._connect = connect
 
     def cut(self) -> None:
         """Break every connection."""
-        pairs, self._open = self._open, []
-        for pair in pairs:
-            for end in pair:
-                with suppress(OSError):
-                    end.shutdown(socket.SHUT_RDWR)
+        for writer in self._open:
+            writer.transport.abort()
 
-    def refuse(self, *, refuses: bool = True) -> None:
+    def refuse(self) -> None:
         """Break every connection, and every new one at once."""
-        self._refuses = refuses
+        self._refuses = True
         self.cut()
 
     def hold(self) -> None:
-        """Keep everything on its way, as a cable that was pulled out does: nobody is told."""
+        """Forward nothing, as a cable that was pulled out: connections stay open."""
         self._flowing.clear()
 
-    def let_go(self) -> None:
-        """Let everything flow again."""
+    def recover(self) -> None:
+        """Forward everything again."""
+        self._refuses = False
         self._flowing.set()
 
-    def lose_the_next_answer(self) -> None:
-        """Let the next question through, and break the connection when its answer comes."""
+    def lose_next_response(self) -> None:
+        """Forward the next request, and break the connection at its response."""
         self.lost.clear()
-        self._loses_answers = True
+        self._loses_response = True
 
-    def close(self) -> None:
-        """Take no more connections, and break all."""
-        self._listener.close()
-        self.let_go()
-        self.cut()
+    async def forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._refuses:
+            writer.transport.abort()
+            return
+        server_reader, server_writer = await self._connect()
+        self._open |= {writer, server_writer}
+        await asyncio.gather(self._copy(reader, server_writer), self._copy(server_reader, writer, is_response=True))
+        self._open -= {writer, server_writer}
 
-    def _accept(self) -> None:
-        while True:
-            try:
-                client, _ = self._listener.accept()
-            except OSError:
-                return
-            if self._refuses:
-                client.close()
-                continue
-            try:
-                server = self._connect()
-            except OSError:
-                client.close()
-                continue
-            self._open.append((client, server))
-            threading.Thread(target=self._carry, args=[client, server]).start()
-
-    def _carry(self, client: socket.socket, server: socket.socket) -> None:
-        with client, server:
-            answers = threading.Thread(target=self._flow, args=[server, client], kwargs={"is_answer": True})
-            answers.start()
-            self._flow(client, server)
-            answers.join()
-
-    def _flow(self, source: socket.socket, target: socket.socket, *, is_answer: bool = False) -> None:
+    async def _copy(
+        self, source: asyncio.StreamReader, target: asyncio.StreamWriter, *, is_response: bool = False
+    ) -> None:
         with suppress(OSError):
-            while piece := source.recv(65536):
-                self._flowing.wait()
-                if is_answer and self._loses_answers:
-                    self._loses_answers = False
+            while piece := await source.read(65536):
+                await self._flowing.wait()
+                if is_response and self._loses_response:
+                    self._loses_response = False
                     self.lost.set()
-                    break
-                target.sendall(piece)
-        for end in (source, target):
-            with suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
+                    self.cut()
+                target.write(piece)
+        target.close()
 
 
-@contextmanager
-def proxy(connect: Connect) -> Iterator[Proxy]:
-    """A proxy for as long as the context lasts."""
+@asynccontextmanager
+async def proxy(connect: Connect) -> AsyncIterator[Proxy]:
+    """A proxy on a free port."""
     made = Proxy(connect)
-    try:
-        yield made
-    finally:
-        made.close()
+    async with await asyncio.start_server(made.forward, "127.0.0.1", 0) as server:
+        made.port = server.sockets[0].getsockname()[1]
+        try:
+            yield made
+        finally:
+            made.recover()
+            made.cut()

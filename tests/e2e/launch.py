@@ -27,7 +27,7 @@ SHORT_LEASE = _serve_with("usersvc.application.mail_delivery:LEASE=2")
 SHORT_LOCKS = _serve_with(
     "usersvc.adapters.sqlite.database:BUSY_TIMEOUT=0.3", "usersvc.adapters.sqlite.database:CALL_TIMEOUT=1"
 )
-SHORT_PAUSE = _serve_with("usersvc.adapters.redis.counts:RedisCounts.pause=0.1")
+SHORT_PAUSE = _serve_with("usersvc.adapters.redis.counts:PAUSE=0.1")
 SHORT_RETRY = _serve_with("usersvc.application.mail_delivery:FIRST_DELAY=0.5")
 SHORT_TIMES = _serve_with(
     "usersvc.server.http_protocol:HEAD_TIMEOUT=0.5",

@@ -17,10 +17,9 @@ _HOST = re.compile(r"(?:\[(?P<ipv6>.+)\]|[^:\[\]]*)(?::[0-9]{1,5})?", re.ASCII)
 
 
 def one_url_per_host(url: str) -> list[str]:
-    """Split a URL with several hosts, separated by commas, into one URL per host.
+    """Split a URL with several hosts, separated by commas, into one URL per host, which ``urlsplit`` can parse.
 
-    Every release's ``urlsplit`` parses each of these the same way. That is not true of several hosts, or of brackets
-    outside the host: the checks of brackets were changed for CVE-2024-11168 and again for CVE-2025-0938.
+    Brackets are checked here because ``urlsplit`` differs between releases (CVE-2024-11168, CVE-2025-0938).
 
     Raises:
         ValueError: the URL is malformed, or contains a fragment, a space or a character that is not printable.
@@ -73,18 +72,16 @@ def check_redis_url(url: str) -> None:
 
 
 class Security(Enum):
-    """How the connection is protected; the value is the default port."""
+    """How the connection is protected; the value is the scheme of the URL."""
 
-    NONE = 25
-    TLS = 465
+    NONE = "smtp"
+    TLS = "smtps"
     """Implicit TLS (RFC 8314)."""
-    STARTTLS = 587
+    STARTTLS = "smtp+starttls"
     """Required (RFC 3207): nothing is sent without it."""
 
-    @property
-    def default_port(self) -> int:
-        """The port of a URL without one."""
-        return self.value
+
+_SMTP_PORTS = {Security.NONE: 25, Security.TLS: 465, Security.STARTTLS: 587}
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,18 +103,16 @@ class SmtpServer:
         """
         [only] = one_url_per_host(url)
         parts = urlsplit(only)
-        security = {"smtp": Security.NONE, "smtps": Security.TLS, "smtp+starttls": Security.STARTTLS}.get(parts.scheme)
-        if security is None or not parts.hostname or parts.path not in {"", "/"} or parts.query:
+        security = Security(parts.scheme)
+        if (
+            not parts.hostname
+            or parts.path not in {"", "/"}
+            or parts.query
+            or bool(parts.username) != bool(parts.password)
+        ):
             raise ValueError
-        if bool(parts.username) != bool(parts.password):
-            raise ValueError
-        return cls(
-            host=parts.hostname,
-            port=parts.port or security.default_port,
-            security=security,
-            user=unquote(parts.username) if parts.username else None,
-            password=unquote(parts.password) if parts.password else None,
-        )
+        user, password = (unquote(part) if part else None for part in (parts.username, parts.password))
+        return cls(parts.hostname, parts.port or _SMTP_PORTS[security], security, user, password)
 
     @property
     def exposes_password(self) -> bool:

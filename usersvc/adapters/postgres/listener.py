@@ -3,9 +3,10 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
-from usersvc.adapters.postgres.pool import ANSWER_TIMEOUT, FAILURES, FIRST_PAUSE, Connection, PostgresPool, reason
+from usersvc.adapters.postgres import pool as postgres_pool
+from usersvc.adapters.postgres.pool import Connection, PostgresPool
 
 log = logging.getLogger(__name__)
 
@@ -13,11 +14,11 @@ CHANNEL = "usersvc_outbox"
 """The LISTEN/NOTIFY channel on which processes announce outbox entries that are due."""
 
 DEBOUNCE, MAX_SILENCE = 0.1, 15.0
-"""Seconds during which notifications are combined into one, and seconds without any after which a listener checks its
-connection. Without the first, each registration would make every process on every host query the outbox."""
+"""Seconds during which notifications are combined, so that not every registration makes every process query the
+outbox; and seconds without any after which a listener checks its connection."""
 
-LISTENING = "usersvc listening"
-"""The ``application_name`` of the session that listens for notifications; each process has one."""
+RECONNECT_PAUSE = 1.0
+"""Seconds between two attempts to connect. Nothing is lost meanwhile: the outbox is polled as well."""
 
 
 @asynccontextmanager
@@ -32,42 +33,34 @@ async def listening(pool: PostgresPool, notify: Callable[[], None]) -> AsyncIter
 
 
 async def _listen(pool: PostgresPool, notify: Callable[[], None]) -> None:
-    pause, is_logged = FIRST_PAUSE, False
+    is_logged = False
     while True:
         try:
-            async with _listener(pool) as (connection, received):
-                pause, is_logged = FIRST_PAUSE, False
-                await _forward(connection, received, notify)
-        except FAILURES as error:
-            # Nothing is lost: the outbox is polled as well, only less often.
+            async with _session(pool) as (connection, received):
+                is_logged = False
+                while True:
+                    notify()
+                    received.clear()
+                    await asyncio.sleep(DEBOUNCE)
+                    with suppress(TimeoutError):
+                        await asyncio.wait_for(received.wait(), MAX_SILENCE)
+                    # It fails if the connection is lost, which looks like silence.
+                    await connection.execute("SELECT 1", timeout=postgres_pool.RESPONSE_TIMEOUT)
+        except postgres_pool.FAILURES as error:
             if not is_logged:
-                log.warning("cannot listen for notifications, retrying: %s", reason(error))
-                is_logged = True
-        await asyncio.sleep(pause)
-        pause = min(2 * pause, MAX_SILENCE)
+                log.warning("cannot listen for notifications, retrying: %s", postgres_pool.reason(error))
+            is_logged = True
+        await asyncio.sleep(RECONNECT_PAUSE)
 
 
 @asynccontextmanager
-async def _listener(pool: PostgresPool) -> AsyncIterator[tuple[Connection, asyncio.Event]]:
+async def _session(pool: PostgresPool) -> AsyncIterator[tuple[Connection, asyncio.Event]]:
     """A session that listens, and an event that is set by notifications and by the end of the session."""
-    connection, received = await pool.connect(LISTENING), asyncio.Event()
+    connection, received = await pool.connect(), asyncio.Event()
     try:
         connection.add_termination_listener(lambda *_: received.set())
-        async with asyncio.timeout(ANSWER_TIMEOUT):
+        async with asyncio.timeout(postgres_pool.RESPONSE_TIMEOUT):
             await connection.add_listener(CHANNEL, lambda *_: received.set())
         yield connection, received
     finally:
         connection.terminate()
-
-
-async def _forward(connection: Connection, received: asyncio.Event, notify: Callable[[], None]) -> None:
-    while not connection.is_closed():
-        notify()
-        received.clear()
-        await asyncio.sleep(DEBOUNCE)
-        try:
-            async with asyncio.timeout(MAX_SILENCE):
-                await received.wait()
-        except TimeoutError:
-            # A broken connection looks like a silent one.
-            await connection.execute("SELECT 1", timeout=ANSWER_TIMEOUT)

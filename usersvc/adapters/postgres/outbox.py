@@ -2,18 +2,25 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
+from dataclasses import astuple
 from datetime import datetime
+from typing import cast
+
+import asyncpg
 
 from usersvc.adapters.postgres.listener import CHANNEL, listening
 from usersvc.adapters.postgres.pool import PostgresPool
-from usersvc.adapters.postgres.rows import ENTRY, entry_of
 from usersvc.application.errors import StorageUnavailable
 from usersvc.application.outbox_entries import LAST, RATE_LIMITED, OutboxEntry, OutboxState
+from usersvc.application.request_context import RequestContext, request_context
 from usersvc.domain.events import UserRegistered
 from usersvc.domain.mail_limits import limits
+from usersvc.domain.user import User
 
 EXPIRED_BATCH = 100
 """The maximum number of expired keys, and of expired mail limits, that one registration deletes."""
+
+_ENTRY = "id, user_id, email, occurred_at, attempts, due_at, reason, lease::text, request_id, trace_id, span_id"
 
 _UNLIMITED = "(attempts > 0 OR reason IS NULL)"
 """The condition of entries that no mail limit delays; the index ``outbox_unlimited`` has the same one."""
@@ -26,10 +33,7 @@ class PostgresOutbox:
         self._pool = pool
 
     def listen(self, wake: Callable[[], None]) -> AbstractAsyncContextManager[None]:
-        """Call ``wake``, while the context lasts, when a process on any host has made an entry due.
-
-        Notifications may be lost, and PgBouncer in transaction mode has none, so the caller has to poll as well.
-        """
+        """Call ``wake`` when a process on any host has made an entry due; notifications may be lost."""
         return listening(self._pool, wake)
 
     async def lease(self, *, now: datetime, until: datetime, limit: int, latest: datetime = LAST) -> list[OutboxEntry]:
@@ -49,48 +53,43 @@ class PostgresOutbox:
             selected AS (SELECT * FROM due UNION ALL SELECT * FROM delayed),
             leased AS (
                 UPDATE outbox SET attempts = attempts + 1, due_at = $4, lease = gen_random_uuid()
-                WHERE id = ANY (ARRAY(SELECT due_id FROM selected)) RETURNING {ENTRY}
+                WHERE id = ANY (ARRAY(SELECT due_id FROM selected)) RETURNING {_ENTRY}
             )
-            SELECT {ENTRY} FROM leased JOIN selected ON id = due_id ORDER BY since, id
+            SELECT {_ENTRY} FROM leased JOIN selected ON id = due_id ORDER BY since, id
             """,  # noqa: S608  # constants
             now,
             latest,
             limit,
             until,
         )
-        return [entry_of(row) for row in rows]
+        return [_entry_of(row) for row in rows]
 
     async def delivered(self, entry: OutboxEntry) -> None:
-        await self._settle("DELETE FROM outbox", entry)
+        await self._settle(entry, "DELETE FROM outbox")
 
     async def reschedule(self, entry: OutboxEntry, *, due_at: datetime, reason: str) -> None:
-        await self._settle("UPDATE outbox SET due_at = $3, reason = $4, lease = NULL", entry, due_at, reason)
+        await self._settle(entry, "UPDATE outbox SET due_at = $3, reason = $4, lease = NULL", due_at, reason)
 
     async def dead_letter(self, entry: OutboxEntry, *, reason: str) -> None:
-        await self._settle("UPDATE outbox SET due_at = NULL, reason = $3, lease = NULL", entry, reason)
+        await self._settle(entry, "UPDATE outbox SET due_at = NULL, reason = $3, lease = NULL", reason)
 
     async def next_due(self) -> datetime | None:
         [[due_at]] = await self._pool.run("SELECT min(due_at) FROM outbox WHERE due_at IS NOT NULL")
-        found: datetime | None = due_at
-        return found
+        return cast("datetime | None", due_at)
 
     async def entries(self, *, after: int | None = None, limit: int | None = None) -> list[OutboxEntry]:
         rows = await self._pool.run(
-            f"SELECT {ENTRY} FROM outbox WHERE id > $1 ORDER BY id LIMIT $2",  # noqa: S608  # a constant
+            f"SELECT {_ENTRY} FROM outbox WHERE id > $1 ORDER BY id LIMIT $2",  # noqa: S608  # a constant
             after or 0,
             limit,
         )
-        return [entry_of(row) for row in rows]
+        return [_entry_of(row) for row in rows]
 
     async def retry(self, entry_id: int, *, now: datetime) -> bool:
         changed = await self._pool.run(
             f"""
-            WITH changed AS (
-                UPDATE outbox SET due_at = $1, attempts = 0, lease = NULL
-                WHERE id = $2 AND (lease IS NULL OR due_at <= $1)
-                RETURNING id
-            )
-            SELECT pg_notify('{CHANNEL}', '') FROM changed
+            UPDATE outbox SET due_at = $1, attempts = 0, lease = NULL
+            WHERE id = $2 AND (lease IS NULL OR due_at <= $1) RETURNING pg_notify('{CHANNEL}', '')
             """,  # noqa: S608  # a constant
             now,
             entry_id,
@@ -98,8 +97,7 @@ class PostgresOutbox:
         return bool(changed)
 
     async def state(self) -> OutboxState:
-        # Ids follow the time of registration, so the first pending entry is the oldest. It is read by itself because
-        # counting many entries may take longer than STATEMENT_TIMEOUT.
+        # Ids follow the time of registration. The counts are read separately: they may exceed STATEMENT_TIMEOUT.
         first = await self._pool.run(
             f"SELECT occurred_at FROM outbox WHERE due_at IS NOT NULL AND {_UNLIMITED} ORDER BY id LIMIT 1"  # noqa: S608  # a constant
         )
@@ -112,29 +110,32 @@ class PostgresOutbox:
             return OutboxState(pending=None, dead_lettered=None, oldest=oldest)
         return OutboxState(pending=pending, dead_lettered=total - pending, oldest=oldest)
 
-    async def _settle(self, change: str, entry: OutboxEntry, *values: object) -> None:
+    async def _settle(self, entry: OutboxEntry, change: str, *values: object) -> None:
         await self._pool.run(f"{change} WHERE id = $1 AND lease = $2", entry.id, entry.lease, *values)
 
 
-def insert_events(events: str, context: int) -> str:
-    """The CTEs that store events in the outbox; ``mail_limits.reserve`` in SQL, for all events at once.
+def _entry_of(row: asyncpg.Record) -> OutboxEntry:
+    entry_id, user_id, email, occurred_at, attempts, due_at, reason, lease, *context = row
+    event = UserRegistered(user_id, email, occurred_at)
+    return OutboxEntry(
+        entry_id, event, attempts, due_at, reason, lease, RequestContext(*context) if context[0] else None
+    )
 
-    Args:
-        events: a query of the columns user_id, email, occurred_at and number (1, 2, ...).
-        context: the number of the first of seven parameters: three of the request context, four of
-            ``limit_parameters``.
-    """
-    return f"""
-events AS ({events}),
+
+INSERT_EVENTS = f"""
+events AS (
+    SELECT * FROM stored JOIN unnest($1::uuid[], $2::text[], $3::text[], $4::timestamptz[])
+        WITH ORDINALITY AS given (user_id, mailbox, email, occurred_at, number) USING (user_id, mailbox)
+),
 limited AS (
-    SELECT number, occurred_at, digest, gap, burst FROM events JOIN unnest(
-        ${context + 3}::bigint[], ${context + 4}::text[], ${context + 5}::interval[], ${context + 6}::interval[]
-    ) AS given (number, digest, gap, burst) USING (number)
+    SELECT number, occurred_at, digest, gap, burst
+    FROM events JOIN unnest($8::bigint[], $9::text[], $10::interval[], $11::interval[])
+        AS given (number, digest, gap, burst) USING (number)
 ),
 expired_limits AS (
     DELETE FROM mail_limits WHERE digest = ANY (ARRAY(
         SELECT digest FROM mail_limits
-        WHERE until <= (SELECT min(occurred_at) FROM limited) AND digest <> ALL (${context + 4}::text[])
+        WHERE until <= (SELECT min(occurred_at) FROM limited) AND digest <> ALL ($9::text[])
         ORDER BY until LIMIT {EXPIRED_BATCH} FOR UPDATE SKIP LOCKED
     ))
 ),
@@ -156,17 +157,30 @@ due AS (
 inserted AS (
     INSERT INTO outbox (user_id, email, occurred_at, due_at, reason, request_id, trace_id, span_id)
     SELECT user_id, email, occurred_at, due_at, CASE WHEN due_at > occurred_at THEN '{RATE_LIMITED}' END,
-        ${context}::text, ${context + 1}::text, ${context + 2}::text
+        $5::text, $6::text, $7::text
     FROM events JOIN due USING (number) ORDER BY number
+    RETURNING pg_notify('{CHANNEL}', '')
 )
 """  # noqa: S608  # constants
+"""The CTEs that store the events of the users in the CTE ``stored (user_id, mailbox)``, and announce them.
+
+They contain ``mail_limits.reserve`` in SQL, for all events at once. The parameters are those of ``event_parameters``.
+"""
 
 
-def limit_parameters(events: Sequence[UserRegistered]) -> list[list[object]]:
-    """Number of the event, digest, gap, and burst as an interval, of all limits on all events."""
-    rows = [
+def event_parameters(users: Sequence[User]) -> list[object]:
+    """The parameters $1 to $11 of ``INSERT_EVENTS``: the events, the request context, and the limits on the mails."""
+    given = [(user.email.mailbox, event) for user in users for event in user.events]
+    events = [(event.user_id, mailbox, event.email, event.occurred_at) for mailbox, event in given]
+    limited = [
         (number, digest, limit.gap, limit.burst * limit.gap)
-        for number, event in enumerate(events, start=1)
+        for number, (_, event) in enumerate(given, start=1)
         for digest, limit in limits(event).items()
     ]
-    return [list(column) for column in zip(*rows, strict=True)] or [[], [], [], []]
+    context = request_context.get()
+    return [*columns(events, 4), *(astuple(context) if context else (None, None, None)), *columns(limited, 4)]
+
+
+def columns(rows: Sequence[tuple[object, ...]], count: int) -> Sequence[Sequence[object]]:
+    """The columns of rows, as arrays for ``unnest``; ``count`` empty ones if there is no row."""
+    return list(zip(*rows, strict=True)) or [()] * count

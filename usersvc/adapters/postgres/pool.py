@@ -19,12 +19,8 @@ CALL_TIMEOUT = 5.0
 STATEMENT_TIMEOUT, LOCK_TIMEOUT = 2.0, 1.5
 """After how many seconds the server itself cancels a statement, or one that waits for a lock."""
 
-ANSWER_TIMEOUT = 2.5
-"""After how many seconds without a response a server is considered unreachable."""
-
-CONNECT_TIMEOUT = 2.0
-"""For one host, in seconds. With ``ANSWER_TIMEOUT`` less than ``CALL_TIMEOUT``, so that a call that was waiting when a
-server failed can still be answered by the one that took over."""
+RESPONSE_TIMEOUT, CONNECT_TIMEOUT = 2.5, 2.0
+"""Seconds after which a server is unreachable; the sum leaves time to fail over within ``CALL_TIMEOUT``."""
 
 MAX_IDLE_TIME = 60.0
 """How long an unused connection is kept, in seconds: other processes need the server's slots too."""
@@ -46,45 +42,38 @@ SETTINGS = {
     "jit": "off",
     # A day is 24 hours in every sum of times.
     "TimeZone": "UTC",
+    "application_name": "usersvc",
 }
 """Of each session. PgBouncer needs ``ignore_startup_parameters`` for them, and the same settings on the role."""
 
-ROLLED_BACK = frozenset({
-    "25006",  # read_only_sql_transaction: the server was demoted to a standby
-    "40001",  # serialization_failure
-    "40P01",  # deadlock_detected
-    "53300",  # too_many_connections
-})  # fmt: skip
-"""SQLSTATEs after which the transaction certainly was not committed."""
+ROLLED_BACK = (
+    asyncpg.ReadOnlySQLTransactionError,  # the server was demoted to a standby
+    asyncpg.SerializationError,
+    asyncpg.DeadlockDetectedError,
+    asyncpg.TooManyConnectionsError,
+)
+"""Errors after which the transaction certainly was not committed."""
 
-SERVER_LOST = frozenset({
-    "25006",  # read_only_sql_transaction
-    "57P01",  # admin_shutdown
-    "57P02",  # crash_shutdown
-    "57P03",  # cannot_connect_now: it is starting or stopping
-})  # fmt: skip
-"""SQLSTATEs after which no session of this server is used again.
-
-A session that ends while it waits for a synchronous standby has committed, but the standby may not have the data.
-"""
+SERVER_LOST = (
+    OSError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.ReadOnlySQLTransactionError,
+    asyncpg.AdminShutdownError,
+    asyncpg.CrashShutdownError,
+    asyncpg.CannotConnectNowError,
+)
+"""Errors after which no session of this server is used again. One that ended while it waited for a synchronous standby
+has committed, but the standby may not have the data."""
 
 FAILURES = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 """Everything that asyncpg and the network raise."""
 
 
 class PostgresPool:
-    """A connection pool that fails over between hosts and retries what is safe to retry.
-
-    Statements run in transactions of their own and leave no state in their session.
-    """
+    """A connection pool that fails over between hosts and retries what is safe to retry."""
 
     def __init__(self, url: str, size: int) -> None:
-        """Make the pool, without a connection.
-
-        Args:
-            url: ``postgresql://``, with one host or several; the first one that accepts writes is used.
-            size: the maximum number of connections.
-        """
+        """Create a pool of at most ``size`` connections, to the first host of the URL that accepts writes."""
         self._addresses = one_url_per_host(url)
         self._size = size
         self._pool: asyncpg.Pool | None = None
@@ -107,34 +96,27 @@ class PostgresPool:
                 async with asyncio.timeout(CALL_TIMEOUT):
                     await pool.close()
 
-    async def run(self, statement: str, *values: object) -> list[asyncpg.Record]:
-        """Run an idempotent statement in a transaction of its own; returns its rows.
+    async def run(self, statement: str, *values: object, is_idempotent: bool = True) -> list[asyncpg.Record]:
+        """Run a statement in a transaction of its own; returns its rows.
 
-        It is retried after a lost connection, even if the server may have committed it.
+        It is retried if it certainly was not committed. An idempotent one is also retried after a lost connection.
 
         Raises:
             StorageUnavailable: it is unknown whether it was committed; or it violates a constraint and was not.
         """
-        return await self._retry(statement, values, is_idempotent=True)
-
-    async def run_once(self, statement: str, *values: object) -> list[asyncpg.Record]:
-        """The same for a statement that is not idempotent: it is retried only if it certainly was not committed."""
-        return await self._retry(statement, values, is_idempotent=False)
-
-    async def _retry(self, statement: str, values: tuple[object, ...], *, is_idempotent: bool) -> list[asyncpg.Record]:
         pause, last = FIRST_PAUSE, None
         with storage_errors():
             try:
                 async with asyncio.timeout(CALL_TIMEOUT):
                     while True:
-                        was_sent = False
+                        is_repeatable = True
                         try:
                             async with self._connection() as connection:
-                                was_sent = True
-                                return await connection.fetch(statement, *values, timeout=ANSWER_TIMEOUT)
+                                is_repeatable = is_idempotent
+                                return await connection.fetch(statement, *values, timeout=RESPONSE_TIMEOUT)
                         except FAILURES as error:
                             last = error
-                            if not is_transient(error) or (was_sent and not is_idempotent and not _undone(error)):
+                            if not (isinstance(error, ROLLED_BACK) or (is_repeatable and _is_transient(error))):
                                 raise
                         await asyncio.sleep(pause)
                         pause = min(2 * pause, LONGEST_PAUSE)
@@ -142,18 +124,8 @@ class PostgresPool:
                 # The last failure says more than the timeout.
                 raise last or timeout from None
 
-    async def connect(self, name: str = "usersvc") -> Connection:
-        """A new connection outside of the pool, to a server that accepts writes; the caller terminates it.
-
-        Args:
-            name: the ``application_name`` in ``pg_stat_activity``.
-
-        Raises:
-            asyncpg.PostgresError: the servers reject it.
-            asyncpg.InterfaceError: a part of the URL is invalid.
-            asyncpg.InternalClientError: no server accepts writes.
-            OSError: no server can be reached, ``TimeoutError`` included.
-        """
+    async def connect(self) -> Connection:
+        """Connect to a server that accepts writes; raises one of ``FAILURES``, of the host that was tried last."""
         last: Exception = TimeoutError()
         for address in self._addresses.copy():
             try:
@@ -161,7 +133,7 @@ class PostgresPool:
                 return await asyncpg.connect(
                     address,
                     timeout=CONNECT_TIMEOUT,
-                    server_settings=SETTINGS | {"application_name": name},
+                    server_settings=SETTINGS,
                     target_session_attrs=SessionAttribute.read_write,
                 )
             except FAILURES as error:
@@ -180,11 +152,10 @@ class PostgresPool:
             try:
                 yield connection
             except BaseException as error:
-                is_lost = _is_server_lost(error)
-                if is_lost:
+                if isinstance(error, SERVER_LOST):
                     # The other sessions of this server are not used again either.
                     await pool.expire_connections()
-                if is_lost or not isinstance(error, asyncpg.PostgresError):
+                if isinstance(error, SERVER_LOST) or not isinstance(error, asyncpg.PostgresError):
                     # A statement may still be running in it.
                     connection.terminate()
                 raise
@@ -203,27 +174,12 @@ def storage_errors() -> Iterator[None]:
         raise StorageUnavailable(f"PostgreSQL: {reason(error)}") from error
 
 
-def reason(error: BaseException) -> str:
+def reason(error: Exception) -> str:
     """The kind of failure only: messages of the server contain values, those of the network addresses."""
-    if isinstance(error, TimeoutError):
-        return "no answer in time"
     state = f" ({error.sqlstate})" if isinstance(error, asyncpg.PostgresError) and error.sqlstate else ""
     return f"{type(error).__name__}{state}"
 
 
-def is_transient(error: BaseException) -> bool:
-    """Whether the same statement may succeed on another connection, or a moment later."""
-    if isinstance(error, asyncpg.PostgresError):
-        return _undone(error) or _is_server_lost(error)
-    # asyncpg's errors about values and settings are ValueErrors too.
-    return isinstance(error, FAILURES) and not isinstance(error, ValueError)
-
-
-def _undone(error: BaseException) -> bool:
-    return isinstance(error, asyncpg.PostgresError) and error.sqlstate in ROLLED_BACK
-
-
-def _is_server_lost(error: BaseException) -> bool:
-    if isinstance(error, asyncpg.PostgresError):
-        return error.sqlstate in SERVER_LOST or isinstance(error, asyncpg.PostgresConnectionError)
-    return isinstance(error, OSError)
+def _is_transient(error: Exception) -> bool:
+    # asyncpg's errors about values and settings are ValueErrors; of the server's, only its loss is transient.
+    return isinstance(error, SERVER_LOST) or not isinstance(error, (ValueError, asyncpg.PostgresError))

@@ -1,17 +1,10 @@
 """The schema in PostgreSQL: its versions, and how it is brought from one to the next."""
 
-import asyncpg
-
 from usersvc.adapters.postgres.pool import Connection, PostgresPool, storage_errors
 from usersvc.application.errors import StorageUnavailable
 
 UPGRADING, ADDING = 0x75736572_7376_0001, 0x75736572_7376_0002
-"""The keys of this service's advisory locks: arbitrary, but unique in the database.
-
-CockroachDB accepts the calls but locks nothing; a port to it has to lock a row with ``FOR UPDATE``.
-"""
-OPENING_TIMEOUT = 60
-"""How long a start waits for the migration of another process and for locks on tables, in seconds."""
+"""The keys of this service's advisory locks: arbitrary, but unique in the database."""
 
 MIGRATIONS = (
     # users_position is used only while holding the lock ADDING: see usersvc.adapters.postgres.users.
@@ -63,8 +56,7 @@ MIGRATIONS = (
 )
 """The statements that lead from each schema version to the next.
 
-During a rolling upgrade two releases use one schema, so a migration may remove only what the previous release did not
-use.
+A migration may remove only what the previous release did not use: in a rolling upgrade both use one schema.
 """
 
 
@@ -72,8 +64,7 @@ async def upgrade(pool: PostgresPool) -> None:
     """Migrate the schema, in one transaction and one process at a time.
 
     Raises:
-        StorageUnavailable: the server cannot be reached or is unsuitable, or the schema is of a newer version, of a
-            pre-release version, or of another program.
+        StorageUnavailable: the server cannot be reached, or its encoding or the version of the schema is unsuitable.
     """
     with storage_errors():
         connection = await pool.connect()
@@ -89,35 +80,27 @@ async def upgrade(pool: PostgresPool) -> None:
 
 async def _upgrade(connection: Connection) -> None:
     async with connection.transaction():
-        for setting in ("lock_timeout", "idle_in_transaction_session_timeout"):
-            await connection.execute(f"SET LOCAL {setting} = '{OPENING_TIMEOUT}s'")
-        # Migrating a large table may take long.
-        await connection.execute("SET LOCAL statement_timeout = 0")
-        await connection.execute("SELECT pg_advisory_xact_lock($1)", UPGRADING)
-        await connection.execute("CREATE TABLE IF NOT EXISTS usersvc_schema_version (version integer PRIMARY KEY)")
+        # Another process may be migrating, and migrating a large table may take long.
+        await connection.execute(
+            f"""
+            SET LOCAL lock_timeout = '60s';
+            SET LOCAL statement_timeout = 0;
+            SELECT pg_advisory_xact_lock({UPGRADING});
+            CREATE TABLE IF NOT EXISTS usersvc_schema_version (version integer PRIMARY KEY);
+            """
+        )
         # Read again: another process may have migrated meanwhile.
         for version in range(await _version(connection), len(MIGRATIONS)):
-            try:
-                await connection.execute(MIGRATIONS[version])
-            except asyncpg.DuplicateTableError:
-                raise StorageUnavailable(
-                    "the database has tables of a pre-release usersvc or of another program; export the users with "
-                    "the version that made them, and import them into a new database: docs/moving.md"
-                ) from None
+            # Tables of a pre-release version, or of another program, raise DuplicateTableError.
+            await connection.execute(MIGRATIONS[version])
             await connection.execute("INSERT INTO usersvc_schema_version VALUES ($1)", version + 1)
 
 
 async def _version(connection: Connection) -> int:
-    """The schema version of the database; 0 if it has none. Pre-release versions used a table of another name.
-
-    Raises:
-        StorageUnavailable: the schema is of a newer version.
-    """
-    try:
-        async with connection.transaction():
-            version = await connection.fetchval("SELECT max(version) FROM usersvc_schema_version") or 0
-    except asyncpg.UndefinedTableError:
+    """The schema version of the database; 0 if it has none."""
+    if not await connection.fetchval("SELECT to_regclass('usersvc_schema_version') IS NOT NULL"):
         return 0
+    version = await connection.fetchval("SELECT max(version) FROM usersvc_schema_version") or 0
     if version > len(MIGRATIONS):
         raise StorageUnavailable(
             f"the database has schema {version}, made by a newer usersvc; this one knows up to {len(MIGRATIONS)}"

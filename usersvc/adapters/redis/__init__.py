@@ -1,17 +1,5 @@
-"""Rate limits that are counted in Redis.
+"""Rate limits that are counted in Redis."""
 
-``RedisCounts`` is imported when it is asked for: its driver is an extra, which ``url`` does not need.
-"""
+from usersvc.adapters.redis.counts import RedisCounts
 
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from usersvc.adapters.redis.counts import RedisCounts as RedisCounts
-
-
-def __getattr__(name: str) -> Any:
-    if name == "RedisCounts":
-        from usersvc.adapters.redis.counts import RedisCounts  # noqa: PLC0415  # see above
-
-        return RedisCounts
-    raise AttributeError(name)
+__all__ = ("RedisCounts",)
