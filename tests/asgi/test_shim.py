@@ -16,7 +16,7 @@ from aiohttp import ClientConnectionResetError, web
 from aiohttp.test_utils import make_mocked_request
 from aiohttp.typedefs import Handler
 
-import usersvc.asgi.application
+import usersvc.asgi.response_headers
 from tests.asgi.fake_server import FakeServer
 from usersvc.asgi import ASGI_SCOPE, ASGI_STATE, AiohttpASGI, cancel_on_disconnect
 
@@ -363,7 +363,7 @@ async def test_no_cookie_is_kept() -> None:
         return response
 
     assert b"a secret" in (await respond(handler)).headers[b"set-cookie"]
-    assert "a secret" not in str(vars(usersvc.asgi.application))
+    assert "a secret" not in str(vars(usersvc.asgi.response_headers))
 
 
 @pytest.mark.parametrize(
