@@ -1,8 +1,10 @@
 """A working stand-in for an ASGI server: what a test puts in is received, what is sent is kept."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Self
+
+from aiohttp import web
 
 from usersvc.asgi import AiohttpASGI, Message, Scope
 
@@ -100,3 +102,31 @@ class FakeServer:
     @property
     def complete(self) -> bool:
         return len(self.sent) > 1 and not self.sent[-1].get("more_body", False)
+
+
+def app_of(handler: Callable[[web.Request], Awaitable[Any]]) -> AiohttpASGI:
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", handler)
+    return AiohttpASGI(app)
+
+
+async def respond(handler: Callable[[web.Request], Awaitable[Any]], **scope: Any) -> FakeServer:
+    """What a handler responds to a request."""
+    return await FakeServer(**scope).serve(app_of(handler))
+
+
+async def hello(request: web.Request) -> web.Response:
+    return web.Response(text="hello")
+
+
+async def streaming(request: web.Request) -> web.StreamResponse:
+    response = web.StreamResponse()
+    await response.prepare(request)
+    await response.write(b"one")
+    return response
+
+
+async def until_gone(request: web.Request) -> None:
+    """Wait until the client has disconnected, by the idiom of aiohttp's handlers."""
+    while request.transport is not None:  # noqa: ASYNC110  # the idiom that is tested
+        await asyncio.sleep(0)

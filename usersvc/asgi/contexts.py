@@ -1,4 +1,4 @@
-"""Running awaitables in a context of their own."""
+"""Runs awaitables in a context of their own, as a task would, at a fraction of a task's cost."""
 
 import types
 from collections.abc import Awaitable, Callable, Coroutine, Generator
@@ -8,18 +8,28 @@ from typing import Any, TypeVar, cast
 _T = TypeVar("_T")
 
 
-@types.coroutine
-def resumed(context: Context, coroutine: Coroutine[Any, Any, _T], future: Any) -> Generator[Any, Any, _T]:
-    """Await, in a context of its own, the rest of a coroutine that waits for something.
+async def run_in_context(context: Context, awaitable: Awaitable[_T]) -> _T:
+    """Await something in a context of its own."""
+    coroutine = cast("Coroutine[Any, Any, _T]", awaitable)
+    if not isinstance(awaitable, types.CoroutineType):
+        coroutine = as_coroutine(awaitable)
+    try:
+        future = context.run(coroutine.send, None)
+    except StopIteration as done:
+        result: _T = done.value
+        return result
+    return await resume_in_context(context, coroutine, future)
 
-    Together with a first `context.run(coroutine.send, None)`, this is what a task would do, at a fraction of its cost.
-    """
+
+@types.coroutine
+def resume_in_context(context: Context, coroutine: Coroutine[Any, Any, _T], future: Any) -> Generator[Any, Any, _T]:
+    """Await the rest of a coroutine that was started with `context.run(coroutine.send, None)` and yielded a future."""
     while True:
         step: Callable[[Any], Any]
         try:
             argument: Any = yield future
             step = coroutine.send
-        except BaseException as error:  # cancellation, and the end of this generator, are the coroutine's to see
+        except BaseException as error:  # the coroutine must see cancellation and the end of this generator
             step, argument = coroutine.throw, error
         try:
             future = context.run(step, argument)
@@ -27,19 +37,7 @@ def resumed(context: Context, coroutine: Coroutine[Any, Any, _T], future: Any) -
             result: _T = done.value
             return result
         finally:
-            argument = None  # an error would refer to this frame, and be left for the garbage collector
-
-
-async def within(context: Context, awaitable: Awaitable[_T]) -> _T:
-    """Await something in a context of its own."""
-    is_coroutine = isinstance(awaitable, types.CoroutineType)
-    coroutine = cast("Coroutine[Any, Any, _T]", awaitable) if is_coroutine else as_coroutine(awaitable)
-    try:
-        future = context.run(coroutine.send, None)
-    except StopIteration as done:
-        result: _T = done.value
-        return result
-    return await resumed(context, coroutine, future)
+            argument = None  # breaks the cycle of an error and this frame
 
 
 async def as_coroutine(awaitable: Awaitable[_T]) -> _T:
