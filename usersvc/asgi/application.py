@@ -151,8 +151,10 @@ class AiohttpASGI:
         _LOG.error("A request of %s has failed", request.remote, exc_info=error)
         if done:
             return
-        status = HTTPStatus.GATEWAY_TIMEOUT if isinstance(error, TimeoutError) else HTTPStatus.INTERNAL_SERVER_ERROR
-        response = web.Response(status=status, text=f"{status} {status.phrase}\n\n{status.description}")
+        if isinstance(error, TimeoutError):
+            response = web.Response(status=HTTPStatus.GATEWAY_TIMEOUT, content_type="text/plain")
+        else:
+            response = web.Response(status=500, text="500 Internal Server Error\n\nServer got itself in trouble")
         response.force_close()
         await response.prepare(request)
         await response.write_eof()
