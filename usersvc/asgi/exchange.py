@@ -29,7 +29,6 @@ class Exchange(Receiver, AbstractStreamWriter):
     _bodiless = False  # the response must not have a body
     _head: Message | None = None  # the start of the response, not sent yet
     _compressor: Compressor | None = None
-    _flush_scheduled = False
     _flusher: "asyncio.Task[None] | None" = None
 
     async def refuse(self, error: Exception) -> None:
@@ -95,22 +94,11 @@ class Exchange(Receiver, AbstractStreamWriter):
 
     def send_headers(self) -> None:
         self.committed = True
-        self._schedule_flush()
-
-    def _schedule_flush(self) -> None:
-        """Send the head and watch for a disconnection, unless the response is complete before the loop runs."""
-        if not self._flush_scheduled:
-            self._flush_scheduled = True
-            asyncio.get_running_loop().call_soon(self._start_flush, context=self.outer)
-
-    def _start_flush(self) -> None:
-        if not self.ending:
-            if self._head is not None:
-                self._flusher = asyncio.get_running_loop().create_task(self.flush(), context=self.outer.copy())
-            self.watch()
+        self._flusher = asyncio.get_running_loop().create_task(self.flush(), context=self.outer.copy())
 
     async def flush(self) -> None:
-        """Send the head if it has not been sent."""
+        """Send the head if it has not been sent with data, and notice a disconnection from now on."""
+        self.watch()
         if self._head is not None:
             with suppress(ConnectionError):  # the next write raises it
                 await self._emit(b"", more=True)
@@ -124,7 +112,7 @@ class Exchange(Receiver, AbstractStreamWriter):
         data = self._limit(data)
         if not data and self._head is None:
             return
-        self._schedule_flush()
+        self.watch()
         await run_in_context(self.outer, self._emit(data, more=True))
         self.buffer_size += len(data)
         if self.buffer_size > _YIELD_AFTER:

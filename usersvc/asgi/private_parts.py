@@ -104,7 +104,8 @@ class Body(StreamReader):
         await super().wait_eof()
 
 
-def _lazy(function: "Callable[[Request], Any]") -> Any:
+def lazy(function: Callable[[Any], Any]) -> Any:
+    """An attribute whose value is created when it is first used."""
     return cached_property(function)
 
 
@@ -142,24 +143,16 @@ class Request(web.Request):
             self._version = exchange.version
         return self
 
-    @cached_property
-    def _match_info(self) -> UrlMappingMatchInfo | None:  # type: ignore[override]
-        if self._route is None:
-            return None
-        match_info = UrlMappingMatchInfo({}, self._route)
-        match_info.add_app(self.app_of_route)
-        match_info.freeze()
-        return match_info
-
-    _state = _lazy(lambda self: {ASGI_SCOPE: self._payload_writer.scope})
-    _headers = _lazy(lambda self: CIMultiDictProxy(self._payload_writer.headers))
-    _rel_url = _lazy(lambda self: self._payload_writer.target[1])
-    _message = _lazy(lambda self: raw_message(self._payload_writer))
-    _payload = _lazy(lambda self: payload_of(self._payload_writer))
-    _protocol = _lazy(lambda self: self._payload_writer)
-    _transport_sslcontext = _lazy(lambda self: self._payload_writer.ssl_context)
-    _transport_peername = _lazy(lambda self: self._payload_writer.peername)
-    _transport_sockname = _lazy(lambda self: self._payload_writer.sockname)
+    _match_info = lazy(lambda self: self._route and _match_of(self._route, self.app_of_route))
+    _state = lazy(lambda self: {ASGI_SCOPE: self._payload_writer.scope})
+    _headers = lazy(lambda self: CIMultiDictProxy(self._payload_writer.headers))
+    _rel_url = lazy(lambda self: self._payload_writer.target[1])
+    _message = lazy(lambda self: raw_message(self._payload_writer))
+    _payload = lazy(lambda self: payload_of(self._payload_writer))
+    _protocol = lazy(lambda self: self._payload_writer)
+    _transport_sslcontext = lazy(lambda self: self._payload_writer.ssl_context)
+    _transport_peername = lazy(lambda self: self._payload_writer.peername)
+    _transport_sockname = lazy(lambda self: self._payload_writer.sockname)
 
     async def read(self) -> bytes:
         # Most bodies arrive as one message, which needs no stream.
@@ -175,6 +168,13 @@ class Request(web.Request):
                 return data
             exchange.take(message)
         return await super().read()
+
+
+def _match_of(route: web.AbstractRoute, app: web.Application) -> UrlMappingMatchInfo:
+    match_info = UrlMappingMatchInfo({}, route)
+    match_info.add_app(app)
+    match_info.freeze()
+    return match_info
 
 
 def payload_of(exchange: "Receiver") -> StreamReader:

@@ -4,7 +4,7 @@ import asyncio
 import ssl
 from collections.abc import Callable
 from contextvars import copy_context
-from typing import Any, Final
+from typing import Final
 
 from aiohttp import hdrs, web
 from aiohttp.http import HttpVersion11
@@ -16,7 +16,7 @@ from yarl import URL
 from usersvc.asgi import heads
 from usersvc.asgi.contexts import run_in_context
 from usersvc.asgi.heads import DISCONNECT, Message, Receive, Scope, Send
-from usersvc.asgi.private_parts import Body, Transport
+from usersvc.asgi.private_parts import Body, Transport, lazy
 
 _CODINGS: Final = frozenset({"gzip", "deflate", "br", "zstd"})
 _TLS: Final = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)  # never used: any context means "https" to aiohttp
@@ -59,25 +59,11 @@ class Receiver:
         self._receive = receive
         self._send = send
 
-    @property
-    def ssl_context(self) -> ssl.SSLContext | None:
-        return _TLS if self.scope.get("scheme") == "https" else None
-
-    @property
-    def peername(self) -> Any:
-        return self.scope.get("client")
-
-    @property
-    def sockname(self) -> Any:
-        return heads.sockname_of(self.scope)
-
-    @cached_property
-    def headers(self) -> "CIMultiDict[str]":
-        return heads.headers_of(self.raw_headers, self.version)
-
-    @cached_property
-    def target(self) -> tuple[str, URL]:
-        return heads.target_of(self.scope)
+    ssl_context = lazy(lambda self: _TLS if self.scope.get("scheme") == "https" else None)
+    peername = lazy(lambda self: self.scope.get("client"))
+    sockname = lazy(lambda self: heads.sockname_of(self.scope))
+    target: "cached_property[tuple[str, URL]]" = lazy(lambda self: heads.target_of(self.scope))
+    headers: "cached_property[CIMultiDict[str]]" = lazy(lambda self: heads.headers_of(self.raw_headers, self.version))
 
     async def peek(self) -> Message | None:
         """Receive the first message of an HTTP/2 request if only that tells whether the request has a body."""
