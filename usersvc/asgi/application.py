@@ -97,10 +97,8 @@ class AiohttpASGI:
                     await run_in_context(inner, self._respond(request, exchange, response))
                 else:
                     start, body = whole
-                    if exchange.has_body:
-                        close_files(request)
-                        if exchange.awaits_continue():
-                            exchange.close_after(start["headers"])
+                    if exchange.has_body and exchange.awaits_continue():
+                        exchange.close_after(start["headers"])
                     exchange.finished = exchange.ending = True
                     await send(start)
                     if exchange.must_linger():
@@ -114,6 +112,7 @@ class AiohttpASGI:
             exchange.ending = True
             if exchange.has_body or exchange.watched:
                 exchange.close()
+                close_files(request)
         if exchange.aborted:
             raise ConnectionAbortedError("the handler has closed the connection or abandoned a write")
 
@@ -123,8 +122,6 @@ class AiohttpASGI:
         Raises:
             Exception: the response has failed after its head was sent.
         """
-        if exchange.has_body:
-            close_files(request)
         try:
             if not isinstance(response, web.StreamResponse):
                 raise TypeError(f"A handler has returned {response!r}, which is not a response")
@@ -141,7 +138,6 @@ class AiohttpASGI:
         Raises:
             Exception: the error itself, so that the server reports it and closes the connection.
         """
-        close_files(request)
         if exchange.disconnected and isinstance(error, ConnectionError):
             return
         done = exchange.disconnected or exchange.finished

@@ -64,28 +64,23 @@ class Body(StreamReader):
 
     def feed(self, message: Message) -> None:
         """Decode what a message contains, in pieces of bounded size."""
-        data: bytes = message.get("body", b"")
         self._last = not message.get("more_body", False)
-        if self.decoder is not None:
-            self._decode(self.decoder, data)
-            return
-        self.feed_data(data)
-        if self._last:
-            self.feed_eof()
+        self._feed(message.get("body", b""))
 
     def feed_held(self) -> bool:
         """Take more from the decoder; false when it holds nothing."""
-        if self.decoder is None or not self._holds_more:
-            return False
-        self._decode(self.decoder, b"")
-        return True
+        held = self._holds_more
+        if held:
+            self._feed(b"")
+        return held
 
-    def _decode(self, decoder: DeflateBuffer, data: bytes) -> None:
+    def _feed(self, data: bytes) -> None:
+        target = self.decoder or self
         try:
             if data or self._holds_more:  # aiohttp 3.14.0 fails if the first data is empty
-                self._holds_more = decoder.feed_data(data, len(data))
+                self._holds_more = target.feed_data(data, len(data))
             if self._last and not self._holds_more:
-                decoder.feed_eof()
+                target.feed_eof()
         except ContentEncodingError as error:
             self._holds_more = False
             self.set_exception(web.RequestPayloadError(str(error)), error)
