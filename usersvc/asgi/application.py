@@ -18,7 +18,6 @@ ASGI_STATE: Final = web.AppKey("ASGI_STATE", dict[str, Any])
 """The key of the application's lifespan state: what start-up puts there is in every `request[ASGI_SCOPE]["state"]`."""
 
 _LOG: Final = logging.getLogger("aiohttp.server")  # as aiohttp's own server
-_EXAMPLE: Final[Scope] = {"headers": [], "method": "GET", "raw_path": b"/", "query_string": b""}
 
 
 class AiohttpASGI:
@@ -207,8 +206,7 @@ class AiohttpASGI:
         self._hooks = has_hooks(self._app)
         self._server = cast("web.Server", self._runner.server)
         self._handler = cast("Handler", self._server.request_handler)
-        example = Exchange(_EXAMPLE, cast("Receive", None), cast("Send", None))
-        self._request_class = request_class(self._app, self._server, example)
+        self._request_class = request_class(self._app)
         self._routes = fixed_routes(self._app)
 
     async def _stop(self) -> None:

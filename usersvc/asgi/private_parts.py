@@ -110,9 +110,9 @@ class Request(web.Request):
     Private: the attributes that `BaseRequest.__init__` sets, and that its methods read.
     """
 
-    ordinary: Callable[..., web.Request]  # creates requests as aiohttp does
-    app_of_route: web.Application
+    _application: web.Application
     _route: web.AbstractRoute | None = None  # found without aiohttp's router
+    _version = HttpVersion11
     ATTRS = web.Request.ATTRS | {"_route"}
     _payload_writer: "Exchange"
 
@@ -125,8 +125,8 @@ class Request(web.Request):
         """
         path = exchange.scope.get("raw_path") or exchange.scope["path"].encode("utf-8", "surrogateescape")
         if path[:1] not in _ORIGIN_FORM:  # aiohttp takes the host from an absolute target
-            task = asyncio.current_task()
-            request = cls.ordinary(raw_message(exchange), payload_of(exchange), exchange, exchange, task)
+            parts: Any = (raw_message(exchange), payload_of(exchange), exchange, exchange, asyncio.current_task())
+            request = cls._application._make_request(*parts)  # noqa: SLF001
             request[ASGI_SCOPE] = cast("dict[str, Any]", exchange.scope)
             return request
         self = _new(cls)
@@ -138,7 +138,7 @@ class Request(web.Request):
             self._version = exchange.version
         return self
 
-    _match_info = lazy(lambda self: self._route and _match_of(self._route, self.app_of_route))
+    _match_info = lazy(lambda self: self._route and _match_of(self._route, self._application))
     _state = lazy(lambda self: {ASGI_SCOPE: self._payload_writer.scope})
     _headers = lazy(lambda self: CIMultiDictProxy(self._payload_writer.headers))
     _rel_url = lazy(lambda self: self._payload_writer.target[1])
@@ -200,15 +200,10 @@ def raw_message(exchange: "Receiver") -> RawRequestMessage:
     )
 
 
-def request_class(app: web.Application, server: web.Server, example: "Exchange") -> type[Request]:
+def request_class(app: web.Application) -> type[Request]:
     """Create a class that has what all requests of an application have in common."""
-    pattern = server.request_factory(
-        raw_message(example), EMPTY_PAYLOAD, cast("Any", example), example, cast("Any", None)
-    )
-    common = {name: value for name, value in vars(pattern).items() if name not in vars(Request)}
-    return type(
-        "Request", (Request,), {**common, "ordinary": staticmethod(server.request_factory), "app_of_route": app}
-    )
+    limits = {name: value for name, value in vars(app).items() if name.startswith("_client_max_")}
+    return type("Request", (Request,), {**limits, "_application": app, "_loop": asyncio.get_running_loop()})
 
 
 def _is_replaced(method: object, kind: type, name: str) -> bool:
