@@ -241,14 +241,6 @@ async def at_once(request: web.Request) -> web.StreamResponse:
     return response
 
 
-async def think_better(request: web.Request) -> web.Response:
-    """Prepare one response, and send another."""
-    await web.Response(text="nearly").prepare(request)
-    if request.query:
-        raise web.HTTPConflict
-    return web.Response(text="rather this")
-
-
 async def odd_headers(request: web.Request) -> web.Response:
     return web.Response(headers={"X-Wide": " a  b\t", "X-Blank": " ", "X-Back": request.headers["X-There"]})
 
@@ -456,7 +448,7 @@ def create(folder: pathlib.Path, *, plain: bool = False) -> web.Application:
         "redirect": redirect, "teapot": teapot, "nothing": nothing, "wrong_type": wrong_type,
         "force_close": force_close, "storage": storage, "websocket": websocket, "endless": endless,
         "waiting_reader": waiting_reader, "hold": hold, "body_then_visit": body_then_visit,
-        "wait_for_client": wait_for_client, "go_on": go_on, "at_once": at_once, "think_better": think_better,
+        "wait_for_client": wait_for_client, "go_on": go_on, "at_once": at_once,
         "odd_headers": odd_headers, "returned_error": returned_error, "read_then_facts": read_then_facts,
     }  # fmt: skip
     for name, handler in handlers.items():

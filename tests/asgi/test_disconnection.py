@@ -322,7 +322,6 @@ async def test_the_transport() -> None:
     async def handler(request: web.Request) -> web.Response:
         transport = request.transport
         assert transport is not None
-        assert transport is request.transport
         assert request.get_extra_info("peername") == ("192.0.2.1", 4711)
         assert request.get_extra_info("sslcontext") is not None
         assert request.get_extra_info("cipher", "none") == "none"

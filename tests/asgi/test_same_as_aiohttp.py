@@ -94,8 +94,6 @@ simple("a decompression bomb", "POST", "/echo", content=gzip.compress(b"\0" * 50
        headers={"Content-Encoding": "gzip"})  # fmt: skip
 simple("a large compressed body, read in pieces", "POST", "/count", content=gzip.compress(b"\0" * 20 * LIMIT),
        headers={"Content-Encoding": "gzip"})  # fmt: skip
-simple("a response in the place of another", "GET", "/think_better")
-simple("an HTTP exception in the place of a response", "GET", "/think_better?raise=1")
 simple("white space around headers, and octets that are not UTF-8", "GET", "/odd_headers",
        headers=[(b"X-There", b"caf\xe9, caf\xc3\xa9")])  # fmt: skip
 simple("own headers and cookies", "GET", "/own_headers")

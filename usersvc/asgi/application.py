@@ -54,8 +54,9 @@ class AiohttpASGI:
             await self._serve_other(scope, receive, send)
             return
         exchange = Exchange(scope, receive, send)
-        if self._server is None:
-            await self._start_once()
+        if self._server is None:  # requests that arrive meanwhile wait for the same start
+            self._starting = self._starting or asyncio.create_task(self._start(None))
+            await asyncio.shield(self._starting)
         first = None
         if scope["http_version"] not in HTTP_1 and (first := await exchange.peek()) is DISCONNECT:
             return
@@ -116,11 +117,7 @@ class AiohttpASGI:
             raise ConnectionAbortedError("the handler has closed the connection or abandoned a write")
 
     async def _respond(self, request: web.Request, exchange: Exchange, response: object) -> None:
-        """Send what a handler has returned, or the HTTP exception that it has raised.
-
-        Raises:
-            Exception: the response has failed after its head was sent.
-        """
+        """Send what a handler has returned, or the HTTP exception that it has raised."""
         try:
             if not isinstance(response, web.StreamResponse):
                 raise TypeError(f"A handler has returned {response!r}, which is not a response")
@@ -132,16 +129,11 @@ class AiohttpASGI:
             await self._fail(request, exchange, error)
 
     async def _fail(self, request: web.Request, exchange: Exchange, error: Exception) -> None:
-        """Send an error response, or abort the response that has begun.
-
-        Raises:
-            Exception: the error itself, so that the server reports it and closes the connection.
-        """
+        """Send an error response or, if a response has begun, let the server report the error and abort it."""
         if exchange.disconnected and isinstance(error, ConnectionError):
             return
         done = exchange.disconnected or exchange.finished
-        if not done and not exchange.retract():
-            await exchange.flush()
+        if exchange.committed and not done:
             raise error
         _LOG.error("A request of %s has failed", request.remote, exc_info=error)
         if done:
@@ -150,6 +142,7 @@ class AiohttpASGI:
             response = web.Response(status=HTTPStatus.GATEWAY_TIMEOUT, content_type="text/plain")
         else:
             response = web.Response(status=500, text="500 Internal Server Error\n\nServer got itself in trouble")
+        exchange.reset()
         response.force_close()
         await response.prepare(request)
         await response.write_eof()
@@ -184,11 +177,7 @@ class AiohttpASGI:
         await send(stopped)
 
     async def _start(self, state: dict[str, Any] | None) -> None:
-        """Start the application as `web.run_app` does, and clean up if that fails.
-
-        Raises:
-            RuntimeError: the application has been cleaned up before.
-        """
+        """Start the application as `web.run_app` does, and clean up if that fails."""
         if self._stopped:
             raise RuntimeError("The application has been cleaned up, and cannot start again")
         if not self._app.frozen:
@@ -212,9 +201,3 @@ class AiohttpASGI:
     async def _stop(self) -> None:
         self._stopped = True
         await self._runner.cleanup()
-
-    async def _start_once(self) -> None:
-        """Start the application without a lifespan; requests that arrive meanwhile wait for the same start."""
-        if self._starting is None:
-            self._starting = asyncio.create_task(self._start(None))
-        await asyncio.shield(self._starting)

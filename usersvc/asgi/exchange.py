@@ -24,12 +24,10 @@ class Exchange(Receiver, AbstractStreamWriter):
     """Stands in for aiohttp's protocol and for its writer."""
 
     length: int | None = None  # bytes of the response that are still to come, if it has a Content-Length
-    committed = False  # as far as the application knows, the head of the response has been sent
+    committed = False  # the head of the response has been sent
     finished = False  # the server has the whole response
     _bodiless = False  # the response must not have a body
-    _head: Message | None = None  # the start of the response, not sent yet
     _compressor: Compressor | None = None
-    _flusher: "asyncio.Task[None] | None" = None
 
     async def refuse(self, error: Exception) -> None:
         """Respond to a request that cannot be passed to the application."""
@@ -85,7 +83,8 @@ class Exchange(Receiver, AbstractStreamWriter):
         encoded = encode_headers(headers)
         if self.awaits_continue() or headers.get(hdrs.CONNECTION, "").lower() == "close":
             self.close_after(encoded)
-        self._head = {"type": "http.response.start", "status": status, "headers": encoded}
+        start = {"type": "http.response.start", "status": status, "headers": encoded}
+        await run_in_context(self.outer, self._emit(start))
 
     def close_after(self, headers: RawHeaders) -> None:
         """Ask the server to close the connection after the response; HTTP/2 connections serve other requests too."""
@@ -93,27 +92,20 @@ class Exchange(Receiver, AbstractStreamWriter):
             headers.append(CLOSE)
 
     def send_headers(self) -> None:
-        self.committed = True
-        self._flusher = asyncio.get_running_loop().create_task(self.flush(), context=self.outer.copy())
-
-    async def flush(self) -> None:
-        """Send the head if it has not been sent with data, and notice a disconnection from now on."""
+        """Watch for a disconnection: a handler that streams may wait before it writes."""
         self.watch()
-        if self._head is not None:
-            with suppress(ConnectionError):  # the next write raises it
-                await self._emit(b"", more=True)
 
     async def write(self, chunk: bytes | bytearray | memoryview) -> None:
-        if self._head is None and not self.committed:
+        if not self.committed:
             return  # an interim response: the server sends one when the body is received
         data = bytes(chunk)
         if self._compressor is not None:
             data = await self._compressor.compress(data)
         data = self._limit(data)
-        if not data and self._head is None:
+        if not data:
             return
         self.watch()
-        await run_in_context(self.outer, self._emit(data, more=True))
+        await run_in_context(self.outer, self._emit({"type": "http.response.body", "body": data, "more_body": True}))
         self.buffer_size += len(data)
         if self.buffer_size > _YIELD_AFTER:
             self.buffer_size = 0
@@ -128,7 +120,7 @@ class Exchange(Receiver, AbstractStreamWriter):
         data = self._limit(data)
         if self.length and not self._bodiless:
             raise RuntimeError(f"the response lacks {self.length} bytes of its Content-Length")
-        await run_in_context(self.outer, self._emit(data, more=False))
+        await run_in_context(self.outer, self._emit({"type": "http.response.body", "body": data, "more_body": False}))
 
     def _limit(self, data: bytes) -> bytes:
         """Cut off what exceeds the response's Content-Length."""
@@ -139,7 +131,7 @@ class Exchange(Receiver, AbstractStreamWriter):
             self.length -= len(data)
         return data
 
-    async def _emit(self, data: bytes, *, more: bool) -> None:
+    async def _emit(self, message: Message) -> None:
         try:
             async with self._lock:  # several tasks of a handler may write
                 if self.disconnected:
@@ -147,15 +139,12 @@ class Exchange(Receiver, AbstractStreamWriter):
                 if self.ending:
                     raise RuntimeError("Cannot write after the end of the response")
                 self.committed = True
-                self.ending = not more
-                self.output_size += len(data)
-                head, self._head = self._head, None
-                if head is not None:
-                    await self._send(head)
-                if not more and self.must_linger():
-                    await self.end_lingering(data, whole=head is not None)
+                self.ending = message.get("more_body") is False
+                if self.ending and self.must_linger():
+                    await self.end_lingering(message["body"], whole=not self.output_size)
                 else:
-                    await self._send({"type": "http.response.body", "body": data, "more_body": more})
+                    await self._send(message)
+                self.output_size += len(message.get("body", b""))
                 self.finished = self.ending
         except OSError as error:
             self.ending = False
@@ -167,12 +156,9 @@ class Exchange(Receiver, AbstractStreamWriter):
                 self.abort()
             raise
 
-    def retract(self) -> bool:
-        """Discard a response that has not been sent; false if it is too late."""
-        if self.committed:
-            return False
-        self._head = self._compressor = self.length = None
-        return True
+    def reset(self) -> None:
+        """Forget what an unsent response has announced."""
+        self._compressor = self.length = None
 
     # --- the end of a response whose request has not been read ---
 
@@ -236,14 +222,11 @@ def cancel_on_disconnect(request: web.Request) -> Generator[None]:
     exchange.on_disconnect += (cancel,)
     try:
         yield
-    except asyncio.CancelledError as error:
-        # The task may have been cancelled by its server as well.
-        if disconnected and task.uncancel() <= cancelled_before:
+    except BaseException as error:
+        # The server may have cancelled the task as well.
+        only_disconnected = disconnected and task.uncancel() <= cancelled_before
+        if only_disconnected and isinstance(error, asyncio.CancelledError):
             raise ClientConnectionResetError("The client has disconnected") from error
-        raise
-    except BaseException:
-        if disconnected:
-            task.uncancel()
         raise
     finally:
         exchange.on_disconnect = tuple(other for other in exchange.on_disconnect if other is not cancel)

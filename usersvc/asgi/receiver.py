@@ -49,7 +49,6 @@ class Receiver:
     _receiving = False
     _paused = False  # the body's buffer is full
     _resumed: asyncio.Event | None = None
-    _transport: Transport | None = None
     _watcher: "asyncio.Task[None] | None" = None
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -99,9 +98,7 @@ class Receiver:
         if self.disconnected:
             return None
         self.watch()  # handlers use the transport to find out whether the client is still connected
-        if self._transport is None:
-            self._transport = Transport(self)
-        return self._transport
+        return Transport(self)
 
     def pause_reading(self) -> None:
         self._paused = True
@@ -197,7 +194,7 @@ class Receiver:
             self.watched = False
             if self._watcher is not None:
                 self._watcher.cancel()
-            self._watcher = self._transport = None
+            self._watcher = None
         if self.body is not None:
             self.body.set_exception(web.PayloadAccessError())
             self.body.decoder = None
