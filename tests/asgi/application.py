@@ -15,7 +15,6 @@ from aiohttp.typedefs import Handler
 from usersvc.asgi import cancel_on_disconnect
 
 VISITOR: ContextVar[str] = ContextVar("VISITOR", default="nobody")
-SET_AT_START: ContextVar[str] = ContextVar("SET_AT_START", default="unset")
 EVENTS = web.AppKey("EVENTS", dict[str, asyncio.Event])
 NOTES = web.AppKey("NOTES", dict[str, str])
 FOLDER = web.AppKey("FOLDER", pathlib.Path)
@@ -275,7 +274,7 @@ async def visit(request: web.Request) -> web.Response:
     before = VISITOR.get()
     VISITOR.set(request.match_info["name"])
     await asyncio.sleep(0)
-    return web.json_response([before, VISITOR.get(), SET_AT_START.get()])
+    return web.json_response([before, VISITOR.get()])
 
 
 async def body_then_visit(request: web.Request) -> web.Response:
@@ -399,7 +398,6 @@ async def sign(request: web.Request, response: web.StreamResponse) -> None:
 
 
 async def life(app: web.Application) -> AsyncIterator[None]:
-    SET_AT_START.set("set at start")
     app[NOTES]["config"] = "from start-up"
     yield
     app[NOTES].clear()

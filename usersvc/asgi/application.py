@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import types
-from contextvars import ContextVar, copy_context
+from contextvars import copy_context
 from http import HTTPStatus
 from typing import Any, Final, cast
 
@@ -71,8 +71,6 @@ class AiohttpASGI:
             if route is not None and not (scope.get("root_path") or exchange.expected):
                 request._route, handler = route  # noqa: SLF001
         inner = copy_context()
-        for variable, value in self._variables:
-            inner.run(variable.set, value)
         whole = None
         try:
             try:
@@ -86,7 +84,7 @@ class AiohttpASGI:
                     response: object = done.value
                 else:
                     response = await resume_in_context(inner, coroutine, future)
-                if type(response) is web.Response and not (self._hooks or exchange.committed or exchange.disconnected):
+                if type(response) is web.Response and not (self._hooks or exchange.committed or not exchange.connected):
                     whole = whole_response(scope["method"], response)
             except web.HTTPException as error:
                 await run_in_context(inner, self._respond(request, exchange, error))
@@ -130,9 +128,9 @@ class AiohttpASGI:
 
     async def _fail(self, request: web.Request, exchange: Exchange, error: Exception) -> None:
         """Send an error response or, if a response has begun, let the server report the error and abort it."""
-        if exchange.disconnected and isinstance(error, ConnectionError):
+        if not exchange.connected and isinstance(error, ConnectionError):
             return
-        done = exchange.disconnected or exchange.finished
+        done = not exchange.connected or exchange.finished
         if exchange.committed and not done:
             raise error
         _LOG.error("A request of %s has failed", request.remote, exc_info=error)
@@ -182,16 +180,11 @@ class AiohttpASGI:
             raise RuntimeError("The application has been cleaned up, and cannot start again")
         if not self._app.frozen:
             self._app[ASGI_STATE] = {} if state is None else state
-        before = copy_context()
         try:
             await self._runner.setup()
         except BaseException:
             await self._stop()
             raise
-        # As with aiohttp's own server, requests see the context variables that start-up has set.
-        self._variables: list[tuple[ContextVar[Any], Any]] = [
-            (var, value) for var, value in copy_context().items() if var not in before or before[var] is not value
-        ]
         self._hooks = has_hooks(self._app)
         self._server = cast("web.Server", self._runner.server)
         self._handler = cast("Handler", self._server.request_handler)

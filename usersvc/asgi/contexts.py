@@ -24,11 +24,10 @@ async def run_in_context(context: Context, awaitable: Awaitable[_T]) -> _T:
 @types.coroutine
 def resume_in_context(context: Context, coroutine: Coroutine[Any, Any, _T], future: Any) -> Generator[Any, Any, _T]:
     """Await the rest of a coroutine that was started with `context.run(coroutine.send, None)` and yielded a future."""
+    step: Callable[[Any], Any]
     while True:
-        step: Callable[[Any], Any]
         try:
-            argument: Any = yield future
-            step = coroutine.send
+            step, argument = coroutine.send, (yield future)
         except BaseException as error:  # the coroutine must see cancellation and the end of this generator
             step, argument = coroutine.throw, error
         try:

@@ -11,7 +11,7 @@ from aiohttp.abc import AbstractStreamWriter
 from multidict import CIMultiDict
 
 from usersvc.asgi.contexts import run_in_context
-from usersvc.asgi.heads import CLOSE, HTTP_1, TEXT, Message, Multiplexed, RawHeaders, encode_headers, version_of
+from usersvc.asgi.heads import CLOSE, HTTP_1, TEXT, Message, Multiplexed, RawHeaders, encode_headers
 from usersvc.asgi.private_parts import Compressor, Request, is_bodiless
 from usersvc.asgi.receiver import Receiver
 
@@ -45,8 +45,8 @@ class Exchange(Receiver, AbstractStreamWriter):
         """
         scope = self.scope
         names = dict(self.raw_headers)
-        if scope["http_version"] != "1.1":
-            self.version = version_of(scope)
+        if (version := scope["http_version"]) != "1.1":
+            self.version = HTTP_1.get(version) or Multiplexed(int(version[0]), 0)
         if first is not None:
             has_body = bool(first.get("body") or first.get("more_body"))
         elif (length := names.get(b"content-length")) is not None:
@@ -134,7 +134,7 @@ class Exchange(Receiver, AbstractStreamWriter):
     async def _emit(self, message: Message) -> None:
         try:
             async with self._lock:  # several tasks of a handler may write
-                if self.disconnected:
+                if not self.connected:
                     raise ClientConnectionResetError("Cannot write to closing transport")
                 if self.ending:
                     raise RuntimeError("Cannot write after the end of the response")
@@ -151,7 +151,7 @@ class Exchange(Receiver, AbstractStreamWriter):
             self.lose()
             raise ClientConnectionResetError("Cannot write to closing transport") from error
         except BaseException:  # for example a time-out of the handler: an unknown part has been sent
-            if not (self.finished or self.disconnected):
+            if not (self.finished or not self.connected):
                 self.ending = False
                 self.abort()
             raise
@@ -168,14 +168,13 @@ class Exchange(Receiver, AbstractStreamWriter):
 
     def must_linger(self) -> bool:
         """Whether the rest of the body will arrive although the handler does not read it."""
-        return self.has_body and not (self.ended or self.disconnected or self.expected or self._receiving)
+        return self.has_body and not (self.ended or not self.connected or self.expected or self._receiving)
 
     async def end_lingering(self, data: bytes, *, whole: bool) -> None:
         """Send the last of the response, or its whole body, and drop the rest of the request's body.
 
-        When the response ends, most servers drop that rest or the connection, so it ends afterwards. Granian does so
-        when it has as many bytes as the Content-Length of a response that has not ended, or when a streamed response
-        ends; only the extension distinguishes it from other servers.
+        Most servers drop that rest or the connection when the response ends, so it ends afterwards. Granian, known by
+        its extension, does so when it has all bytes of a Content-Length, unless the response has ended before.
         """
         if whole and "http.response.pathsend" in (self.scope.get("extensions") or ()):
             await self._send({"type": "http.response.body", "body": data})
@@ -217,7 +216,7 @@ def cancel_on_disconnect(request: web.Request) -> Generator[None]:
         task.cancel()
 
     exchange.watch()
-    if exchange.disconnected:
+    if not exchange.connected:
         raise ClientConnectionResetError("The client has disconnected")
     exchange.on_disconnect += (cancel,)
     try:

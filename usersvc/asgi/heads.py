@@ -43,12 +43,6 @@ class Multiplexed(HttpVersion):
         return hash(HttpVersion11)
 
 
-def version_of(scope: Scope) -> HttpVersion:
-    """The HTTP version of a request."""
-    version: str = scope["http_version"]
-    return HTTP_1.get(version) or Multiplexed(int(version[0]), 0)
-
-
 def sockname_of(scope: Scope) -> Any:
     """The server's address as a socket has it: four parts for IPv6, the path of a Unix domain socket."""
     host, port = scope.get("server") or ("", None)

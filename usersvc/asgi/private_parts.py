@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Final, NoReturn, cast
 
 from aiohttp import hdrs, web
-from aiohttp.compression_utils import ZLibCompressor
+from aiohttp.compression_utils import HAS_BROTLI, HAS_ZSTD, ZLibCompressor
 from aiohttp.helpers import must_be_empty_body
 from aiohttp.http import HttpVersion10, HttpVersion11, RawRequestMessage
 from aiohttp.http_exceptions import ContentEncodingError
@@ -39,25 +39,23 @@ is_bodiless = must_be_empty_body
 ASGI_SCOPE: Final = web.RequestKey("ASGI_SCOPE", dict[str, Any])
 """The key of a request's ASGI scope, with the server's `state`, `extensions` and `root_path`."""
 
+CODINGS: Final = {"gzip", "deflate", *(["br"] if HAS_BROTLI else []), *(["zstd"] if HAS_ZSTD else [])}
 _BUFFER: Final = 2**18  # bytes; aiohttp buffers twice as much of a body at most
 _METHODS_WITHOUT_BODY: Final = frozenset({"HEAD", "CONNECT"})
 _STATUSES_WITHOUT_BODY: Final = frozenset({*range(100, 200), 204, 304})  # RFC 9110, section 6.4.1
 _ORIGIN_FORM: Final = (b"/", b"")
 _new: Final = object.__new__
 _ESCAPES: Final = frozenset("%?#")  # a request target has these characters escaped
-_OCTETS: Final = (b"content-type", b"application/octet-stream")
-_EMPTY: Final = (b"content-length", b"0")
 
 
 class Body(StreamReader):
     """A request body that is received while it is read. Private: `StreamReader._wait`, which waits for more data."""
 
-    __slots__ = ("_holds_more", "_last", "_receiver", "coding", "decoder")
+    __slots__ = ("_holds_more", "_last", "_receiver", "decoder")
 
     def __init__(self, receiver: "Receiver", coding: str | None) -> None:
         super().__init__(receiver, _BUFFER, loop=asyncio.get_running_loop())  # type: ignore[arg-type]  # has what it uses
         self._receiver = receiver
-        self.coding = coding
         self.decoder = DeflateBuffer(self, coding, max_decompress_size=_BUFFER) if coding else None
         self._holds_more = False  # the decoder has more than it may return at once
         self._last = False  # the last message has been fed
@@ -193,9 +191,9 @@ def raw_message(exchange: "Receiver") -> RawRequestMessage:
         CIMultiDictProxy(headers),
         exchange.raw_headers,
         "keep-alive" not in connection if exchange.version is HttpVersion10 else "close" in connection,
-        exchange.opened_body().coding if exchange.has_body else None,
-        False,  # upgrades are up to the server
-        hdrs.TRANSFER_ENCODING in headers,
+        None,  # compression; as the next two, it is of no use here
+        False,  # upgrade
+        False,  # chunked
         url,
     )
 
@@ -268,11 +266,11 @@ def whole_response(method: str, response: web.Response) -> tuple[Message, bytes]
         ValueError: a header contains a control character.
     """
     # Private, as the public properties cost more than the rest of this function, or create what is missing.
-    body = response._body  # noqa: SLF001
+    body = response._body or b""  # noqa: SLF001
     headers = response._headers  # noqa: SLF001
     status = response._status  # noqa: SLF001
     if (
-        (body is not None and type(body) is not bytes)
+        type(body) is not bytes
         or response._compression  # noqa: SLF001
         or response._chunked  # noqa: SLF001
         or response._cookies  # noqa: SLF001
@@ -283,17 +281,13 @@ def whole_response(method: str, response: web.Response) -> tuple[Message, bytes]
         or method in _METHODS_WITHOUT_BODY
         or hdrs.CONTENT_LENGTH in headers
         or hdrs.CONNECTION in headers
+        or (body and hdrs.CONTENT_TYPE not in headers)
     ):
         return None
     encoded = encode_headers(headers)
-    if not body:
-        encoded.append(_EMPTY)
-    else:
-        encoded.append((b"content-length", b"%d" % len(body)))
-        if hdrs.CONTENT_TYPE not in headers:
-            encoded.append(_OCTETS)  # RFC 9110, section 8.3
+    encoded.append((b"content-length", b"%d" % len(body)))
     response._eof_sent = True  # noqa: SLF001  # marks it as sent
-    return {"type": "http.response.start", "status": status, "headers": encoded}, body or b""
+    return {"type": "http.response.start", "status": status, "headers": encoded}, body
 
 
 class Transport(asyncio.Transport):
@@ -311,7 +305,7 @@ class Transport(asyncio.Transport):
         raise NotImplementedError
 
     def is_closing(self) -> bool:
-        return self._receiver.disconnected
+        return not self._receiver.connected
 
     def close(self) -> None:
         self._receiver.abort()

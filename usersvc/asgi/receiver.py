@@ -8,7 +8,6 @@ from typing import Final
 
 from aiohttp import hdrs, web
 from aiohttp.http import HttpVersion11
-from aiohttp.http_exceptions import ContentEncodingError
 from multidict import CIMultiDict
 from propcache.api import cached_property
 from yarl import URL
@@ -16,9 +15,8 @@ from yarl import URL
 from usersvc.asgi import heads
 from usersvc.asgi.contexts import run_in_context
 from usersvc.asgi.heads import DISCONNECT, Message, Receive, Scope, Send
-from usersvc.asgi.private_parts import Body, Transport, lazy
+from usersvc.asgi.private_parts import CODINGS, Body, Transport, lazy
 
-_CODINGS: Final = frozenset({"gzip", "deflate", "br", "zstd"})
 _TLS: Final = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)  # never used: any context means "https" to aiohttp
 _USUALLY_WITH_BODY: Final = frozenset({"POST", "PUT", "PATCH"})
 
@@ -42,7 +40,7 @@ class Receiver:
     expected = False  # the client sent `Expect` and waits for `100 Continue`
     ended = False  # the whole request has been received
     watched = False  # a task receives, not the reader
-    disconnected = False
+    connected = True
     aborted = False  # the handler has closed the connection or abandoned a write
     ending = False  # the last of the response is being sent: a disconnection no longer matters
     closed = False  # the exchange has ended, and its body with it
@@ -76,26 +74,18 @@ class Receiver:
         if self.body is None:
             self.unread = False
             coding = self.headers.get(hdrs.CONTENT_ENCODING, "").lower()
-            try:
-                body = Body(self, coding if coding in _CODINGS else None)
-            except ContentEncodingError:  # the library for the coding is missing
-                body = Body(self, None)
-            self.body = body
+            self.body = body = Body(self, coding if coding in CODINGS else None)
             if self.closed:
                 body.set_exception(web.PayloadAccessError())
             elif self.ended:
                 body.feed_eof()
-            elif self.disconnected:
+            elif not self.connected:
                 body.set_exception(ConnectionResetError("Connection lost"))
         return self.body
 
     @property
-    def connected(self) -> bool:
-        return not self.disconnected
-
-    @property
     def transport(self) -> Transport | None:
-        if self.disconnected:
+        if not self.connected:
             return None
         self.watch()  # handlers use the transport to find out whether the client is still connected
         return Transport(self)
@@ -138,7 +128,7 @@ class Receiver:
 
     def watch(self) -> None:
         """Notice a disconnection from now on, even if nothing reads or writes."""
-        if not (self.watched or self.disconnected or self.ending):
+        if not (self.watched or not self.connected or self.ending):
             self.watched = True
             self.unread = False
             if not self._receiving:
@@ -150,7 +140,7 @@ class Receiver:
 
     async def _watch(self) -> None:
         self._resumed = asyncio.Event()
-        while not self.disconnected:
+        while self.connected:
             if self._paused:
                 self._resumed.clear()
                 await self._resumed.wait()
@@ -174,9 +164,9 @@ class Receiver:
         """
         if self.body is not None and not (self.ending and self.ended):
             self.body.set_exception(ConnectionResetError("Connection lost"))
-        if self.disconnected or self.ending:
+        if not self.connected or self.ending:
             return
-        self.disconnected = True
+        self.connected = False
         for callback in self.on_disconnect:
             callback()
 

@@ -62,7 +62,6 @@ class HardenedProtocol(HttpToolsProtocol):
     # --- connecting and disconnecting ---
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
-        """Accept the connection if there is capacity, and expect the head of the first request in time."""
         super().connection_made(transport)
         self._waiting_since = self.loop.time()
         # uvicorn's own response to too many connections is not a problem document.
@@ -75,7 +74,6 @@ class HardenedProtocol(HttpToolsProtocol):
         self.timeout_keep_alive_task = self.loop.call_later(HEAD_TIMEOUT, self.timeout_keep_alive_handler)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stop the timers and the current request."""
         self._unset_keepalive_if_required()
         if self._write_timer is not None:
             self._write_timer.cancel()
@@ -112,9 +110,8 @@ class HardenedProtocol(HttpToolsProtocol):
 
     def _waits_for_client(self, latest: float) -> bool:
         """Whether it waits for a request or its body, or the client stopped reading the response before ``latest``."""
-        if self._current is None or self._current.response_complete or self._current.more_body:
-            return True
-        return self._write_timer is not None and self._waiting_since <= latest
+        stopped_reading = self._write_timer is not None and self._waiting_since <= latest
+        return self._is_idle() or stopped_reading or (self._current is not None and self._current.more_body)
 
     # --- requests ---
 
@@ -136,21 +133,15 @@ class HardenedProtocol(HttpToolsProtocol):
                 self._refuse(problems.HeadTooLarge())
 
     def on_message_begin(self) -> None:
-        """Note the beginning of a head."""
         self._in_head = True
         self._received = self._received_at_body = self._body_bytes = 0
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
-        """Start the request.
-
-        Raises:
-            RequestRefused: it breaks a limit or a rule of HTTP; the parser stops with an error.
-        """
         self._in_head = self._extended = False
         self._refused = self._broken_limit() or self._broken_rule()
         if self._refused is not None:
-            raise self._refused
+            raise self._refused  # stops the parser with an error
         self._unset_keepalive_if_required()
         super().on_headers_complete()
         # uvicorn appends trailer fields to the list of header fields. They get a list of their own, which is dropped: a
@@ -161,17 +152,11 @@ class HardenedProtocol(HttpToolsProtocol):
             self._waiting_since = self.loop.time()
 
     def on_body(self, body: bytes) -> None:
-        """Count a part of a body."""
         self._body_bytes += len(body)
         self._received_at_body = self._received
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """End the request's body.
-
-        Raises:
-            HeadTooLarge: header and trailer fields together are too many or too large.
-        """
         if self.headers and _is_too_large([*self._head_fields, *self.headers]):
             self._refused = problems.HeadTooLarge()
             raise self._refused
@@ -211,12 +196,8 @@ class HardenedProtocol(HttpToolsProtocol):
     # --- responses and timers ---
 
     def on_response_complete(self) -> None:
-        """Continue with the next waiting request or be idle; close if the body of the last request is incomplete.
-
-        The application has waited for the rest of that body already, as `usersvc.asgi` does.
-        """
         if self._current is not None and self._current.more_body:
-            self.transport.close()
+            self.transport.close()  # the application has waited for the rest of the body already
         if self.transport.is_closing():
             self._start_write_timer()  # closing waits until all is sent
         if self.pipeline:
@@ -225,7 +206,6 @@ class HardenedProtocol(HttpToolsProtocol):
         super().on_response_complete()
 
     def timeout_keep_alive_handler(self) -> None:
-        """Close the connection, as the next head has not arrived in time."""
         if self.transport.is_closing():
             return
         if self._in_head and not self._extended and self.cycle is not None:
@@ -241,13 +221,11 @@ class HardenedProtocol(HttpToolsProtocol):
             self.transport.close()
 
     def pause_writing(self) -> None:
-        """Wait a limited time for the client to read."""
         super().pause_writing()
         self._waiting_since = self.loop.time()
         self._start_write_timer()
 
     def resume_writing(self) -> None:
-        """Stop that time."""
         super().resume_writing()
         if self._write_timer is not None:
             self._write_timer.cancel()
