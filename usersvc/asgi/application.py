@@ -23,9 +23,6 @@ _LOG: Final = logging.getLogger("aiohttp.server")  # as aiohttp's own server
 class AiohttpASGI:
     """An `aiohttp.web.Application` as an ASGI 3 application.
 
-    Handlers run in a copy of the server's context, and `receive` and `send` outside it: servers may use the context in
-    which these are called for later requests.
-
     Args:
         app: the application; it is started once, by the lifespan protocol or by the first request.
 
@@ -70,7 +67,7 @@ class AiohttpASGI:
             route = routes.get(scope["method"])
             if route is not None and not (scope.get("root_path") or exchange.expected):
                 request._route, handler = route  # noqa: SLF001
-        inner = copy_context()
+        inner = copy_context()  # servers may use the context in which `send` is called for later requests
         whole = None
         try:
             try:
@@ -140,7 +137,7 @@ class AiohttpASGI:
             response = web.Response(status=HTTPStatus.GATEWAY_TIMEOUT, content_type="text/plain")
         else:
             response = web.Response(status=500, text="500 Internal Server Error\n\nServer got itself in trouble")
-        exchange.reset()
+        exchange.compressor = exchange.length = None
         response.force_close()
         await response.prepare(request)
         await response.write_eof()

@@ -11,7 +11,7 @@ from aiohttp.abc import AbstractStreamWriter
 from multidict import CIMultiDict
 
 from usersvc.asgi.contexts import run_in_context
-from usersvc.asgi.heads import CLOSE, HTTP_1, TEXT, Message, Multiplexed, RawHeaders, encode_headers
+from usersvc.asgi.heads import HTTP_1, Message, Multiplexed, RawHeaders, encode_headers
 from usersvc.asgi.private_parts import Compressor, Request, is_bodiless
 from usersvc.asgi.receiver import Receiver
 
@@ -27,22 +27,18 @@ class Exchange(Receiver, AbstractStreamWriter):
     committed = False  # the head of the response has been sent
     finished = False  # the server has the whole response
     _bodiless = False  # the response must not have a body
-    _compressor: Compressor | None = None
+    compressor: Compressor | None = None
 
     async def refuse(self, error: Exception) -> None:
         """Respond to a request that cannot be passed to the application."""
         text = str(error).encode("utf-8", "replace")
-        headers = [TEXT, (b"content-length", b"%d" % len(text))]
+        headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", b"%d" % len(text))]
         self.close_after(headers)
         await self._send({"type": "http.response.start", "status": HTTPStatus.BAD_REQUEST, "headers": headers})
         await self._send({"type": "http.response.body", "body": text})
 
     def request(self, kind: type[Request], first: Message | None) -> web.Request:
-        """Make aiohttp's request; `first` is the first message if it has been received.
-
-        Raises:
-            ValueError: the request target has none of the allowed forms.
-        """
+        """Create the request; `first` is its first message if that has been received."""
         scope = self.scope
         names = dict(self.raw_headers)
         if (version := scope["http_version"]) != "1.1":
@@ -69,7 +65,7 @@ class Exchange(Receiver, AbstractStreamWriter):
         """Do nothing: the server does the framing."""
 
     def enable_compression(self, encoding: str = "deflate", strategy: int | None = None) -> None:
-        self._compressor = Compressor(encoding=encoding, strategy=strategy)
+        self.compressor = Compressor(encoding=encoding, strategy=strategy)
 
     async def drain(self) -> None:
         """Do nothing: ASGI's `send` waits until the client has read enough."""
@@ -89,7 +85,7 @@ class Exchange(Receiver, AbstractStreamWriter):
     def close_after(self, headers: RawHeaders) -> None:
         """Ask the server to close the connection after the response; HTTP/2 connections serve other requests too."""
         if self.scope["http_version"] in HTTP_1:
-            headers.append(CLOSE)
+            headers.append((b"connection", b"close"))
 
     def send_headers(self) -> None:
         """Watch for a disconnection: a handler that streams may wait before it writes."""
@@ -99,8 +95,8 @@ class Exchange(Receiver, AbstractStreamWriter):
         if not self.committed:
             return  # an interim response: the server sends one when the body is received
         data = bytes(chunk)
-        if self._compressor is not None:
-            data = await self._compressor.compress(data)
+        if self.compressor is not None:
+            data = await self.compressor.compress(data)
         data = self._limit(data)
         if not data:
             return
@@ -115,8 +111,8 @@ class Exchange(Receiver, AbstractStreamWriter):
         if self.ending:
             return
         data = bytes(chunk)
-        if self._compressor is not None:
-            data = await self._compressor.compress(data) + self._compressor.flush()
+        if self.compressor is not None:
+            data = await self.compressor.compress(data) + self.compressor.flush()
         data = self._limit(data)
         if self.length and not self._bodiless:
             raise RuntimeError(f"the response lacks {self.length} bytes of its Content-Length")
@@ -155,10 +151,6 @@ class Exchange(Receiver, AbstractStreamWriter):
                 self.ending = False
                 self.abort()
             raise
-
-    def reset(self) -> None:
-        """Forget what an unsent response has announced."""
-        self._compressor = self.length = None
 
     # --- the end of a response whose request has not been read ---
 

@@ -20,8 +20,6 @@ RawHeaders = list[tuple[bytes, bytes]]
 HTTP_1: Final = {"1.0": HttpVersion10, "1.1": HttpVersion11}
 DISCONNECT: Final[Message] = {"type": "http.disconnect"}
 _CACHED_TARGET: Final = 256  # bytes; longer targets would make the cache too large
-TEXT: Final = (b"content-type", b"text/plain; charset=utf-8")
-CLOSE: Final = (b"connection", b"close")
 _FORBIDDEN: Final = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")  # RFC 9110, section 5.5
 _SET_BY_SERVER: Final = frozenset(
     ("connection", "date", "keep-alive", "proxy-connection", "server", "te", "trailer", "transfer-encoding", "upgrade")

@@ -43,8 +43,6 @@ CODINGS: Final = {"gzip", "deflate", *(["br"] if HAS_BROTLI else []), *(["zstd"]
 _BUFFER: Final = 2**18  # bytes; aiohttp buffers twice as much of a body at most
 _METHODS_WITHOUT_BODY: Final = frozenset({"HEAD", "CONNECT"})
 _STATUSES_WITHOUT_BODY: Final = frozenset({*range(100, 200), 204, 304})  # RFC 9110, section 6.4.1
-_ORIGIN_FORM: Final = (b"/", b"")
-_new: Final = object.__new__
 _ESCAPES: Final = frozenset("%?#")  # a request target has these characters escaped
 
 
@@ -122,12 +120,12 @@ class Request(web.Request):
             ValueError: the request target has none of the allowed forms.
         """
         path = exchange.scope.get("raw_path") or exchange.scope["path"].encode("utf-8", "surrogateescape")
-        if path[:1] not in _ORIGIN_FORM:  # aiohttp takes the host from an absolute target
+        if path and not path.startswith(b"/"):  # aiohttp takes the host from an absolute target
             parts: Any = (raw_message(exchange), payload_of(exchange), exchange, exchange, asyncio.current_task())
             request = cls._application._make_request(*parts)  # noqa: SLF001
             request[ASGI_SCOPE] = cast("dict[str, Any]", exchange.scope)
             return request
-        self = _new(cls)
+        self = object.__new__(cls)
         self._payload_writer = exchange
         self._method = exchange.scope["method"]
         self._cache = {}
@@ -176,11 +174,7 @@ def payload_of(exchange: "Receiver") -> StreamReader:
 
 
 def raw_message(exchange: "Receiver") -> RawRequestMessage:
-    """What aiohttp's parser would make of the head of the request.
-
-    Raises:
-        ValueError: the request target has none of the allowed forms.
-    """
+    """What aiohttp's parser would make of the head of the request."""
     headers = exchange.headers
     target, url = exchange.target
     connection = headers.get(hdrs.CONNECTION, "").lower()

@@ -18,7 +18,6 @@ from usersvc.asgi.heads import DISCONNECT, Message, Receive, Scope, Send
 from usersvc.asgi.private_parts import CODINGS, Body, Transport, lazy
 
 _TLS: Final = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)  # never used: any context means "https" to aiohttp
-_USUALLY_WITH_BODY: Final = frozenset({"POST", "PUT", "PATCH"})
 
 
 class Receiver:
@@ -64,7 +63,8 @@ class Receiver:
 
     async def peek(self) -> Message | None:
         """Receive the first message of an HTTP/2 request if only that tells whether the request has a body."""
-        if self.scope["method"] in _USUALLY_WITH_BODY or any(name == b"content-length" for name, _ in self.raw_headers):
+        usually_with_body = self.scope["method"] in {"POST", "PUT", "PATCH"}
+        if usually_with_body or b"content-length" in dict(self.raw_headers):
             return None
         message = await self._receive()
         return DISCONNECT if message["type"] == "http.disconnect" else message
@@ -99,11 +99,7 @@ class Receiver:
             self._resumed.set()
 
     async def next_message(self, func_name: str) -> Message:
-        """Receive in the server's context, not in the handler's.
-
-        Raises:
-            RuntimeError: another coroutine is reading.
-        """
+        """Receive in the server's context, not in the handler's."""
         if self._receiving:
             raise RuntimeError(f"{func_name}() called while another coroutine is already waiting for incoming data")
         self._receiving = True
@@ -158,10 +154,7 @@ class Receiver:
                     return  # some servers repeat the last message without waiting
 
     def lose(self) -> None:
-        """Treat the client as disconnected: reading and writing fail.
-
-        While the last of the response is being sent, only the part of the body that has not arrived fails.
-        """
+        """Treat the client as disconnected, unless the last of the response is being sent."""
         if self.body is not None and not (self.ending and self.ended):
             self.body.set_exception(ConnectionResetError("Connection lost"))
         if not self.connected or self.ending:

@@ -17,7 +17,6 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 from usersvc.web import problems
 from usersvc.web.middleware.security_headers import HEADERS
-from usersvc.web.problems import MalformedHttp, RequestRefused
 
 log = logging.getLogger("usersvc.access")
 
@@ -54,7 +53,7 @@ class HardenedProtocol(HttpToolsProtocol):
     _in_head = _extended = False
     _received = _received_at_body = _body_bytes = 0
     _head_fields: Sequence[tuple[bytes, bytes]] = ()
-    _refused: RequestRefused | None = None
+    _refused: problems.RequestRefused | None = None
     _waiting_since = 0.0
     """When the connection began to wait for its client: for a request, for a body, or for the client to read."""
     _write_timer: asyncio.TimerHandle | None = None
@@ -126,7 +125,7 @@ class HardenedProtocol(HttpToolsProtocol):
             # The request is served without the upgrade; what follows it may be of another protocol.
             self.cycle.keep_alive = False
         except httptools.HttpParserError:
-            self._refuse(self._refused or MalformedHttp())
+            self._refuse(self._refused or problems.MalformedHttp())
         else:
             # What is not body is head, trailer or the framing of chunks, and the parser buffers an incomplete field.
             if self._received > MAX_HEAD + min(FRAMES * self._body_bytes, self._received_at_body):
@@ -162,7 +161,7 @@ class HardenedProtocol(HttpToolsProtocol):
             raise self._refused
         super().on_message_complete()
 
-    def _broken_limit(self) -> RequestRefused | None:
+    def _broken_limit(self) -> problems.RequestRefused | None:
         if len(self.pipeline) >= MAX_WAITING:
             # uvicorn stops reading while a request waits, but parses all that it has read: maybe thousands of requests.
             return problems.TooManyWaiting()
@@ -170,11 +169,11 @@ class HardenedProtocol(HttpToolsProtocol):
             return problems.TargetTooLong()
         return problems.HeadTooLarge() if _is_too_large(self.headers) else None
 
-    def _broken_rule(self) -> RequestRefused | None:
+    def _broken_rule(self) -> problems.RequestRefused | None:
         version = self.parser.get_http_version()
         if version not in {"1.0", "1.1"}:
             # The parser takes a request line without a version for HTTP/0.9.
-            return MalformedHttp() if version == "0.9" else problems.HttpVersionNotSupported()
+            return problems.MalformedHttp() if version == "0.9" else problems.HttpVersionNotSupported()
         names = [name for name, _ in self.headers]
         hosts = names.count(b"host")
         if b"transfer-encoding" in names:
@@ -185,9 +184,9 @@ class HardenedProtocol(HttpToolsProtocol):
                 return problems.TransferCodingNotImplemented()
         if hosts > 1 or (hosts == 0 and version == "1.1"):
             # RFC 9112, section 3.2
-            return MalformedHttp("A request has to have one Host header.")
+            return problems.MalformedHttp("A request has to have one Host header.")
         if not self.url.startswith((b"/", b"http://", b"https://")) and self.url != b"*":
-            return MalformedHttp("The request target has none of the allowed forms (RFC 9112, section 3.2).")
+            return problems.MalformedHttp("The request target has none of the allowed forms (RFC 9112, section 3.2).")
         if any(name == b"expect" and value.lower() != b"100-continue" for name, value in self.headers):
             # It may be ignored (RFC 9110, section 10.1.1); aiohttp would refuse it without a problem document.
             self.headers[:] = [field for field in self.headers if field[0] != b"expect"]
@@ -235,7 +234,7 @@ class HardenedProtocol(HttpToolsProtocol):
         if self._write_timer is None:
             self._write_timer = self.loop.call_later(WRITE_TIMEOUT, self.transport.abort)
 
-    def _refuse(self, refusal: RequestRefused) -> None:
+    def _refuse(self, refusal: problems.RequestRefused) -> None:
         """Respond to a request that the application does not see, and close."""
         self._refused = refusal
         self._unset_keepalive_if_required()
@@ -265,7 +264,7 @@ def _is_too_large(fields: list[tuple[bytes, bytes]]) -> bool:
     return len(fields) > MAX_FIELDS or sum(len(name) + len(value) + 4 for name, value in fields) > MAX_HEAD
 
 
-def _refusal_response(refusal: RequestRefused, client: tuple[str, int] | None) -> bytes:
+def _refusal_response(refusal: problems.RequestRefused, client: tuple[str, int] | None) -> bytes:
     request_id = str(uuid4())
     response = problems.problem_response(refusal, request_id)
     body = cast("bytes", response.body)
