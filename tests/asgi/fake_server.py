@@ -1,4 +1,4 @@
-"""A working stand-in for an ASGI server: what a test puts in is received, what is sent is kept."""
+"""A fake ASGI server: the application receives what a test puts in, and what it sends is kept."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
@@ -111,7 +111,7 @@ def app_of(handler: Callable[[web.Request], Awaitable[Any]]) -> AiohttpASGI:
 
 
 async def respond(handler: Callable[[web.Request], Awaitable[Any]], **scope: Any) -> FakeServer:
-    """What a handler responds to a request."""
+    """Serve a request with a handler."""
     return await FakeServer(**scope).serve(app_of(handler))
 
 
