@@ -18,6 +18,9 @@ class FakeServer:
         more: what differs in the scope from a plain `GET /` of HTTP/1.1.
     """
 
+    delay: Callable[[Message], Awaitable[object]] | None = None
+    """Awaited before a message is sent."""
+
     def __init__(self, *, body: bytes | None = None, headers: RawHeaders = (), **more: Any) -> None:
         self.scope: Scope = {
             "type": "http",
@@ -70,6 +73,8 @@ class FakeServer:
         return await self.incoming.get()
 
     async def send(self, message: Message) -> None:
+        if self.delay is not None:
+            await self.delay(message)
         if self.broken:
             raise OSError("the client has gone")
         if not self.gone:

@@ -2,16 +2,15 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
 
 import pytest
 from aiohttp import ClientConnectionResetError, web
 
 from tests.asgi.fake_server import FakeServer, app_of, hello, respond, streaming
-from usersvc.asgi import AiohttpASGI
+from usersvc.asgi import AiohttpASGI, Message
 
 
-async def test_a_plain_response_is_two_messages() -> None:
+async def test_plain_response_is_two_messages() -> None:
     server = await respond(hello)
     assert server.sent == [
         {
@@ -118,13 +117,9 @@ async def test_successful_response_to_connect_has_no_body(status: int, body: byt
 
 
 async def test_cancelled_write_aborts_the_response() -> None:
-    class Slow(FakeServer):
-        slow = asyncio.Event()
-
-        async def send(self, message: Any) -> None:
-            if message.get("body") == b"lost":
-                await self.slow.wait()
-            await super().send(message)
+    async def delay(message: Message) -> None:
+        if message.get("body") == b"lost":
+            await asyncio.Event().wait()
 
     async def handler(request: web.Request) -> web.StreamResponse:
         response = await streaming(request)
@@ -135,18 +130,14 @@ async def test_cancelled_write_aborts_the_response() -> None:
             await response.write(b"two")
         return response
 
-    server = Slow()
+    server = FakeServer()
+    server.delay = delay
     with pytest.raises(ConnectionAbortedError):
         await server.serve(app_of(handler))
     assert (server.body, server.complete) == (b"one", False)
 
 
 async def test_write_after_the_end_fails() -> None:
-    class Slow(FakeServer):
-        async def send(self, message: Any) -> None:
-            await asyncio.sleep(0)
-            await super().send(message)
-
     async def handler(request: web.Request) -> web.StreamResponse:
         response = await streaming(request)
         late = asyncio.create_task(response.write(b"late"))
@@ -155,7 +146,9 @@ async def test_write_after_the_end_fails() -> None:
             await late
         return response
 
-    server = await Slow().serve(app_of(handler))
+    server = FakeServer()
+    server.delay = lambda _: asyncio.sleep(0)
+    await server.serve(app_of(handler))
     assert (server.body, server.complete) == (b"onetwo", True)
 
 
@@ -174,21 +167,15 @@ async def test_body_of_204_and_304_is_left_out(status: int) -> None:
 
 
 async def test_head_of_a_stream_is_sent_before_its_body() -> None:
-    go = asyncio.Event()
-
     async def handler(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse()
         await response.prepare(request)
-        await go.wait()
+        assert server.types == ["http.response.start"]
         return response
 
     server = FakeServer()
-    task = asyncio.create_task(server.serve(app_of(handler)))
-    await server.progress.wait()
-    assert server.status == 200
-    go.set()
-    await task
-    assert server.complete
+    await server.serve(app_of(handler))
+    assert (server.status, server.complete) == (200, True)
 
 
 async def test_other_result_than_a_response_gets_500(caplog: pytest.LogCaptureFixture) -> None:
@@ -251,23 +238,21 @@ async def test_prepare_signal_sees_all_headers_of_aiohttp() -> None:
 
 
 async def test_concurrent_writes_are_sent_one_by_one() -> None:
-    class Slow(FakeServer):
-        async def send(self, message: Any) -> None:
-            before = len(self.sent)
-            for _ in range(3):
-                await asyncio.sleep(0)
-            assert len(self.sent) == before, "two messages at once"
-            await super().send(message)
+    async def delay(message: Message) -> None:
+        before = len(server.sent)
+        for _ in range(3):
+            await asyncio.sleep(0)
+        assert len(server.sent) == before, "two messages at once"
 
     async def handler(request: web.Request) -> web.StreamResponse:
-        response = web.StreamResponse()
-        await response.prepare(request)
-        await asyncio.sleep(0)
+        response = await streaming(request)
         await asyncio.gather(*(response.write(b"%d" % number) for number in range(5)))
         return response
 
-    server = await Slow().serve(app_of(handler))
-    assert sorted(server.body) == sorted(b"01234")
+    server = FakeServer()
+    server.delay = delay
+    await server.serve(app_of(handler))
+    assert sorted(server.body) == sorted(b"one01234")
 
 
 async def test_event_loop_runs_while_send_does_not_suspend() -> None:
