@@ -14,8 +14,7 @@ from aiohttp.typedefs import Handler
 
 from usersvc.asgi import cancel_on_disconnect
 
-VISITOR: ContextVar[str] = ContextVar("VISITOR", default="nobody")
-SET_AT_START: ContextVar[str] = ContextVar("SET_AT_START", default="unset")
+VISITOR: ContextVar[str] = ContextVar("VISITOR", default="unset")
 EVENTS = web.AppKey("EVENTS", dict[str, asyncio.Event])
 NOTES = web.AppKey("NOTES", dict[str, str])
 FOLDER = web.AppKey("FOLDER", pathlib.Path)
@@ -24,7 +23,7 @@ LIMIT = 2**20
 
 
 async def facts(request: web.Request) -> web.Response:
-    """Tell what the handler sees of a request."""
+    """Report what the handler sees of a request."""
     shown = [[name, value] for name, value in request.headers.items() if name.lower().startswith("x-")]
     found = {
         "method": request.method,
@@ -221,7 +220,7 @@ async def time_out(request: web.Request) -> web.Response:
 
 
 async def go_on(request: web.Request) -> web.StreamResponse:
-    """End the response, and go on."""
+    """End the response, and continue."""
     response = web.StreamResponse()
     await response.prepare(request)
     await response.write(b"to the ")
@@ -233,20 +232,12 @@ async def go_on(request: web.Request) -> web.StreamResponse:
 
 
 async def at_once(request: web.Request) -> web.StreamResponse:
-    """Write more at once than a connection holds."""
+    """Write more at once than the buffers of a connection hold."""
     response = web.StreamResponse()
     await response.prepare(request)
     await asyncio.sleep(0.01)
     await response.write(b"x" * 16 * LIMIT)
     return response
-
-
-async def think_better(request: web.Request) -> web.Response:
-    """Prepare one response, and send another."""
-    await web.Response(text="nearly").prepare(request)
-    if request.query:
-        raise web.HTTPConflict
-    return web.Response(text="rather this")
 
 
 async def odd_headers(request: web.Request) -> web.Response:
@@ -261,18 +252,6 @@ async def teapot(request: web.Request) -> web.Response:
     raise web.HTTPUnprocessableEntity(text='{"teapot": true}', content_type="application/json")
 
 
-async def nothing(request: web.Request) -> None:
-    return None
-
-
-async def wrong_type(request: web.Request) -> str:
-    return "not a response"
-
-
-async def returned_error(request: web.Request) -> Exception:
-    return TimeoutError("not a response either")
-
-
 async def force_close(request: web.Request) -> web.Response:
     response = web.Response(text="bye")
     response.force_close()
@@ -283,7 +262,7 @@ async def visit(request: web.Request) -> web.Response:
     before = VISITOR.get()
     VISITOR.set(request.match_info["name"])
     await asyncio.sleep(0)
-    return web.json_response([before, VISITOR.get(), SET_AT_START.get()])
+    return web.json_response([before, VISITOR.get()])
 
 
 async def body_then_visit(request: web.Request) -> web.Response:
@@ -353,7 +332,7 @@ async def expect(request: web.Request) -> web.Response:
 
 
 async def noted(request: web.Request) -> web.Response:
-    """Wait for that event, and tell what was noted."""
+    """Wait for that event, and report what was noted."""
     name = request.match_info["name"]
     await asyncio.wait_for(request.app[EVENTS][name].wait(), 20)
     return web.Response(text=request.app[NOTES].get(name, "nothing"))
@@ -407,7 +386,6 @@ async def sign(request: web.Request, response: web.StreamResponse) -> None:
 
 
 async def life(app: web.Application) -> AsyncIterator[None]:
-    SET_AT_START.set("set at start")
     app[NOTES]["config"] = "from start-up"
     yield
     app[NOTES].clear()
@@ -453,15 +431,15 @@ def create(folder: pathlib.Path, *, plain: bool = False) -> web.Application:
         "sized_stream": sized_stream, "chunked": chunked, "generator": generator, "multipart": multipart,
         "compressed": compressed, "compressed_stream": compressed_stream, "file": file, "fail": fail,
         "fail_late": fail_late, "fail_sized": fail_sized, "fail_generator": fail_generator, "time_out": time_out,
-        "redirect": redirect, "teapot": teapot, "nothing": nothing, "wrong_type": wrong_type,
+        "redirect": redirect, "teapot": teapot,
         "force_close": force_close, "storage": storage, "websocket": websocket, "endless": endless,
         "waiting_reader": waiting_reader, "hold": hold, "body_then_visit": body_then_visit,
-        "wait_for_client": wait_for_client, "go_on": go_on, "at_once": at_once, "think_better": think_better,
-        "odd_headers": odd_headers, "returned_error": returned_error, "read_then_facts": read_then_facts,
+        "wait_for_client": wait_for_client, "go_on": go_on, "at_once": at_once,
+        "odd_headers": odd_headers, "read_then_facts": read_then_facts,
     }  # fmt: skip
     for name, handler in handlers.items():
         for method in METHODS if plain else ("*",):
-            app.router.add_route(method, f"/{name}", handler)  # type: ignore[arg-type]  # wrong return types are on purpose
+            app.router.add_route(method, f"/{name}", handler)
     app.router.add_route("*", "/facts/{rest:.*}", facts)
     app.router.add_get("/empty/{status}", empty)
     app.router.add_get("/visit/{name}", visit)

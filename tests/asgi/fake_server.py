@@ -1,8 +1,10 @@
-"""A working stand-in for an ASGI server: what a test puts in is received, what is sent is kept."""
+"""A fake ASGI server: the application receives what a test puts in, and what it sends is kept."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Self
+
+from aiohttp import web
 
 from usersvc.asgi import AiohttpASGI, Message, Scope
 
@@ -15,6 +17,9 @@ class FakeServer:
     Args:
         more: what differs in the scope from a plain `GET /` of HTTP/1.1.
     """
+
+    delay: Callable[[Message], Awaitable[object]] | None = None
+    """Awaited before a message is sent."""
 
     def __init__(self, *, body: bytes | None = None, headers: RawHeaders = (), **more: Any) -> None:
         self.scope: Scope = {
@@ -68,6 +73,8 @@ class FakeServer:
         return await self.incoming.get()
 
     async def send(self, message: Message) -> None:
+        if self.delay is not None:
+            await self.delay(message)
         if self.broken:
             raise OSError("the client has gone")
         if not self.gone:
@@ -100,3 +107,31 @@ class FakeServer:
     @property
     def complete(self) -> bool:
         return len(self.sent) > 1 and not self.sent[-1].get("more_body", False)
+
+
+def app_of(handler: Callable[[web.Request], Awaitable[Any]]) -> AiohttpASGI:
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", handler)
+    return AiohttpASGI(app)
+
+
+async def respond(handler: Callable[[web.Request], Awaitable[Any]], **scope: Any) -> FakeServer:
+    """Serve a request with a handler."""
+    return await FakeServer(**scope).serve(app_of(handler))
+
+
+async def hello(request: web.Request) -> web.Response:
+    return web.Response(text="hello")
+
+
+async def streaming(request: web.Request) -> web.StreamResponse:
+    response = web.StreamResponse()
+    await response.prepare(request)
+    await response.write(b"one")
+    return response
+
+
+async def until_gone(request: web.Request) -> None:
+    """Wait until the client has disconnected, by the idiom of aiohttp's handlers."""
+    while request.transport is not None:  # noqa: ASYNC110  # the idiom that is tested
+        await asyncio.sleep(0)

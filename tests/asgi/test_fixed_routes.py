@@ -1,4 +1,4 @@
-"""Routes that are found without aiohttp's router: nobody can tell."""
+"""Routes that are found in the adapter's table give the same responses as through aiohttp's router."""
 
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -16,32 +16,25 @@ from usersvc.web.router import BoundedRouter
 
 NAME = web.AppKey("NAME", str)
 SEEN = web.RequestKey("SEEN", list[str])
+VARIABLE: ContextVar[str] = ContextVar("VARIABLE", default="unset")
 
 
-def frozen(match_info: web.UrlMappingMatchInfo, app: web.Application) -> bool:
-    try:
-        match_info.add_app(app)
-    except RuntimeError:
-        return True
-    return False
-
-
-def tells(label: str) -> Callable[[web.Request], Awaitable[web.Response]]:
-    """A handler that tells which it is, and what it and the middlewares see of the route."""
+def report(label: str) -> Callable[[web.Request], Awaitable[web.Response]]:
+    """A handler that reports its label, and what it and the middlewares see of the route."""
 
     async def handler(request: web.Request) -> web.Response:
+        match_info = request.match_info
+        with pytest.raises(RuntimeError):  # it is frozen
+            match_info.add_app(request.app)
         return web.json_response(
             {
                 "handler": label,
-                "route": [request.match_info.route.method, request.match_info.route.handler.__name__],
-                "resource": str(request.match_info.route.resource),
-                "match": dict(request.match_info),
-                "apps": [app.get(NAME, "") for app in request.match_info.apps],
-                "app": request.app.get(NAME),
+                "route": [match_info.route.method, match_info.route.handler.__name__, str(match_info.route.resource)],
+                "match": dict(match_info),
+                "apps": [app.get(NAME, "") for app in match_info.apps],
                 "configured": request.config_dict.get(NAME),
                 "path": str(request.rel_url),
                 "seen": request.get(SEEN, []),
-                "frozen": frozen(request.match_info, request.app),
             }
         )
 
@@ -60,23 +53,27 @@ def noting(label: str) -> Any:
 
 class View(web.View):
     async def get(self) -> web.Response:
-        return await tells("view")(self.request)
+        return await report("view")(self.request)
+
+
+def application(*routes: tuple[str, str], router: UrlDispatcher | None = None) -> web.Application:
+    app = web.Application()
+    app[NAME] = "root"
+    if router is not None:
+        app._router = router
+    for method, path in routes:
+        app.router.add_route(method, path, report(f"{method} {path}"))
+    return app
 
 
 def plain() -> web.Application:
-    app = web.Application()
-    app[NAME] = "root"
-    app.router.add_get("/", tells("index"))
-    app.router.add_get("/two", tells("get"))
-    app.router.add_get("/three", tells("three"), allow_head=False)
-    app.router.add_post("/two", tells("post"))
-    app.router.add_get("/slash/", tells("slash"))
-    app.router.add_get("/sp ace", tells("space"))
-    app.router.add_get("/é", tells("accent"))
-    app.router.add_route("*", "/any", tells("any"))
-    app.router.add_post("/view", tells("posted"))
+    app = application(("POST", "/two"), ("GET", "/slash/"), ("GET", "/sp ace"), ("GET", "/é"), ("*", "/any"))
+    app.router.add_get("/", report("index"))
+    app.router.add_get("/two", report("get"))
+    app.router.add_get("/three", report("three"), allow_head=False)
+    app.router.add_post("/view", report("posted"))
     app.router.add_view("/view", View)
-    app.router.add_get("/two", tells("never"))
+    app.router.add_get("/two", report("never"))
     app.router.add_route("GET", "/got", View)
     return app
 
@@ -88,78 +85,50 @@ def with_middlewares() -> web.Application:
 
 
 def shadowed() -> web.Application:
-    app = web.Application()
-    app.router.add_get("/{name:.*}", tells("everything"))
-    app.router.add_get("/", tells("never"))
-    app.router.add_get("/two", tells("most explicit first"))
-    app.router.add_get("/two/{x}", tells("dynamic"))
-    return app
+    return application(("GET", "/{name:.*}"), ("GET", "/"), ("GET", "/two"), ("GET", "/two/{x}"))
 
 
 def any_first() -> web.Application:
-    app = web.Application()
-    app.router.add_route("*", "/two", tells("any"))
-    app.router.add_get("/", tells("between"))
-    app.router.add_get("/two", tells("never"))
-    return app
+    return application(("*", "/two"), ("GET", "/"), ("GET", "/two"))
 
 
 def nested() -> web.Application:
-    app = web.Application(middlewares=[noting("outer")])
-    app[NAME] = "root"
-    sub = web.Application(middlewares=[noting("inner")])
+    app = application(("GET", "/sub/two"), ("GET", "/two"))
+    app.middlewares.append(noting("outer"))
+    sub = application(("GET", ""), ("GET", "/two"))
     sub[NAME] = "sub"
-    sub.router.add_get("", tells("sub index"))
-    sub.router.add_get("/two", tells("sub two"))
+    sub.middlewares.append(noting("inner"))
     app.add_subapp("/sub", sub)
-    app.router.add_get("/sub/two", tells("most explicit first"))
-    app.router.add_get("/two", tells("root two"))
     return app
 
 
 def by_host() -> web.Application:
-    app = web.Application()
-    sub = web.Application()
-    sub.router.add_get("/", tells("of the host"))
-    app.add_domain("example.org", sub)
-    app.router.add_get("/", tells("of any other"))
+    app = application()
+    app.add_domain("example.org", application(("GET", "/")))
+    app.router.add_get("/", report("of other hosts"))
     return app
 
 
-class Upside(UrlDispatcher):
-    """A router of somebody's own."""
-
+class Redirecting(UrlDispatcher):
     async def resolve(self, request: web.Request) -> Any:
         return await super().resolve(request.clone(rel_url="/two"))
 
 
 def own_router() -> web.Application:
-    app = plain()
-    app._router = Upside()
-    app.router.add_get("/", tells("index"))
-    app.router.add_get("/two", tells("two"))
-    return app
+    return application(("GET", "/"), ("GET", "/two"), router=Redirecting())
 
 
 def bounded_router() -> web.Application:
-    app = web.Application()
-    app._router = BoundedRouter()
-    app.router.add_get("/", tells("index"))
-    app.router.add_get("/two", tells("two"))
-    app.router.add_get("/two/{x}", tells("dynamic"))
-    return app
+    return application(("GET", "/"), ("GET", "/two"), ("GET", "/two/{x}"), router=BoundedRouter())
 
 
-TABLED = {plain, with_middlewares, shadowed, any_first, nested, bounded_router}
-APPS = [*sorted(TABLED, key=lambda app: app.__name__), by_host, own_router]
+TABLED = [any_first, bounded_router, nested, plain, shadowed, with_middlewares]
+PATHS = (
+    "/", "/two", "/two/", "/two/x", "/three", "/slash", "/slash/", "/sp%20ace", "/%C3%A9", "/%74wo", "/any", "/got",
+    "/view", "/sub", "/sub/", "/sub/two", "/missing", "//two", "/two%2F", "/two/x/y",
+)  # fmt: skip
 REQUESTS: list[tuple[str, str, dict[str, Any]]] = [
-    (method, path, {})
-    for path in (
-        "/", "/two", "/two/", "/two/x", "/three", "/slash", "/slash/", "/sp%20ace", "/%C3%A9", "/%74wo", "/any", "/got",
-        "/view", "/sub", "/sub/", "/sub/two", "/missing", "//two", "/two%2F", "/two/x/y",
-    )
-    for method in ("GET", "HEAD", "POST", "OPTIONS", "get")
-] + [
+    *((method, path, {}) for path in PATHS for method in ("GET", "HEAD", "POST", "OPTIONS", "get")),
     ("GET", "/two", {"query_string": b"a=1&b=%20"}),
     ("GET", "/two", {"root_path": "/two"}),
     ("GET", "/prefix/two", {"root_path": "/prefix"}),
@@ -170,64 +139,58 @@ REQUESTS: list[tuple[str, str, dict[str, Any]]] = [
     ("GET", "/two", {"raw_path": None}),
     ("GET", "/two", {"raw_path": b""}),
     ("GET", "/two", {"raw_path": b"http://example.org/two"}),
-]  # fmt: skip
+]
 
 
-async def answer(asgi: AiohttpASGI, method: str, path: str, more: dict[str, Any]) -> list[Any]:
+async def fetch(asgi: AiohttpASGI, method: str, path: str, more: dict[str, Any]) -> list[Any]:
     scope = {"method": method, "path": path, "raw_path": path.encode(), **more}
     server = await FakeServer(**scope).serve(asgi)
-    told: Any = server.body
-    if told.startswith(b"{"):
-        told = json.loads(told)
-    return [server.status, sorted(server.sent[0]["headers"]), told]
+    body = json.loads(server.body) if server.body.startswith(b"{") else server.body
+    return [server.status, sorted(server.sent[0]["headers"]), body]
 
 
 @pytest.fixture
 async def pair(request: pytest.FixtureRequest) -> AsyncIterator[tuple[AiohttpASGI, AiohttpASGI]]:
-    """The same application twice: with the shim's way to find routes, and with aiohttp's alone."""
+    """The same application twice: with the table of routes, and with aiohttp's router alone."""
     quick, ordinary = AiohttpASGI(request.param()), AiohttpASGI(request.param())
-    await quick._start(None)
-    await ordinary._start(None)
+    for asgi in (quick, ordinary):
+        await asgi._start(None)
     ordinary._routes = {}
     assert bool(quick._routes) == (request.param in TABLED)
     yield quick, ordinary
-    await quick._stop()
-    await ordinary._stop()
+    for asgi in (quick, ordinary):
+        await asgi._stop()
 
 
-@pytest.mark.parametrize("pair", APPS, indirect=True, ids=lambda app: app.__name__)
-async def test_a_route_is_the_one_that_aiohttp_finds(pair: tuple[AiohttpASGI, AiohttpASGI]) -> None:
+@pytest.mark.parametrize("pair", [*TABLED, by_host, own_router], indirect=True, ids=lambda app: app.__name__)
+async def test_routes_are_those_that_aiohttp_finds(pair: tuple[AiohttpASGI, AiohttpASGI]) -> None:
     quick, ordinary = pair
     for request in REQUESTS:
-        assert await answer(quick, *request) == await answer(ordinary, *request), request
+        assert await fetch(quick, *request) == await fetch(ordinary, *request), request
 
 
-async def test_only_what_path_and_method_decide_is_found_so() -> None:
-    asgi = AiohttpASGI(plain())
-    await asgi._start(None)
-    assert {path: set(methods) for path, methods in asgi._routes.items()} == {
-        b"/": {"GET", "HEAD"},
-        b"/two": {"GET", "HEAD", "POST"},
-        b"/three": {"GET"},
-        b"/sp ace": {"GET", "HEAD"},
-    }
-    await asgi._stop()
-
-
-async def test_a_path_that_a_target_cannot_have_as_it_is_is_not_found_so() -> None:
-    app = web.Application()
-    for path in ("/a?b", "/a#b", "/a%20b"):
-        app.router.add_get(path, tells(path))
+@pytest.mark.parametrize(
+    ("app", "routes"),
+    [
+        (
+            plain(),
+            {b"/": {"GET", "HEAD"}, b"/two": {"GET", "HEAD", "POST"}, b"/three": {"GET"}, b"/sp ace": {"GET"}},
+        ),
+        (application(("GET", "/a?b"), ("GET", "/a#b"), ("GET", "/a%20b")), {}),
+    ],
+    ids=["plain", "escaped"],
+)
+async def test_table_has_only_routes_that_depend_on_path_and_method(
+    app: web.Application, routes: dict[bytes, set[str]]
+) -> None:
     asgi = AiohttpASGI(app)
     await asgi._start(None)
-    assert asgi._routes == {}
+    found = {path: set(methods) for path, methods in asgi._routes.items()}
     await asgi._stop()
+    assert found == routes
 
 
-VARIABLE: ContextVar[str] = ContextVar("VARIABLE", default="unset")
-
-
-async def test_what_a_view_does_when_it_is_made_stays_in_its_request() -> None:
+async def test_context_variables_of_a_view_stay_in_its_request() -> None:
     class Setting(web.View):
         def __init__(self, request: web.Request) -> None:
             super().__init__(request)
@@ -241,17 +204,16 @@ async def test_what_a_view_does_when_it_is_made_stays_in_its_request() -> None:
     app.router.add_route("GET", "/", Setting)
     asgi = AiohttpASGI(app)
     for _ in range(2):
-        assert (await answer(asgi, "GET", "/", {}))[2] == {"found": "unset", "now": "set"}
+        assert (await fetch(asgi, "GET", "/", {}))[2] == {"found": "unset", "now": "set"}
     assert VARIABLE.get() == "unset"
 
 
 @pytest.mark.parametrize(("kind", "name"), [(web.Application, "_handle"), (UrlDispatcher, "resolve")])
 @pytest.mark.parametrize("of_instance", [False, True])
 @pytest.mark.parametrize("make", [plain, bounded_router])
-async def test_who_watches_aiohttp_at_work_sees_every_request(
+async def test_tracing_tools_that_replace_methods_see_every_request(
     kind: type, name: str, of_instance: bool, make: Callable[[], web.Application], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Tracing tools put methods of their own in the place of these."""
     seen: list[str] = []
     app = make()
     target: Any = (app if kind is web.Application else app.router) if of_instance else kind
@@ -262,15 +224,5 @@ async def test_who_watches_aiohttp_at_work_sees_every_request(
         return await method(*arguments)
 
     monkeypatch.setattr(target, name, watching)
-    assert (await answer(AiohttpASGI(app), "GET", "/two", {}))[0] == 200
+    assert (await fetch(AiohttpASGI(app), "GET", "/two", {}))[0] == 200
     assert seen == ["/two"]
-
-
-async def test_a_handler_may_keep_what_it_likes_under_any_name() -> None:
-    async def handler(request: web.Request) -> web.Response:
-        request.route = "mine"
-        return web.json_response({"method": request.match_info.route.method})
-
-    app = web.Application()
-    app.router.add_get("/", handler)
-    assert (await answer(AiohttpASGI(app), "GET", "/", {}))[2] == {"method": "GET"}

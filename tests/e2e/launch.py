@@ -34,7 +34,7 @@ SHORT_TIMES = _serve_with(
     "usersvc.server.http_protocol:WRITE_TIMEOUT=0.5",
     "usersvc.server.http_protocol:LINGER=0.5",
     "usersvc.cli.serve:KEEP_ALIVE=0.5",
-    "usersvc.asgi.application:_LINGER=0.5",
+    "usersvc.asgi.exchange:LINGER=0.5",
     "usersvc.web.parsing:BODY_TIMEOUT=0.5",
 )
 

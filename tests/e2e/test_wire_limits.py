@@ -1,4 +1,4 @@
-"""What a client may cost before, between and behind its requests; and that everybody else is served meanwhile."""
+"""Limits on connections, request heads, bodies and idle time; other clients are served meanwhile."""
 
 import gzip
 import json
@@ -21,18 +21,21 @@ HOST = b"Host: test\r\n"
 LIVEZ = b"GET /livez HTTP/1.1\r\n" + HOST + b"\r\n"
 JSON = b"Content-Type: application/json\r\n"
 TOKEN = "x" * 22
+POST = b"POST /register HTTP/1.1\r\n" + HOST + JSON
+CHUNKED = POST + b"Transfer-Encoding: chunked\r\n\r\n"
+CLOSING = LIVEZ.replace(HOST, HOST + b"Connection: close\r\n")
 
 
 @pytest.fixture(scope="module")
 def impatient(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """A service that waits for nothing for more than half a second."""
+    """A service whose time limits are half a second."""
     with running(tmp_path_factory.mktemp("impatient"), {"USERSVC_ADMIN_TOKEN": TOKEN}, SHORT_TIMES) as service:
         yield service
 
 
-def assert_refused(answer: bytes, status: int, code: str) -> RawResponse:
-    """The last answer is this problem, in the form of every other."""
-    *_, refused = read_responses(answer)
+def assert_refused(response: bytes, status: int, code: str) -> RawResponse:
+    """Check that the last response is this problem document."""
+    *_, refused = read_responses(response)
     document = json.loads(refused.rest)
     assert (refused.status, document["status"], document["code"]) == (status, status, code)
     assert set(document) >= {"type", "title", "detail", "instance"}
@@ -42,16 +45,16 @@ def assert_refused(answer: bytes, status: int, code: str) -> RawResponse:
     return refused
 
 
-def all_that_comes(connection: socket.socket) -> bytes:
-    answer = b""
+def read_all(connection: socket.socket) -> bytes:
+    response = b""
     with suppress(ConnectionError):
         while piece := connection.recv(65536):
-            answer += piece
-    return answer
+            response += piece
+    return response
 
 
-def next_that_comes(connection: socket.socket) -> bytes:
-    """One answer, whether or not the connection stays open behind it."""
+def read_next(connection: socket.socket) -> bytes:
+    """One response, whether or not the connection stays open afterwards."""
     stream = connection.makefile("rb")
     head = b""
     while not head.endswith(b"\r\n\r\n"):
@@ -70,19 +73,14 @@ def connected(service: Service, *sent: bytes) -> Iterator[socket.socket]:
 
 
 MALFORMED = {
-    "no request": b"hello, is anybody there?\r\n\r\n",
+    "no request": b"hello\r\n\r\n",
     "TLS": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"x" * 500,
     "no host": b"GET /livez HTTP/1.1\r\n\r\n",
     "two hosts": b"GET /livez HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
-    "two lengths": b"POST /register HTTP/1.1\r\n" + HOST + b"Content-Length: 2\r\nContent-Length: 3\r\n\r\n{}",
-    "length and chunked": b"POST /register HTTP/1.1\r\n"
-    + HOST
-    + b"Content-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-    "odd length": b"POST /register HTTP/1.1\r\n" + HOST + b"Content-Length: 2x\r\n\r\n{}",
-    "bad chunk": b"POST /register HTTP/1.1\r\n"
-    + HOST
-    + JSON
-    + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n{}\r\n0\r\n\r\n",
+    "two lengths": POST + b"Content-Length: 2\r\nContent-Length: 3\r\n\r\n{}",
+    "length and chunked": POST + b"Content-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    "odd length": POST + b"Content-Length: 2x\r\n\r\n{}",
+    "bad chunk": CHUNKED + b"zz\r\n{}\r\n0\r\n\r\n",
     "NUL in a header": b"GET /livez HTTP/1.1\r\n" + HOST + b"X-Request-ID: a\0b\r\n\r\n",
     "space in a name": b"GET /livez HTTP/1.1\r\n" + HOST + b"Odd Name: x\r\n\r\n",
     "no version": b"GET /livez\r\n" + HOST + b"\r\n",
@@ -91,7 +89,7 @@ MALFORMED = {
 
 
 @pytest.mark.parametrize("garbage", MALFORMED.values(), ids=MALFORMED.keys())
-def test_what_is_no_http_is_a_problem(service: Service, garbage: bytes) -> None:
+def test_malformed_http_gets_a_problem_document(service: Service, garbage: bytes) -> None:
     refused = assert_refused(service.talk(garbage), 400, "malformed-http")
     assert refused.headers["connection"] == "close"
 
@@ -100,35 +98,35 @@ def request_with(version: bytes, fields: bytes) -> bytes:
     return b"POST /register " + version + b"\r\n" + HOST + JSON + fields + b"\r\n0\r\n\r\n"
 
 
-NOT_IMPLEMENTED = {
-    "gzip": (b"HTTP/1.1", b"Transfer-Encoding: gzip, chunked\r\n", 501, "transfer-coding-not-implemented"),
-    "identity": (b"HTTP/1.1", b"Transfer-Encoding: identity, chunked\r\n", 501, "transfer-coding-not-implemented"),
-    "two lines": (
-        b"HTTP/1.1",
-        b"Transfer-Encoding: gzip\r\nTransfer-Encoding: Chunked\r\n",
-        501,
-        "transfer-coding-not-implemented",
-    ),
-    "not chunked at last": (b"HTTP/1.1", b"Transfer-Encoding: chunked, gzip\r\n", 400, "malformed-http"),
-    "chunked twice": (b"HTTP/1.1", b"Transfer-Encoding: chunked, chunked\r\n", 400, "malformed-http"),
-    "chunked twice in two lines": (b"HTTP/1.1", b"Transfer-Encoding: chunked\r\n" * 2, 400, "malformed-http"),
-    "HTTP/2.0": (b"HTTP/2.0", b"", 505, "http-version-not-supported"),
-    "HTTP/0.9": (b"HTTP/0.9", b"", 400, "malformed-http"),
-    "no version of HTTP": (b"HTTP/7.7", b"", 400, "malformed-http"),
-}
+CODING, VERSION, MALFORMED_HTTP = (
+    (501, "transfer-coding-not-implemented"),
+    (505, "http-version-not-supported"),
+    (400, "malformed-http"),
+)
 
 
-@pytest.mark.parametrize(("version", "fields", "status", "code"), NOT_IMPLEMENTED.values(), ids=NOT_IMPLEMENTED.keys())
+@pytest.mark.parametrize(
+    ("version", "fields", "problem"),
+    [
+        (b"HTTP/1.1", b"Transfer-Encoding: gzip, chunked\r\n", CODING),
+        (b"HTTP/1.1", b"Transfer-Encoding: identity, chunked\r\n", CODING),
+        (b"HTTP/1.1", b"Transfer-Encoding: gzip\r\nTransfer-Encoding: Chunked\r\n", CODING),
+        (b"HTTP/1.1", b"Transfer-Encoding: chunked, gzip\r\n", MALFORMED_HTTP),
+        (b"HTTP/1.1", b"Transfer-Encoding: chunked, chunked\r\n", MALFORMED_HTTP),
+        (b"HTTP/1.1", b"Transfer-Encoding: chunked\r\n" * 2, MALFORMED_HTTP),
+        (b"HTTP/2.0", b"", VERSION),
+        (b"HTTP/0.9", b"", MALFORMED_HTTP),
+        (b"HTTP/7.7", b"", MALFORMED_HTTP),
+        # Known codings in any spelling reach the application, which misses the JSON.
+        (b"HTTP/1.1", b"Transfer-Encoding:CHUNKED\r\nConnection: close\r\n", (400, "malformed-json")),
+        (b"HTTP/1.1", b"Transfer-Encoding: , chunked \r\nConnection: close\r\n", (400, "malformed-json")),
+    ],
+)
 def test_unknown_codings_and_versions_are_refused(
-    service: Service, version: bytes, fields: bytes, status: int, code: str
+    service: Service, version: bytes, fields: bytes, problem: tuple[int, str]
 ) -> None:
-    assert_refused(service.talk(request_with(version, fields)), status, code)
-
-
-def test_chunked_is_known_in_any_spelling(service: Service) -> None:
-    for coding in (b"CHUNKED", b" chunked ", b", chunked"):
-        answer = service.talk(request_with(b"HTTP/1.1", b"Connection: close\r\nTransfer-Encoding:%s\r\n" % coding))
-        assert_refused(answer, 400, "malformed-json")
+    request = b"POST /register " + version + b"\r\n" + HOST + JSON + fields + b"\r\n0\r\n\r\n"
+    assert_refused(service.talk(request), *problem)
 
 
 def test_http_1_0_needs_no_host(service: Service) -> None:
@@ -148,32 +146,27 @@ HEADS = {
 
 @pytest.mark.parametrize(("fields", "status", "code"), HEADS.values(), ids=HEADS.keys())
 @pytest.mark.parametrize("pieces", [1, 7])
-def test_a_head_has_its_limits(service: Service, fields: bytes, status: int, code: str | None, pieces: int) -> None:
-    request = b"GET /livez HTTP/1.1\r\n" + HOST + fields + b"Connection: close\r\n"[: 0 if code else None] + b"\r\n"
-    if code is None and fields is FIELDS:
-        request = b"GET /livez HTTP/1.1\r\n" + HOST + fields + b"\r\n"
+def test_head_is_limited(service: Service, fields: bytes, status: int, code: str | None, pieces: int) -> None:
+    request = b"GET /livez HTTP/1.1\r\n" + HOST + fields + b"\r\n"
     length = -(-len(request) // pieces)
     with connected(service) as connection:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         with suppress(ConnectionError):
             for begin in range(0, len(request), length):
                 connection.sendall(request[begin : begin + length])
-        answer = RawResponse.read(connection.makefile("rb").readline() + b"\r\n") if code is None else None
-        if answer is not None:
-            assert answer.status == status
+        if code is None:
+            assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
         else:
-            assert code is not None
-            assert_refused(all_that_comes(connection), status, code)
+            assert_refused(read_all(connection), status, code)
 
 
-def test_a_target_has_its_limit(service: Service) -> None:
+def test_target_is_limited(service: Service) -> None:
     for target in (b"/" + b"x" * 9000, b"/users?email=" + b"x" * 20_000):
-        answer = service.talk(b"GET " + target + b" HTTP/1.1\r\n" + HOST + b"\r\n")
-        assert_refused(answer, 414, "target-too-long")
+        response = service.talk(b"GET " + target + b" HTTP/1.1\r\n" + HOST + b"\r\n")
+        assert_refused(response, 414, "target-too-long")
 
 
-def test_endless_trailers_and_frames_end(service: Service) -> None:
-    head = b"POST /register HTTP/1.1\r\n" + HOST + JSON + b"Transfer-Encoding: chunked\r\n\r\n"
+def test_endless_trailers_and_chunk_extensions_are_refused(service: Service) -> None:
     endless = {
         "trailers": b"0\r\n" + b"".join(b"X-%d: y\r\n" % number for number in range(100_000)),
         "one trailer": b"0\r\nX-Long: " + b"y" * 1_000_000,
@@ -182,19 +175,19 @@ def test_endless_trailers_and_frames_end(service: Service) -> None:
     for rest in endless.values():
         with connected(service) as connection:
             with suppress(ConnectionError):
-                connection.sendall(head)
+                connection.sendall(CHUNKED)
                 # In pieces, so that they are read one by one.
                 for begin in range(0, len(rest), 8192):
                     connection.sendall(rest[begin : begin + 8192])
-            answer = all_that_comes(connection)
-        assert answer.startswith((b"HTTP/1.1 431 ", b"HTTP/1.1 400 ")), answer
+            response = read_all(connection)
+        assert response.startswith((b"HTTP/1.1 431 ", b"HTTP/1.1 400 ")), response
 
 
 @pytest.fixture(
     scope="module", params=[SERVE, (*UVICORN, "--port", "0", "--http", "usersvc.server.http_protocol:HardenedProtocol")]
 )
 def guarded(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Service]:
-    """A service that asks for a token and believes a proxy on this host."""
+    """A service that requires a token and trusts a proxy on this host."""
     settings = {"USERSVC_ADMIN_TOKEN": TOKEN, "USERSVC_TRUSTED_PROXIES": "127.0.0.1", "USERSVC_LOG_FORMAT": "json"}
     with running(tmp_path_factory.mktemp("guarded"), settings, request.param) as service:
         yield service
@@ -209,7 +202,7 @@ def test_trailer_fields_are_dropped(guarded: Service, pieces: int) -> None:
     with connected(
         guarded, *([head + b"0\r\n" + trailer] if pieces == 1 else [head, b"0\r\n" + trailer])
     ) as connection:
-        refused = assert_refused(all_that_comes(connection), 401, "unauthorized")
+        refused = assert_refused(read_all(connection), 401, "unauthorized")
     assert refused.headers["x-request-id"] != "forged"
     guarded.wait_for_output(f'"client":"{client}"')
     assert forged not in guarded.output
@@ -225,105 +218,84 @@ TRAILERS = {
 
 @pytest.mark.parametrize(("trailer", "status", "code"), TRAILERS.values(), ids=TRAILERS.keys())
 def test_trailer_fields_count_as_header_fields(service: Service, trailer: bytes, status: int, code: str) -> None:
-    head = b"POST /register HTTP/1.1\r\n" + HOST + JSON + b"Transfer-Encoding: chunked\r\n\r\n"
-    with connected(service, head + b"1\r\n{\r\n0\r\n" + trailer + b"\r\n") as connection:
-        assert_refused(next_that_comes(connection), status, code)
+    with connected(service, CHUNKED + b"1\r\n{\r\n0\r\n" + trailer + b"\r\n") as connection:
+        assert_refused(read_next(connection), status, code)
 
 
-def test_a_body_of_one_byte_chunks_is_a_body(service: Service) -> None:
-    body = json.dumps(person()).encode()
-    chunks = b"".join(b"1\r\n%c\r\n" % byte for byte in body) + b"0\r\nX-Trailer: x\r\n\r\n"
-    head = b"POST /register HTTP/1.1\r\n" + HOST + JSON + b"Connection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
-    assert service.talk(head + chunks).startswith(b"HTTP/1.1 201 ")
-
-
-def test_a_refused_request_behind_a_good_one_is_no_answer_to_that(service: Service) -> None:
-    body = json.dumps(person()).encode()
-    good = b"POST /register HTTP/1.1\r\n" + HOST + JSON + b"Content-Length: %d\r\n\r\n%s" % (len(body), body)
-    answers = read_responses(service.talk(good + b"nonsense\r\n\r\n"))
-    assert [answer.status for answer in answers] == [201]
+def test_body_of_one_byte_chunks_is_accepted(service: Service) -> None:
+    chunks = b"".join(b"1\r\n%c\r\n" % byte for byte in json.dumps(person()).encode())
+    head = POST + b"Connection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
+    assert service.talk(head + chunks + b"0\r\nX-Trailer: x\r\n\r\n").startswith(b"HTTP/1.1 201 ")
 
 
 @pytest.mark.parametrize("too_many", [0, 1, 20])
-def test_so_many_requests_wait_on_a_connection_and_behind_them_it_ends(service: Service, too_many: int) -> None:
-    # One is in hand; all come in one piece.
-    last = b"" if too_many else LIVEZ.replace(HOST, HOST + b"Connection: close\r\n")
-    taken = MAX_WAITING + 1
-    answers = read_responses(service.talk(LIVEZ * (taken + too_many - bool(last)) + last))
-    assert [answer.status for answer in answers] == [200] * taken
-    assert [answer.headers.get("connection") for answer in answers] == [None] * MAX_WAITING + ["close"]
+def test_pipelined_requests_are_limited(service: Service, too_many: int) -> None:
+    # The first is being served, the others wait; all arrive in one piece.
+    requests = LIVEZ * (MAX_WAITING + too_many) + (LIVEZ if too_many else CLOSING)
+    responses = read_responses(service.talk(requests))
+    assert [response.status for response in responses] == [200] * (MAX_WAITING + 1)
+    assert [response.headers.get("connection") for response in responses] == [None] * MAX_WAITING + ["close"]
 
 
-def test_a_refused_request_behind_several_good_ones_costs_none_of_them(service: Service) -> None:
-    unfinished = b"POST /register HTTP/1.1\r\n" + HOST + JSON + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n"
-    for refused in (b"nonsense\r\n\r\n", unfinished):
-        answers = read_responses(service.talk(LIVEZ * 3 + refused))
-        assert [answer.status for answer in answers] == [200, 200, 200]
-        assert answers[-1].headers["connection"] == "close"
+@pytest.mark.parametrize("good", [1, 3])
+@pytest.mark.parametrize("refused", [b"nonsense\r\n\r\n", CHUNKED + b"zz\r\n"])
+def test_requests_before_a_refused_one_get_their_responses(service: Service, good: int, refused: bytes) -> None:
+    responses = read_responses(service.talk(LIVEZ * good + refused))
+    assert [response.status for response in responses] == [200] * good
+    assert responses[-1].headers["connection"] == "close"
 
 
-def test_a_body_that_is_announced_as_too_large_is_refused_unread(impatient: Service) -> None:
-    with connected(
-        impatient, b"POST /register HTTP/1.1\r\n", HOST, JSON, b"Content-Length: 1000000000\r\n\r\n"
-    ) as sent:
-        assert_refused(next_that_comes(sent), 413, "body-too-large")
+def test_body_with_too_large_a_length_is_refused_unread(impatient: Service) -> None:
+    with connected(impatient, POST + b"Content-Length: 1000000000\r\n\r\n") as sent:
+        assert_refused(read_next(sent), 413, "body-too-large")
 
 
-def test_a_compressed_body_is_limited_by_what_it_becomes(service: Service) -> None:
+def test_compressed_body_is_limited_by_its_decompressed_size(service: Service) -> None:
     bomb = gzip.compress(b" " * 50_000_000)
-    head = b"POST /register HTTP/1.1\r\n%s%sContent-Encoding: gzip\r\nConnection: close\r\n" % (HOST, JSON)
-    answer = service.talk(head + b"Transfer-Encoding: chunked\r\n\r\n%x\r\n%s\r\n0\r\n\r\n" % (len(bomb), bomb))
-    assert_refused(answer, 413, "body-too-large")
+    head = POST + b"Content-Encoding: gzip\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
+    response = service.talk(head + b"%x\r\n%s\r\n0\r\n\r\n" % (len(bomb), bomb))
+    assert_refused(response, 413, "body-too-large")
 
 
 # --- time ---
 
 
-def test_a_connection_that_says_nothing_ends_silently(impatient: Service) -> None:
+def test_silent_connection_is_closed_silently(impatient: Service) -> None:
     with connected(impatient) as connection:
-        assert all_that_comes(connection) == b""
+        assert read_all(connection) == b""
 
 
 @pytest.mark.parametrize("first", [b"", LIVEZ], ids=["the first", "a later one"])
-def test_a_head_that_comes_too_slowly_is_told_so(impatient: Service, first: bytes) -> None:
+def test_slow_head_gets_408(impatient: Service, first: bytes) -> None:
     with connected(impatient, first, b"GET /livez HT") as connection:
-        assert_refused(all_that_comes(connection), 408, "request-timeout")
+        assert_refused(read_all(connection), 408, "request-timeout")
 
 
-def test_dribbling_keeps_no_connection_open(impatient: Service) -> None:
+@pytest.mark.parametrize(
+    ("begin", "dribble"),
+    [(LIVEZ + b"G", b"E"), (LIVEZ.replace(HOST, HOST + b"Content-Length: 1000000\r\n"), b"x")],
+    ids=["head", "unread body"],
+)
+def test_dribbling_does_not_keep_a_connection_open(impatient: Service, begin: bytes, dribble: bytes) -> None:
     began = time.monotonic()
-    with connected(impatient, LIVEZ) as connection, suppress(ConnectionError):
-        while time.monotonic() - began < DEADLINE:
-            connection.sendall(b"G" if time.monotonic() - began < 0.1 else b"E")
-            connection.settimeout(0.05)
-            with suppress(TimeoutError):
-                if not connection.recv(65536):
-                    break
-    assert time.monotonic() - began < DEADLINE
-
-
-@pytest.mark.parametrize("framing", [b"Content-Length: 100", b"Transfer-Encoding: chunked"])
-@pytest.mark.parametrize("beginning", [b"", b'{"email"'])
-def test_a_body_that_never_ends_is_told_so(impatient: Service, framing: bytes, beginning: bytes) -> None:
-    if framing.startswith(b"Transfer") and beginning:
-        beginning = b"%x\r\n%s\r\n" % (len(beginning), beginning)
-    with connected(
-        impatient, b"POST /register HTTP/1.1\r\n", HOST, JSON, framing, b"\r\n\r\n", beginning
-    ) as connection:
-        assert_refused(next_that_comes(connection), 408, "request-timeout")
-
-
-def test_a_body_that_nobody_reads_keeps_no_connection_open(impatient: Service) -> None:
-    request = b"GET /livez HTTP/1.1\r\n" + HOST + b"Content-Length: 1000000\r\n\r\n"
-    began = time.monotonic()
-    with connected(impatient, request) as connection, suppress(ConnectionError):
+    with connected(impatient, begin) as connection, suppress(ConnectionError):
         connection.settimeout(0.05)
         while time.monotonic() - began < DEADLINE:
-            connection.sendall(b"x")
+            connection.sendall(dribble)
             with suppress(TimeoutError):
                 if not connection.recv(65536):
                     break
     assert time.monotonic() - began < DEADLINE
+
+
+@pytest.mark.parametrize(
+    "unfinished",
+    [b"Content-Length: 100\r\n\r\n", b'Content-Length: 100\r\n\r\n{"email"', b"Transfer-Encoding: chunked\r\n\r\n",
+     b'Transfer-Encoding: chunked\r\n\r\n8\r\n{"email"\r\n'],
+)  # fmt: skip
+def test_unfinished_body_gets_408(impatient: Service, unfinished: bytes) -> None:
+    with connected(impatient, POST + unfinished) as connection:
+        assert_refused(read_next(connection), 408, "request-timeout")
 
 
 def test_a_connection_lasts_two_seconds_behind_the_answer_to_an_unread_body(service: Service) -> None:
@@ -334,8 +306,8 @@ def test_a_connection_lasts_two_seconds_behind_the_answer_to_an_unread_body(serv
             stack.enter_context(connected(service, target, incomplete))
             for target in (b"GET /livez", b"GET /nowhere", b"DELETE /users", b"POST /register", b"GET /docs")
         ]
-        answers = [read_responses(all_that_comes(connection)) for connection in waiting]
-    assert [[answer.status for answer in each] for each in answers] == [[200], [404], [405], [415], [200]]
+        responses = [read_responses(read_all(connection)) for connection in waiting]
+    assert [[response.status for response in each] for each in responses] == [[200], [404], [405], [415], [200]]
     # aiohttp would wait for ten.
     assert LINGER <= time.monotonic() - began < 4 * LINGER
 
@@ -345,7 +317,7 @@ def test_who_does_not_read_the_answers_is_cut_off(impatient: Service) -> None:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         connection.settimeout(DEADLINE)
         connection.connect(impatient.address)
-        # What is asked for is far more than all buffers take, and none of it is read.
+        # The responses are larger than all buffers.
         asset = b"GET /docs/static/swagger-ui-bundle.js HTTP/1.1\r\n" + HOST + b"\r\n"
         connection.sendall(asset * (MAX_WAITING + 1))
         began = time.monotonic()
@@ -370,15 +342,13 @@ def many(service: Service, how_many: int, send: Callable[[socket.socket], None])
         yield opened
 
 
-def test_slow_clients_keep_nobody_out(start: StartService) -> None:
+def test_slow_clients_do_not_lock_others_out(start: StartService) -> None:
     service = start(USERSVC_MAX_CONNECTIONS="50")
     with many(service, 300, lambda connection: connection.sendall(b"GET /livez HTTP/1.1\r\nX-Slow: ")) as slow:
         for _ in range(20):
-            assert service.talk(b"GET /livez HTTP/1.1\r\n" + HOST + b"Connection: close\r\n\r\n").startswith(
-                b"HTTP/1.1 200 "
-            )
+            assert service.talk(CLOSING).startswith(b"HTTP/1.1 200 ")
         # The oldest have been closed to make room.
-        assert all_that_comes(slow[0]) == b""
+        assert read_all(slow[0]) == b""
 
 
 @pytest.mark.parametrize(
@@ -390,38 +360,33 @@ def test_slow_clients_keep_nobody_out(start: StartService) -> None:
     ],
     ids=["after the response", "chunked", "before the response"],
 )
-def test_clients_that_withhold_a_body_keep_nobody_out(start: StartService, unread: bytes) -> None:
+def test_clients_that_withhold_a_body_do_not_lock_others_out(start: StartService, unread: bytes) -> None:
     service = start(USERSVC_MAX_CONNECTIONS="50")
     with many(service, 51, lambda connection: connection.sendall(unread)) as withholding:
         for _ in range(20):
-            assert service.talk(LIVEZ.replace(HOST, HOST + b"Connection: close\r\n")).startswith(b"HTTP/1.1 200 ")
-        assert all_that_comes(withholding[0]).count(b"HTTP/1.1") <= 1
+            assert service.talk(CLOSING).startswith(b"HTTP/1.1 200 ")
+        assert read_all(withholding[0]).count(b"HTTP/1.1") <= 1
 
 
-def test_when_every_connection_is_at_work_one_more_is_told_to_come_again(start: StartService) -> None:
+def test_connection_is_refused_while_all_others_are_busy(start: StartService) -> None:
     # At this cost the hashes take longer than the test.
     service = start(USERSVC_MAX_CONNECTIONS="5", USERSVC_BCRYPT_COST="14", USERSVC_HASH_WORKERS="1")
     body = json.dumps(person()).encode()
-    begun = b"POST /register HTTP/1.1\r\n%s%sExpect: 100-continue\r\nContent-Length: %d\r\n\r\n" % (
-        HOST,
-        JSON,
-        len(body),
-    )
+    begun = POST + b"Expect: 100-continue\r\nContent-Length: %d\r\n\r\n" % len(body)
     with many(service, 5, lambda connection: connection.sendall(begun)) as at_work:
         for connection in at_work:
             assert connection.recv(65536).startswith(b"HTTP/1.1 100 ")
-            # Once its body is complete, a request is not given up for a new connection.
+            # A request with a complete body is not evicted.
             connection.sendall(body)
         refused = assert_refused(service.talk(b""), 503, "overloaded")
         assert int(refused.headers["retry-after"]) > 0
-    # The others have gone, and it answers as before.
     deadline = time.monotonic() + DEADLINE
     while not service.talk(b"GET /livez HTTP/1.0\r\n\r\n").startswith(b"HTTP/1.1 200 "):
         assert time.monotonic() < deadline
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="files are counted in Linux's /proc")
-def test_it_opens_as_many_files_as_its_connections_need(start: StartService) -> None:
+def test_open_file_limit_covers_the_connections(start: StartService) -> None:
     service = start(USERSVC_MAX_CONNECTIONS="2000")
     limits = Path(f"/proc/{service._process.pid}/limits").read_text()
     [soft] = re.findall(r"Max open files\s+(\d+)", limits)

@@ -1,4 +1,4 @@
-"""What `usersvc.server` relies on inside uvicorn: a failure here says what an upgrade has changed; and evictions."""
+"""What `usersvc.server` uses inside uvicorn (a failure shows what an upgrade has changed), and evictions."""
 
 import asyncio
 import inspect
@@ -18,61 +18,41 @@ from usersvc.server.http_protocol import MAX_HEAD, HardenedProtocol
 @pytest.mark.parametrize(
     ("name", "parameters"),
     [
-        ("connection_made", ["transport"]),
-        ("connection_lost", ["exc"]),
-        ("data_received", ["data"]),
-        ("on_message_begin", []),
-        ("on_headers_complete", []),
-        ("on_body", ["body"]),
-        ("on_message_complete", []),
-        ("on_response_complete", []),
-        ("timeout_keep_alive_handler", []),
-        ("pause_writing", []),
-        ("resume_writing", []),
+        ("connection_made", ["transport"]), ("connection_lost", ["exc"]), ("data_received", ["data"]),
+        ("on_message_begin", []), ("on_headers_complete", []), ("on_body", ["body"]), ("on_message_complete", []),
+        ("on_response_complete", []), ("timeout_keep_alive_handler", []), ("pause_writing", []), ("resume_writing", []),
         ("_unset_keepalive_if_required", []),
     ],
-)
-def test_uvicorn_has_the_methods_that_are_overridden_or_called(name: str, parameters: list[str]) -> None:
+)  # fmt: skip
+def test_uvicorn_has_the_overridden_and_called_methods(name: str, parameters: list[str]) -> None:
     assert [*inspect.signature(getattr(HttpToolsProtocol, name)).parameters] == ["self", *parameters]
 
 
-def test_uvicorn_keeps_what_is_looked_at_under_the_same_names() -> None:
-    connection = inspect.getsource(HttpToolsProtocol)
+def test_uvicorn_has_the_attributes_that_are_used() -> None:
+    connection, cycle = inspect.getsource(HttpToolsProtocol), inspect.getsource(RequestResponseCycle.__init__)
+    for part in (
+        "self.parser = httptools.HttpRequestParser(self)", "self.timeout_keep_alive_task: TimerHandle | None = None",
+        "self.connections = server_state.connections", "self.limit_concurrency = config.limit_concurrency",
+        "self.pipeline: deque", "self.cycle: RequestResponseCycle", "self.flow = FlowControl(transport)",
+        "self.headers = []", 'self.url = b""', "self.config = config",
+    ):  # fmt: skip
+        assert part in connection
     for name in (
-        "self.parser = httptools.HttpRequestParser(self)",
-        "self.timeout_keep_alive_task: TimerHandle | None = None",
-        "self.connections = server_state.connections",
-        "self.limit_concurrency = config.limit_concurrency",
-        "self.pipeline: deque",
-        "self.cycle: RequestResponseCycle",
-        "self.flow = FlowControl(transport)",
-        "self.headers = []",
-        'self.url = b""',
-    ):
-        assert name in connection
-    cycle = inspect.getsource(RequestResponseCycle.__init__)
-    for name in (
-        "self.keep_alive",
-        "self.more_body",
-        "self.response_started",
-        "self.response_complete",
-        "self.disconnected",
-        "self.waiting_for_100_continue",
-        "self.message_event",
-    ):
-        assert name in cycle
+        "keep_alive", "more_body", "response_started", "response_complete", "disconnected", "waiting_for_100_continue",
+        "message_event",
+    ):  # fmt: skip
+        assert f"self.{name}" in cycle
 
 
-def test_what_stands_in_for_uvicorns_reading_does_what_it_did() -> None:
+def test_data_received_has_the_steps_of_uvicorn() -> None:
     source = inspect.getsource(HttpToolsProtocol.data_received)
-    # Its beginning is left out on purpose; the rest has an equal in HardenedProtocol.data_received.
+    # The first is left out on purpose; the others are in HardenedProtocol.data_received.
     steps = ("_unset_keepalive_if_required()", "feed_data(data)", "HttpParserError", "HttpParserUpgrade")
-    places = [source.index(step) for step in steps]
-    assert places == sorted(places)
-    assert issubclass(HardenedProtocol, HttpToolsProtocol)
+    positions = [source.index(step) for step in steps]
+    assert positions == sorted(positions)
 
 
-# --- which connection gives way to a new one ---
+# --- which connection is closed for a new one ---
 
 
 class Observed(HardenedProtocol):
@@ -173,9 +153,9 @@ class Clients:
         await asyncio.get_running_loop().sock_connect(client, ("127.0.0.1", self._port))
         reader, writer = await asyncio.open_connection(sock=client, limit=2048)
         writer.write(request)
-        made = Client(reader, writer)
-        self._stack.push_async_callback(made.close)
-        return made
+        connected = Client(reader, writer)
+        self._stack.push_async_callback(connected.close)
+        return connected
 
 
 def post(path: bytes, body: bytes, length: int = 10) -> bytes:
@@ -186,7 +166,7 @@ COMPLETE, INCOMPLETE = post(b"/work", b"x" * 10), post(b"/work", b"")
 EARLY = b"GET /early HTTP/1.1\r\nHost: a\r\n\r\n"
 
 
-async def test_the_connection_that_has_waited_longest_for_a_body_is_evicted() -> None:
+async def test_connection_that_has_waited_longest_for_a_body_is_evicted() -> None:
     server = Server()
     server.go.set()
     async with server.listening(3) as clients:
@@ -194,7 +174,7 @@ async def test_the_connection_that_has_waited_longest_for_a_body_is_evicted() ->
         for _ in range(3):
             waiting.append(await clients.sending(INCOMPLETE))
             await server.started.get()
-        # Progress does not make it younger.
+        # Progress does not reset its waiting time.
         waiting[0].writer.write(b"x" * 9)
         assert await (await clients.sending(EARLY)).status() == 200
         assert await waiting[0].status() == 0
@@ -204,7 +184,7 @@ async def test_the_connection_that_has_waited_longest_for_a_body_is_evicted() ->
 
 
 @pytest.mark.parametrize("idle_for_long", [True, False])
-async def test_a_connection_that_waits_for_a_body_is_evicted_unless_one_has_been_idle_for_long(
+async def test_idle_connections_are_evicted_before_those_that_wait_for_a_body(
     monkeypatch: pytest.MonkeyPatch, idle_for_long: bool
 ) -> None:
     monkeypatch.setattr("usersvc.server.http_protocol.EVICTION_GRACE", 0.0 if idle_for_long else 60.0)
@@ -223,7 +203,7 @@ async def test_a_connection_that_waits_for_a_body_is_evicted_unless_one_has_been
 
 
 @pytest.mark.parametrize("behind", [b"", INCOMPLETE], ids=["alone", "with an incomplete one behind it"])
-async def test_a_request_with_a_complete_body_is_never_evicted(behind: bytes) -> None:
+async def test_request_with_a_complete_body_is_not_evicted(behind: bytes) -> None:
     server = Server()
     async with server.listening(2) as clients:
         working = [await clients.sending(COMPLETE + behind) for _ in range(2)]
@@ -235,7 +215,7 @@ async def test_a_request_with_a_complete_body_is_never_evicted(behind: bytes) ->
 
 
 @pytest.mark.parametrize(("grace", "status"), [(0.0, 200), (60.0, 503)])
-async def test_a_client_that_has_not_read_for_long_is_evicted(
+async def test_client_that_has_not_read_for_long_is_evicted(
     monkeypatch: pytest.MonkeyPatch, grace: float, status: int
 ) -> None:
     monkeypatch.setattr("usersvc.server.http_protocol.EVICTION_GRACE", grace)
@@ -246,14 +226,14 @@ async def test_a_client_that_has_not_read_for_long_is_evicted(
         assert await (await clients.sending(EARLY)).status() == status
 
 
-async def test_a_connection_is_closed_when_a_response_ends_before_the_body() -> None:
+async def test_connection_is_closed_after_a_response_to_an_incomplete_body() -> None:
     async with Server().listening(1) as clients:
         client = await clients.sending(post(b"/early", b"x"))
         assert await client.status() == 200
         assert await client.status() == 0
 
 
-async def test_a_large_body_does_not_allow_a_larger_trailer() -> None:
+async def test_trailer_limit_does_not_depend_on_the_body() -> None:
     body = b"x" * 1_000_000
     head = b"POST /work HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
     async with Server().listening(1) as clients:
