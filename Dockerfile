@@ -28,7 +28,13 @@ RUN /opt/usersvc/bin/python -m compileall -qq -j 0 --invalidation-mode unchecked
 
 # --- the image ------------------------------------------------------------------------------------------------------
 FROM base
+ARG SOURCE=""
+ARG VERSION=""
+ARG REVISION=""
 LABEL org.opencontainers.image.title="usersvc" \
+      org.opencontainers.image.source="$SOURCE" \
+      org.opencontainers.image.version="$VERSION" \
+      org.opencontainers.image.revision="$REVISION" \
       org.opencontainers.image.description="A RESTful user-registration service" \
       org.opencontainers.image.licenses="MIT" \
       org.opencontainers.image.vendor="The usersvc maintainers"

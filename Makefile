@@ -18,7 +18,9 @@ HTTP_LAYERS := tests/asgi tests/integration/test_server.py tests/e2e/test_wire_l
 IMAGE := usersvc
 # CPython 3.13.15 on Debian 13 (3.13.15-slim-trixie), also in deploy/compose.yaml.
 BASE_IMAGE := python@sha256:7c61056e61ac89e852de05f3dc6fa51a6dd2181797bceed46aa725dd7cb2cd3b
-# Expanded only by the targets that need it.
+# Expanded only by the targets that need them.
+VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+REVISION = $(shell git rev-parse HEAD 2>/dev/null)
 ENGINE = $(or $(shell command -v docker || command -v podman),$(error needs docker or podman on PATH))
 
 # The environment of the project, even if the caller has activated another one.
@@ -125,11 +127,22 @@ lock-tools: .tools/poetry/made.stamp ## resolve Poetry itself after a change in 
 build: .tools/poetry/made.stamp ## build the wheel and the source package, into dist/
 	$(POETRY) build --clean
 
+.PHONY: sbom
+sbom: .tools/shipped/made.stamp .tools/audit/made.stamp ## write the bill of materials (CycloneDX) of what the image ships, into dist/
+	@mkdir -p dist
+	.tools/audit/bin/cyclonedx-py environment --output-file dist/sbom.cdx.json \
+		.tools/shipped/bin/python
+
+.PHONY: audit
+audit: .tools/shipped/made.stamp .tools/audit/made.stamp ## look up known vulnerabilities of what the image ships
+	.tools/audit/bin/pip-audit --skip-editable --path .tools/shipped/lib/python*/site-packages
+
 .PHONY: docker
 docker: ## build the container image
 # podman's default image format has no HEALTHCHECK
 	BUILDAH_FORMAT=docker $(ENGINE) build --build-context python:3.13-slim=docker-image://$(BASE_IMAGE) \
-		$(if $(PIP_INDEX_URL),--build-arg PIP_INDEX_URL) -t $(IMAGE) .
+		$(if $(PIP_INDEX_URL),--build-arg PIP_INDEX_URL) --build-arg VERSION=$(VERSION) --build-arg REVISION=$(REVISION) \
+		-t $(IMAGE) .
 
 .PHONY: docker-run
 docker-run: docker ## run the image: read-only, on 127.0.0.1:8000, data in the volume usersvc-data
@@ -191,6 +204,16 @@ FORCE:
 .tools/users/made.stamp: .tools/python .tools/poetry/made.stamp pyproject.toml poetry.lock
 	@read -r python <.tools/python && "$$python" -m venv --clear --without-pip .tools/users
 	VIRTUAL_ENV=$(CURDIR)/.tools/users $(POETRY) install --only main --no-interaction
+	@touch $@
+
+.tools/shipped/made.stamp: .tools/python .tools/poetry/made.stamp pyproject.toml poetry.lock
+	@read -r python <.tools/python && "$$python" -m venv --clear --without-pip .tools/shipped
+	VIRTUAL_ENV=$(CURDIR)/.tools/shipped $(POETRY) install --only main --all-extras --no-interaction
+	@touch $@
+
+.tools/audit/made.stamp: .tools/python
+	@read -r python <.tools/python && "$$python" -m venv --clear .tools/audit
+	.tools/audit/bin/python -m pip install -qq --disable-pip-version-check 'cyclonedx-bom>=7.5,<8' 'pip-audit>=2.9,<3'
 	@touch $@
 
 .tools/bench/made.stamp: .tools/python .tools/poetry/made.stamp pyproject.toml poetry.lock

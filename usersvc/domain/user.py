@@ -3,17 +3,21 @@
 The rules are constants and methods of ``User`` and its value objects; the OpenAPI document reads the constants.
 """
 
+import sys
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import ClassVar, Self
 from uuid import UUID
 
-from uuid_utils.compat import uuid7
-
 from usersvc.domain.email_address import EmailAddress
 from usersvc.domain.errors import ValidationFailed, Violation, collect
 from usersvc.domain.events import UserRegistered
 from usersvc.domain.password import Password, PasswordHash
+
+if sys.version_info >= (3, 14):
+    from uuid import uuid7
+else:
+    from uuid_utils.compat import uuid7
 
 
 @dataclass(frozen=True, slots=True)

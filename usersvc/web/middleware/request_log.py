@@ -2,16 +2,22 @@
 
 import logging
 import re
+import sys
 import time
 from collections.abc import Callable, Sequence
 
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
-from uuid_utils import uuid4
 
 from usersvc.application.request_context import RequestContext, request_context
 from usersvc.web.client_address import Network, client_address
 from usersvc.web.responses import when_sent
+
+if sys.version_info >= (3, 14):
+    from uuid import uuid4
+else:
+    # Several times as fast as that of the standard library before 3.14.
+    from uuid_utils import uuid4
 
 access_log = logging.getLogger("usersvc.access")
 
