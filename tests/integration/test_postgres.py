@@ -153,7 +153,7 @@ async def test_a_newer_schema_is_refused(empty_database: str) -> None:
 
 async def test_tables_of_a_pre_release_version_are_refused_and_unchanged(empty_database: str) -> None:
     execute(empty_database, "CREATE TABLE users ()")
-    with pytest.raises(StorageUnavailable, match=r"^PostgreSQL: DuplicateTableError \(42P07\)$"):
+    with pytest.raises(StorageUnavailable, match="pre-release usersvc or of another program; export the users"):
         await open_and_close(empty_database)
     assert query(empty_database, "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'") == [1]
 
@@ -361,7 +361,7 @@ async def test_waiting_for_a_free_connection_ends_in_bounded_time(
     monkeypatch.setattr(postgres_pool, "CALL_TIMEOUT", 0.2)
     async with PostgresUsers(postgres_url, pool_size=1) as users:
         async with users._pool._connection():
-            with pytest.raises(StorageUnavailable, match=r"^PostgreSQL: TimeoutError$"):
+            with pytest.raises(StorageUnavailable, match="^PostgreSQL: timed out$"):
                 await users.add(person("alice@example.com"))
         assert await names(users) == []
 

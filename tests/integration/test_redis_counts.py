@@ -63,15 +63,15 @@ async def test_an_unavailable_redis_is_logged_once_until_it_returns(
         await hits(counts)
         server.kill()
         assert [await hits(counts) for _ in range(3)] == [[None]] * 3
-        assert re.findall(r"Redis does not answer \((\w+)\)", caplog.text) == ["ConnectionError"]
+        assert re.findall(r"Redis does not respond \((\w+)\)", caplog.text) == ["ConnectionError"]
         server.start()
         [hit] = await hits(counts)
         assert hit is not None
         assert hit[1] == MANY.amount - 1
-        assert caplog.text.count("Redis answers again") == 1
+        assert caplog.text.count("Redis responds again") == 1
         server.kill()
         assert [await hits(counts) for _ in range(2)] == [[None]] * 2
-        assert caplog.text.count("Redis does not answer") == 2
+        assert caplog.text.count("Redis does not respond") == 2
     assert server.password not in caplog.text
 
 
@@ -85,7 +85,7 @@ async def test_requests_do_not_wait_for_a_redis_that_hangs(
         for _ in range(2):
             # More than there are connections.
             assert await hits(counts, 100) == [None] * 100
-        assert caplog.text.count("Redis does not answer") == 1
+        assert caplog.text.count("Redis does not respond") == 1
         server.thaw()
         deadline = time.monotonic() + DEADLINE
         while await hits(counts) == [None]:
@@ -107,7 +107,7 @@ async def test_a_single_failure_does_not_suspend_redis(
         async with asyncio.timeout(DEADLINE):
             await counts._redis.ping()
         assert await hits(counts) != [None]
-    assert "Redis does not answer" not in caplog.text
+    assert "Redis does not respond" not in caplog.text
 
 
 async def test_after_two_failures_one_request_per_pause_tries_redis(
@@ -138,7 +138,7 @@ async def test_an_unavailable_redis_is_logged_at_the_start(
         server.kill()
         error = "ConnectionError"
     async with RedisCounts(url) as counts:
-        assert f"Redis does not answer ({error})" in caplog.text
+        assert f"Redis does not respond ({error})" in caplog.text
         assert await hits(counts) == [None]
     assert "hunter2" not in caplog.text
 

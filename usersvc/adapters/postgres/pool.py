@@ -176,6 +176,8 @@ def storage_errors() -> Iterator[None]:
 
 def reason(error: Exception) -> str:
     """The kind of failure only: messages of the server contain values, those of the network addresses."""
+    if isinstance(error, TimeoutError):
+        return "timed out"
     state = f" ({error.sqlstate})" if isinstance(error, asyncpg.PostgresError) and error.sqlstate else ""
     return f"{type(error).__name__}{state}"
 

@@ -84,10 +84,10 @@ class RedisCounts:
         self._failed_at = None
         if self._retry_at is not None:
             self._retry_at = None
-            log.info("Redis answers again: all processes count together")
+            log.info("Redis responds again: all processes count together")
         return admitted, left, ends - time.time()
 
     def _suspend(self, error: Exception) -> None:
         self._retry_at = time.monotonic() + PAUSE
         # Only the type: the message may contain an address or a name.
-        log.warning("Redis does not answer (%s): each process counts by itself", type(error).__name__)
+        log.warning("Redis does not respond (%s): each process counts by itself", type(error).__name__)
