@@ -31,39 +31,36 @@ _RECORD = "SELECT position, id, email, mailbox, age, password_hash, registered_a
 # Writes to the WAL, so that the commit waits for the disk and for synchronous_standby_names.
 _WRITE_TO_WAL = "pg_logical_emit_message(true, 'usersvc', ''::text)"
 
-# The lock makes positions follow the order in which users become visible: it is taken before the position is drawn and
-# held until the commit. So transactions that add users run one after the other; all others run concurrently. An
-# addition is one statement and one transaction, so a client that hangs cannot hold the lock.
-_LOCK = f"locked AS MATERIALIZED (SELECT pg_advisory_xact_lock({ADDING}))"
 
-# Constraints decide about keys and mailboxes, because the statement's snapshot is older than the lock. A key whose user
-# is not added, since the mailbox is taken, violates the constraint key_of_a_user, and nothing is stored.
-_CLAIM_KEY = f"""
-expired_keys AS (
-    DELETE FROM idempotency_keys WHERE digest IN (
-        SELECT digest FROM idempotency_keys WHERE used_at <= $19 AND digest <> $18
-        ORDER BY used_at LIMIT {EXPIRED_BATCH} FOR UPDATE SKIP LOCKED
-    )
-),
-claimed AS (
-    INSERT INTO idempotency_keys (digest, user_id, used_at)
-    SELECT $18, ($12::uuid[])[1], ($17::timestamptz[])[1] FROM locked
-    ON CONFLICT (digest) DO UPDATE SET user_id = excluded.user_id, used_at = excluded.used_at
-    WHERE idempotency_keys.used_at <= $19
-    RETURNING digest
-)
-"""  # noqa: S608  # a constant
-
-
-def _insert(allowed: str, conflict: str) -> str:
-    """The CTEs that insert users in their order if the CTE ``allowed`` has a row; returns the rows of those added."""
+def _addition(conflict: str) -> str:
+    """The statement that adds users, in their order; returns the id and mailbox of each user that was added."""
+    # The lock makes positions follow the order in which users become visible: it is taken before the position is drawn
+    # and held until the commit. So transactions that add users run one after the other; all others run concurrently.
+    # An addition is one statement and one transaction, so a client that hangs cannot hold the lock.
+    # Constraints decide about keys and mailboxes, because the statement's snapshot is older than the lock. A key whose
+    # user is not added, since the mailbox is taken, violates the constraint key_of_a_user, and nothing is stored.
     return f"""
+    WITH locked AS MATERIALIZED (SELECT pg_advisory_xact_lock({ADDING})),
+    expired_keys AS (
+        DELETE FROM idempotency_keys WHERE digest IN (
+            SELECT digest FROM idempotency_keys WHERE used_at <= $19 AND digest <> $18
+            ORDER BY used_at LIMIT {EXPIRED_BATCH} FOR UPDATE SKIP LOCKED
+        )
+    ),
+    claimed AS (
+        INSERT INTO idempotency_keys (digest, user_id, used_at)
+        SELECT $18, ($12::uuid[])[1], ($17::timestamptz[])[1] FROM locked WHERE $18::text IS NOT NULL
+        ON CONFLICT (digest) DO UPDATE SET user_id = excluded.user_id, used_at = excluded.used_at
+        WHERE idempotency_keys.used_at <= $19
+        RETURNING digest
+    ),
     stored (user_id, mailbox) AS (
         INSERT INTO users (position, id, mailbox, email, age, password_hash, registered_at)
         SELECT nextval('users_position'), id, mailbox, email, age, password_hash, registered_at FROM (
-            SELECT given.* FROM {allowed},
+            SELECT given.* FROM locked,
                 unnest($12::uuid[], $13::text[], $14::text[], $15::integer[], $16::text[], $17::timestamptz[])
                 WITH ORDINALITY AS given (id, mailbox, email, age, password_hash, registered_at, number)
+            WHERE $18 IS NULL OR EXISTS (SELECT FROM claimed)
             ORDER BY number
         ) AS ordered
         ON CONFLICT {conflict} DO NOTHING
@@ -74,10 +71,9 @@ def _insert(allowed: str, conflict: str) -> str:
     """  # noqa: S608  # constants
 
 
-_ADD = f"WITH {_LOCK}, {_insert('locked', '(mailbox)')}"
-_ADD_WITH_KEY = f"WITH {_LOCK}, {_CLAIM_KEY}, {_insert('claimed', '(mailbox)')}"
+_ADD = _addition("(mailbox)")
 # The first of several users with one mailbox or id is stored.
-_ADD_ALL = f"WITH {_LOCK}, {_insert('locked', '')}"
+_ADD_ALL = _addition("")
 
 
 class PostgresUsers:
@@ -103,11 +99,8 @@ class PostgresUsers:
         await self._pool.close()
 
     async def add(self, user: User, *, key: IdempotencyKey | None = None) -> None:
-        statement, values = _ADD, _parameters([user])
-        if key is not None:
-            statement, values = _ADD_WITH_KEY, [*values, key.digest, user.registered_at - KEY_LIFETIME]
         try:
-            added = await self._pool.run(statement, *values)
+            added = await self._pool.run(_ADD, *_parameters([user], key))
         except StorageUnavailable as error:
             violation = error.__cause__
             if isinstance(violation, asyncpg.ForeignKeyViolationError) and violation.constraint_name == "key_of_a_user":
@@ -203,10 +196,11 @@ class PostgresArchive:
         return int(count)
 
 
-def _parameters(users: Sequence[User]) -> list[object]:
-    """The parameters of ``INSERT_EVENTS``, and $12 to $17: those of ``_insert``."""
+def _parameters(users: Sequence[User], key: IdempotencyKey | None = None) -> list[object]:
+    """The parameters of ``_addition``; the first eleven are those of ``INSERT_EVENTS``."""
     rows = [
         (user.id, user.email.mailbox, user.email.typed, user.age.years, user.password_hash, user.registered_at)
         for user in users
     ]
-    return [*event_parameters(users), *columns(rows, 6)]
+    claim = (key.digest, users[0].registered_at - KEY_LIFETIME) if key else (None, None)
+    return [*event_parameters(users), *columns(rows, 6), *claim]
