@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 
 from usersvc.adapters.postgres import pool as postgres_pool
-from usersvc.adapters.postgres.pool import Connection, PostgresPool
+from usersvc.adapters.postgres.pool import PostgresPool
 
 log = logging.getLogger(__name__)
 
@@ -33,10 +33,13 @@ async def listening(pool: PostgresPool, notify: Callable[[], None]) -> AsyncIter
 
 
 async def _listen(pool: PostgresPool, notify: Callable[[], None]) -> None:
-    is_logged = False
+    is_logged, received = False, asyncio.Event()
     while True:
         try:
-            async with _session(pool) as (connection, received):
+            async with pool.session() as connection:
+                connection.add_termination_listener(lambda *_: received.set())
+                async with asyncio.timeout(postgres_pool.RESPONSE_TIMEOUT):
+                    await connection.add_listener(CHANNEL, lambda *_: received.set())
                 is_logged = False
                 while True:
                     notify()
@@ -51,16 +54,3 @@ async def _listen(pool: PostgresPool, notify: Callable[[], None]) -> None:
                 log.warning("cannot listen for notifications, retrying: %s", postgres_pool.reason(error))
             is_logged = True
         await asyncio.sleep(RECONNECT_PAUSE)
-
-
-@asynccontextmanager
-async def _session(pool: PostgresPool) -> AsyncIterator[tuple[Connection, asyncio.Event]]:
-    """A session that listens, and an event that is set by notifications and by the end of the session."""
-    connection, received = await pool.connect(), asyncio.Event()
-    try:
-        connection.add_termination_listener(lambda *_: received.set())
-        async with asyncio.timeout(postgres_pool.RESPONSE_TIMEOUT):
-            await connection.add_listener(CHANNEL, lambda *_: received.set())
-        yield connection, received
-    finally:
-        connection.terminate()

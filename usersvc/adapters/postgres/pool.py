@@ -25,8 +25,8 @@ RESPONSE_TIMEOUT, CONNECT_TIMEOUT = 2.5, 2.0
 MAX_IDLE_TIME = 60.0
 """How long an unused connection is kept, in seconds: other processes need the server's slots too."""
 
-FIRST_PAUSE, LONGEST_PAUSE = 0.02, 0.5
-"""Between two attempts, in seconds; each pause is twice the one before."""
+RETRY_PAUSE = 0.1
+"""Seconds between two attempts."""
 
 SETTINGS = {
     # Acknowledged means durable, with synchronous_standby_names also on another server.
@@ -84,7 +84,7 @@ class PostgresPool:
             min_size=0,
             max_size=self._size,
             max_inactive_connection_lifetime=MAX_IDLE_TIME,
-            connect=lambda *_, **__: self.connect(),
+            connect=lambda *_, **__: self._connect(),
             reset=_keep_session,
         )
 
@@ -104,7 +104,7 @@ class PostgresPool:
         Raises:
             StorageUnavailable: it is unknown whether it was committed; or it violates a constraint and was not.
         """
-        pause, last = FIRST_PAUSE, None
+        last = None
         with storage_errors():
             try:
                 async with asyncio.timeout(CALL_TIMEOUT):
@@ -118,14 +118,21 @@ class PostgresPool:
                             last = error
                             if not (isinstance(error, ROLLED_BACK) or (is_repeatable and _is_transient(error))):
                                 raise
-                        await asyncio.sleep(pause)
-                        pause = min(2 * pause, LONGEST_PAUSE)
+                        await asyncio.sleep(RETRY_PAUSE)
             except TimeoutError as timeout:
                 # The last failure says more than the timeout.
                 raise last or timeout from None
 
-    async def connect(self) -> Connection:
-        """Connect to a server that accepts writes; raises one of ``FAILURES``, of the host that was tried last."""
+    @asynccontextmanager
+    async def session(self) -> AsyncIterator[Connection]:
+        """A connection outside the pool; raises one of ``FAILURES``, of the host that was tried last."""
+        connection = await self._connect()
+        try:
+            yield connection
+        finally:
+            connection.terminate()
+
+    async def _connect(self) -> Connection:
         last: Exception = TimeoutError()
         for address in self._addresses.copy():
             try:

@@ -70,15 +70,12 @@ async def upgrade(pool: PostgresPool) -> None:
             it has tables of a pre-release version or of another program.
     """
     with storage_errors():
-        connection = await pool.connect()
-        try:
+        async with pool.session() as connection:
             if await connection.fetchval("SHOW server_encoding") != "UTF8":
                 raise StorageUnavailable("the encoding of the database is not UTF8")
             # Reading the version needs neither a lock nor the right to create tables.
             if await _version(connection) < len(MIGRATIONS):
                 await _upgrade(connection)
-        finally:
-            connection.terminate()
 
 
 async def _upgrade(connection: Connection) -> None:
