@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager, suppress
 
 from usersvc.adapters.postgres import pool as postgres_pool
 from usersvc.adapters.postgres.pool import PostgresPool
+from usersvc.application.errors import StorageUnavailable
 
 log = logging.getLogger(__name__)
 
@@ -49,8 +50,8 @@ async def _listen(pool: PostgresPool, notify: Callable[[], None]) -> None:
                         await asyncio.wait_for(received.wait(), MAX_SILENCE)
                     # It fails if the connection is lost, which looks like silence.
                     await connection.execute("SELECT 1", timeout=postgres_pool.RESPONSE_TIMEOUT)
-        except postgres_pool.FAILURES as error:
+        except StorageUnavailable as error:
             if not is_logged:
-                log.warning("cannot listen for notifications, retrying: %s", postgres_pool.reason(error))
+                log.warning("cannot listen for notifications, retrying: %s", error)
             is_logged = True
         await asyncio.sleep(RECONNECT_PAUSE)

@@ -105,7 +105,7 @@ class PostgresPool:
             StorageUnavailable: it is unknown whether it was committed; or it violates a constraint and was not.
         """
         last = None
-        with storage_errors():
+        with _storage_errors():
             try:
                 async with asyncio.timeout(CALL_TIMEOUT):
                     while True:
@@ -125,12 +125,13 @@ class PostgresPool:
 
     @asynccontextmanager
     async def session(self) -> AsyncIterator[Connection]:
-        """A connection outside the pool; raises one of ``FAILURES``, of the host that was tried last."""
-        connection = await self._connect()
-        try:
-            yield connection
-        finally:
-            connection.terminate()
+        """A connection outside the pool, in which every failure is a ``StorageUnavailable``."""
+        with _storage_errors():
+            connection = await self._connect()
+            try:
+                yield connection
+            finally:
+                connection.terminate()
 
     async def _connect(self) -> Connection:
         last: Exception = TimeoutError()
@@ -173,20 +174,15 @@ async def _keep_session(_: Connection) -> None:
 
 
 @contextmanager
-def storage_errors() -> Iterator[None]:
-    """Translate every failure of PostgreSQL into ``StorageUnavailable``."""
+def _storage_errors() -> Iterator[None]:
+    """Report only the kind of a failure: messages of the server contain values, those of the network addresses."""
     try:
         yield
+    except TimeoutError as error:
+        raise StorageUnavailable("PostgreSQL: timed out") from error
     except FAILURES as error:
-        raise StorageUnavailable(f"PostgreSQL: {reason(error)}") from error
-
-
-def reason(error: Exception) -> str:
-    """The kind of failure only: messages of the server contain values, those of the network addresses."""
-    if isinstance(error, TimeoutError):
-        return "timed out"
-    state = f" ({error.sqlstate})" if isinstance(error, asyncpg.PostgresError) and error.sqlstate else ""
-    return f"{type(error).__name__}{state}"
+        state = f" ({error.sqlstate})" if isinstance(error, asyncpg.PostgresError) and error.sqlstate else ""
+        raise StorageUnavailable(f"PostgreSQL: {type(error).__name__}{state}") from error
 
 
 def _is_transient(error: Exception) -> bool:

@@ -2,7 +2,7 @@
 
 import asyncpg
 
-from usersvc.adapters.postgres.pool import Connection, PostgresPool, storage_errors
+from usersvc.adapters.postgres.pool import Connection, PostgresPool
 from usersvc.application.errors import StorageUnavailable
 
 UPGRADING, ADDING = 0x75736572_7376_0001, 0x75736572_7376_0002
@@ -69,13 +69,12 @@ async def upgrade(pool: PostgresPool) -> None:
         StorageUnavailable: the server cannot be reached, or its encoding or the version of the schema is unsuitable, or
             it has tables of a pre-release version or of another program.
     """
-    with storage_errors():
-        async with pool.session() as connection:
-            if await connection.fetchval("SHOW server_encoding") != "UTF8":
-                raise StorageUnavailable("the encoding of the database is not UTF8")
-            # Reading the version needs neither a lock nor the right to create tables.
-            if await _version(connection) < len(MIGRATIONS):
-                await _upgrade(connection)
+    async with pool.session() as connection:
+        if await connection.fetchval("SHOW server_encoding") != "UTF8":
+            raise StorageUnavailable("the encoding of the database is not UTF8")
+        # Reading the version needs neither a lock nor the right to create tables.
+        if await _version(connection) < len(MIGRATIONS):
+            await _upgrade(connection)
 
 
 async def _upgrade(connection: Connection) -> None:

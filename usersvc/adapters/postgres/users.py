@@ -2,20 +2,28 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import astuple
 from datetime import datetime
 from typing import Self
 from uuid import UUID
 
 import asyncpg
 
-from usersvc.adapters.postgres.outbox import EXPIRED_BATCH, INSERT_EVENTS, PostgresOutbox, columns, event_parameters
+from usersvc.adapters.postgres.listener import CHANNEL
+from usersvc.adapters.postgres.outbox import PostgresOutbox
 from usersvc.adapters.postgres.pool import PostgresPool
 from usersvc.adapters.postgres.schema import ADDING, upgrade
 from usersvc.application.errors import StorageUnavailable
 from usersvc.application.idempotency import KEY_LIFETIME, EarlierRegistration, IdempotencyKey, IdempotencyKeyUsed
+from usersvc.application.outbox_entries import RATE_LIMITED
 from usersvc.application.read_models import Order, Page, UserRecord, UserView
+from usersvc.application.request_context import request_context
 from usersvc.domain.errors import EmailAlreadyRegistered
+from usersvc.domain.mail_limits import limits
 from usersvc.domain.user import User
+
+EXPIRED_BATCH = 100
+"""The maximum number of expired keys, and of expired mail limits, that one registration deletes."""
 
 POOL_SIZE = 5
 """The number of connections of a process, without the one that listens for notifications."""
@@ -66,8 +74,45 @@ def _addition(conflict: str) -> str:
         ON CONFLICT {conflict} DO NOTHING
         RETURNING id, mailbox
     ),
-    {INSERT_EVENTS}
-    SELECT user_id, mailbox FROM stored
+    events AS (
+        SELECT * FROM stored JOIN unnest($1::uuid[], $2::text[], $3::text[], $4::timestamptz[])
+            WITH ORDINALITY AS given (user_id, mailbox, email, occurred_at, number) USING (user_id, mailbox)
+    ),
+    limited AS (
+        SELECT number, occurred_at, digest, gap, burst
+        FROM events JOIN unnest($8::bigint[], $9::text[], $10::interval[], $11::interval[])
+            AS given (number, digest, gap, burst) USING (number)
+    ),
+    expired_limits AS (
+        DELETE FROM mail_limits WHERE digest = ANY (ARRAY(
+            SELECT digest FROM mail_limits
+            WHERE until <= (SELECT min(occurred_at) FROM limited) AND digest <> ALL ($9::text[])
+            ORDER BY until LIMIT {EXPIRED_BATCH} FOR UPDATE SKIP LOCKED
+        ))
+    ),
+    reserved AS (
+        INSERT INTO mail_limits AS before (digest, since, until)
+        SELECT digest, min(occurred_at), min(occurred_at) + sum(gap) FROM limited GROUP BY digest ORDER BY digest
+        ON CONFLICT (digest) DO UPDATE SET
+            since = CASE WHEN before.until <= excluded.since THEN excluded.since
+                ELSE least(before.since, excluded.since) END,
+            until = greatest(excluded.since, before.until - greatest(before.since - excluded.since, interval '0'))
+                + (excluded.until - excluded.since)
+        RETURNING digest, until
+    ),
+    due AS (
+        SELECT number, greatest(occurred_at, max(until - behind - burst)) AS due_at FROM (
+            SELECT *, sum(gap) OVER (PARTITION BY digest ORDER BY number DESC) - gap AS behind FROM limited
+        ) AS each JOIN reserved USING (digest) GROUP BY number, occurred_at
+    ),
+    inserted AS (
+        INSERT INTO outbox (user_id, email, occurred_at, due_at, reason, request_id, trace_id, span_id)
+        SELECT user_id, email, occurred_at, due_at, CASE WHEN due_at > occurred_at THEN '{RATE_LIMITED}' END,
+            $5::text, $6::text, $7::text
+        FROM events JOIN due USING (number) ORDER BY number
+        RETURNING pg_notify('{CHANNEL}', '')
+    )
+    SELECT * FROM stored
     """  # noqa: S608  # constants
 
 
@@ -197,10 +242,28 @@ class PostgresArchive:
 
 
 def _parameters(users: Sequence[User], key: IdempotencyKey | None = None) -> list[object]:
-    """The parameters of ``_addition``; the first eleven are those of ``INSERT_EVENTS``."""
+    """The parameters of ``_addition``: the events, their request context, the limits on mails, the users, the key."""
+    given = [(user.email.mailbox, event) for user in users for event in user.events]
+    events = [(event.user_id, mailbox, event.email, event.occurred_at) for mailbox, event in given]
+    context = request_context.get()
+    limited = [
+        (number, digest, limit.gap, limit.burst * limit.gap)
+        for number, (_, event) in enumerate(given, start=1)
+        for digest, limit in limits(event).items()
+    ]
     rows = [
         (user.id, user.email.mailbox, user.email.typed, user.age.years, user.password_hash, user.registered_at)
         for user in users
     ]
-    claim = (key.digest, users[0].registered_at - KEY_LIFETIME) if key else (None, None)
-    return [*event_parameters(users), *columns(rows, 6), *claim]
+    return [
+        *_columns(events, 4),
+        *(astuple(context) if context else (None, None, None)),
+        *_columns(limited, 4),
+        *_columns(rows, 6),
+        *((key.digest, users[0].registered_at - KEY_LIFETIME) if key else (None, None)),
+    ]
+
+
+def _columns(rows: Sequence[tuple[object, ...]], count: int) -> Sequence[Sequence[object]]:
+    """The columns of rows, as arrays for ``unnest``; ``count`` empty ones if there is no row."""
+    return list(zip(*rows, strict=True)) or [()] * count
