@@ -20,7 +20,7 @@ from tests.postgres import connector, execute, fresh_database, on_ports, open_an
 from tests.tcp_proxy import Proxy, proxy
 from usersvc.adapters.memory import InMemoryUsers
 from usersvc.adapters.postgres import PostgresUsers
-from usersvc.adapters.postgres import listener as postgres_listener
+from usersvc.adapters.postgres import outbox as postgres_outbox
 from usersvc.adapters.postgres import pool as postgres_pool
 from usersvc.adapters.postgres import schema as postgres_schema
 from usersvc.application.errors import StorageUnavailable
@@ -466,7 +466,7 @@ async def next_time(heard: asyncio.Event) -> None:
 async def test_a_listener_reconnects_and_logs_a_failure_once(
     postgres_url: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(postgres_listener, "RECONNECT_PAUSE", 0.01)
+    monkeypatch.setattr(postgres_outbox, "RECONNECT_PAUSE", 0.01)
     heard = asyncio.Event()
     async with (
         PostgresUsers(postgres_url) as other,

@@ -1,18 +1,28 @@
-"""The outbox in PostgreSQL."""
+"""The outbox in PostgreSQL, and notifications of its entries by LISTEN and NOTIFY."""
 
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from datetime import datetime
 from typing import cast
 
 import asyncpg
 
-from usersvc.adapters.postgres.listener import CHANNEL, listening
-from usersvc.adapters.postgres.pool import PostgresPool
+from usersvc.adapters.postgres import pool as postgres_pool
 from usersvc.application.errors import StorageUnavailable
 from usersvc.application.outbox_entries import LAST, OutboxEntry, OutboxState
 from usersvc.application.request_context import RequestContext
 from usersvc.domain.events import UserRegistered
+
+log = logging.getLogger(__name__)
+
+CHANNEL = "usersvc_outbox"
+"""Where processes announce entries that are due."""
+
+DEBOUNCE, MAX_SILENCE, RECONNECT_PAUSE = 0.1, 15.0, 1.0
+"""Seconds during which notifications are combined, so that not every registration makes every process query the
+outbox; seconds without any after which the connection is checked; seconds between two attempts to connect."""
 
 _ENTRY = "id, user_id, email, occurred_at, attempts, due_at, reason, lease::text, request_id, trace_id, span_id"
 
@@ -23,12 +33,41 @@ _UNLIMITED = "(attempts > 0 OR reason IS NULL)"
 class PostgresOutbox:
     """An ``Outbox`` in the database of a ``PostgresUsers``."""
 
-    def __init__(self, pool: PostgresPool) -> None:
+    def __init__(self, pool: postgres_pool.PostgresPool) -> None:
         self._pool = pool
 
-    def listen(self, wake: Callable[[], None]) -> AbstractAsyncContextManager[None]:
-        """Call ``wake`` when a process on any host has made an entry due; notifications may be lost."""
-        return listening(self._pool, wake)
+    @asynccontextmanager
+    async def listen(self, wake: Callable[[], None]) -> AsyncIterator[None]:
+        """Call ``wake`` when a process on any host has made an entry due, and when notifications may have been lost."""
+        task = asyncio.create_task(self._listen(wake))
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.wait([task])
+
+    async def _listen(self, wake: Callable[[], None]) -> None:
+        is_logged, received = False, asyncio.Event()
+        while True:
+            try:
+                async with self._pool.session() as connection:
+                    connection.add_termination_listener(lambda *_: received.set())
+                    async with asyncio.timeout(postgres_pool.RESPONSE_TIMEOUT):
+                        await connection.add_listener(CHANNEL, lambda *_: received.set())
+                    is_logged = False
+                    while True:
+                        wake()
+                        received.clear()
+                        await asyncio.sleep(DEBOUNCE)
+                        with suppress(TimeoutError):
+                            await asyncio.wait_for(received.wait(), MAX_SILENCE)
+                        # It fails if the connection is lost, which looks like silence.
+                        await connection.execute("SELECT 1", timeout=postgres_pool.RESPONSE_TIMEOUT)
+            except StorageUnavailable as error:
+                if not is_logged:
+                    log.warning("cannot listen for notifications, retrying: %s", error)
+                is_logged = True
+            await asyncio.sleep(RECONNECT_PAUSE)
 
     async def lease(self, *, now: datetime, until: datetime, limit: int, latest: datetime = LAST) -> list[OutboxEntry]:
         # Concurrent calls skip each other's rows. Each half reads the first rows of an index, and the ids are an array
@@ -91,7 +130,7 @@ class PostgresOutbox:
         return bool(changed)
 
     async def state(self) -> OutboxState:
-        # Ids follow the time of registration. The counts are read separately: they may exceed STATEMENT_TIMEOUT.
+        # Ids follow the time of registration. The counts are read separately: they may exceed statement_timeout.
         [[oldest]] = await self._pool.run(
             f"SELECT (SELECT occurred_at FROM outbox WHERE due_at IS NOT NULL AND {_UNLIMITED} ORDER BY id LIMIT 1)"  # noqa: S608  # a constant
         )

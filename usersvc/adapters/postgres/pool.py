@@ -16,9 +16,6 @@ Connection = asyncpg.Connection
 CALL_TIMEOUT = 5.0
 """The maximum time of any call, with waiting for a connection and all retries, in seconds."""
 
-STATEMENT_TIMEOUT, LOCK_TIMEOUT = 2.0, 1.5
-"""After how many seconds the server itself cancels a statement, or one that waits for a lock."""
-
 RESPONSE_TIMEOUT, CONNECT_TIMEOUT = 2.5, 2.0
 """Seconds after which a server is unreachable; the sum leaves time to fail over within ``CALL_TIMEOUT``."""
 
@@ -32,10 +29,10 @@ SETTINGS = {
     # Acknowledged means durable, with synchronous_standby_names also on another server.
     "synchronous_commit": "on",
     "default_transaction_isolation": "read committed",
-    "statement_timeout": f"{STATEMENT_TIMEOUT * 1000:.0f}",
-    "lock_timeout": f"{LOCK_TIMEOUT * 1000:.0f}",
+    "statement_timeout": "2s",
+    "lock_timeout": "1500ms",
     # Only migrations keep a transaction open from one statement to the next.
-    "idle_in_transaction_session_timeout": f"{CALL_TIMEOUT * 1000:.0f}",
+    "idle_in_transaction_session_timeout": "5s",
     # Firewalls drop idle connections silently, and a server should notice clients that are gone.
     "tcp_keepalives_idle": "60",
     # Compiling takes longer than these statements do.

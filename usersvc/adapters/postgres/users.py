@@ -9,8 +9,7 @@ from uuid import UUID
 
 import asyncpg
 
-from usersvc.adapters.postgres.listener import CHANNEL
-from usersvc.adapters.postgres.outbox import PostgresOutbox
+from usersvc.adapters.postgres.outbox import CHANNEL, PostgresOutbox
 from usersvc.adapters.postgres.pool import PostgresPool
 from usersvc.adapters.postgres.schema import ADDING, upgrade
 from usersvc.application.errors import StorageUnavailable
@@ -44,9 +43,10 @@ def _addition(conflict: str) -> str:
     """The statement that adds users, in their order; returns the id and mailbox of each user that was added."""
     # The lock makes positions follow the order in which users become visible: it is taken before the position is drawn
     # and held until the commit. So transactions that add users run one after the other; all others run concurrently.
-    # An addition is one statement and one transaction, so a client that hangs cannot hold the lock.
+    # One statement is one transaction, so a client that hangs cannot hold the lock.
     # Constraints decide about keys and mailboxes, because the statement's snapshot is older than the lock. A key whose
     # user is not added, since the mailbox is taken, violates the constraint key_of_a_user, and nothing is stored.
+    # `limited` to `due` are mail_limits.reserve for all events at once.
     return f"""
     WITH locked AS MATERIALIZED (SELECT pg_advisory_xact_lock({ADDING})),
     expired_keys AS (
