@@ -361,7 +361,7 @@ async def test_waiting_for_a_free_connection_ends_in_bounded_time(
     monkeypatch.setattr(postgres_pool, "CALL_TIMEOUT", 0.2)
     async with PostgresUsers(postgres_url, pool_size=1) as users:
         async with users._pool._connection():
-            with pytest.raises(StorageUnavailable, match="^PostgreSQL: timed out$"):
+            with pytest.raises(StorageUnavailable, match=r"^PostgreSQL: timed out$"):
                 await users.add(person("alice@example.com"))
         assert await names(users) == []
 
