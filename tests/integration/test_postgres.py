@@ -250,6 +250,14 @@ async def test_sessions_of_a_lost_server_are_not_used_again(
     assert len(before) > 1
 
 
+@pytest.mark.parametrize("state", ["25006", "40001", "40P01", "53300"])
+async def test_a_rolled_back_statement_is_retried_though_it_is_not_idempotent(
+    users: PostgresUsers, failing_at_first: Callable[[str], None], state: str
+) -> None:
+    failing_at_first(state)
+    assert await users.add_all([person("alice@example.com")]) == [True]
+
+
 @pytest.mark.parametrize("state", ["53100", "55P03", "57014", "XX000"])
 async def test_permanent_errors_are_not_retried(
     users: PostgresUsers, failing_at_first: Callable[[str], None], state: str
@@ -298,14 +306,6 @@ async def test_a_lost_response_of_a_statement_that_is_not_idempotent_is_reported
         with pytest.raises(StorageUnavailable):
             await users.remove(bob.id)
         assert await names(users) == []
-
-
-async def test_lost_connections_are_replaced(postgres_url: str) -> None:
-    async with over_a_bad_network(postgres_url) as (users, network):
-        for number in range(5):
-            await asyncio.gather(*(users.add(person(f"user{number}-{n}@example.com")) for n in range(8)))
-            network.cut()
-        assert len(await names(users)) == 40
 
 
 @pytest.mark.parametrize("fault", [Proxy.refuse, Proxy.hold])

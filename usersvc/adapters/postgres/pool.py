@@ -167,7 +167,7 @@ class PostgresPool:
 
 
 async def _keep_session(_: Connection) -> None:
-    """Replaces the statements with which asyncpg resets a session: here they would reset nothing."""
+    """Replaces asyncpg's reset of a session, which would reset nothing here."""
 
 
 @contextmanager
