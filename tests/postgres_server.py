@@ -98,11 +98,9 @@ class Server:
         postmaster = int((self.folder / "data" / "postmaster.pid").read_text().split()[0])
         # First the postmaster, so that it starts no more processes.
         os.kill(postmaster, number)
-        for stat in Path("/proc").glob("[0-9]*/stat"):
-            with suppress(OSError):
-                pid, parent = stat.parent.name, stat.read_text().rpartition(")")[2].split()[1]
-                if int(parent) == postmaster:
-                    os.kill(int(pid), number)
+        for pid in Path(f"/proc/{postmaster}/task/{postmaster}/children").read_text().split():
+            with suppress(ProcessLookupError):
+                os.kill(int(pid), number)
 
 
 @contextmanager

@@ -4,7 +4,7 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import timedelta
@@ -32,13 +32,6 @@ from usersvc.domain.errors import EmailAlreadyRegistered
 KEY = IdempotencyKey.named("0b9f6f1c")
 SESSIONS = "FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
 
-Add = Callable[[PostgresUsers, str], Awaitable[object]]
-ADDITIONS: dict[str, Add] = {
-    "add": lambda users, email: users.add(person(email)),
-    "add with a key": lambda users, email: users.add(person(email), key=KEY),
-    "add_all": lambda users, email: users.add_all([person(email)]),
-}
-
 
 async def names(users: PostgresUsers) -> list[str]:
     page = await users.page(limit=200, order=Order.ASC, after=None, mailbox=None)
@@ -57,15 +50,12 @@ async def users(postgres_url: str) -> AsyncIterator[PostgresUsers]:
         yield users
 
 
-@pytest.mark.parametrize("add", ADDITIONS.values(), ids=ADDITIONS)
-async def test_a_position_is_drawn_after_all_lower_ones_are_committed(
-    users: PostgresUsers, postgres_url: str, add: Add
-) -> None:
+async def test_a_position_is_drawn_after_all_lower_ones_are_committed(users: PostgresUsers, postgres_url: str) -> None:
     # Another registration has drawn its position and is not committed yet.
     other = await asyncpg.connect(postgres_url)
     async with other.transaction():
         await other.execute("SELECT pg_advisory_xact_lock($1)", postgres_schema.ADDING)
-        adding = asyncio.ensure_future(add(users, "second@example.com"))
+        adding = asyncio.create_task(users.add(person("second@example.com")))
         await until_equal(
             postgres_url, "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted", expected=1
         )

@@ -86,10 +86,6 @@ async def test_requests_do_not_wait_for_a_redis_that_hangs(
             # More than there are connections.
             assert await hits(counts, 100) == [None] * 100
         assert caplog.text.count("Redis does not respond") == 1
-        server.thaw()
-        deadline = time.monotonic() + DEADLINE
-        while await hits(counts) == [None]:
-            assert time.monotonic() < deadline
 
 
 async def test_a_single_failure_does_not_suspend_redis(
@@ -129,16 +125,11 @@ async def test_after_two_failures_one_request_per_pause_tries_redis(
     assert sum(hit is not None for hit in found) == 1
 
 
-@pytest.mark.parametrize("fault", ["killed", "wrong password"])
-async def test_an_unavailable_redis_is_logged_at_the_start(
-    server: RedisServer, caplog: pytest.LogCaptureFixture, fault: str
+async def test_an_unavailable_redis_is_logged_at_the_start_and_not_used(
+    server: RedisServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    url, error = server.url.replace(server.password, "hunter2"), "AuthenticationError"
-    if fault == "killed":
-        server.kill()
-        error = "ConnectionError"
-    async with RedisCounts(url) as counts:
-        assert f"Redis does not respond ({error})" in caplog.text
+    async with RedisCounts(server.url.replace(server.password, "hunter2")) as counts:
+        assert "Redis does not respond (AuthenticationError)" in caplog.text
         assert await hits(counts) == [None]
     assert "hunter2" not in caplog.text
 

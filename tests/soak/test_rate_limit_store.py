@@ -73,10 +73,3 @@ def test_without_redis_each_service_limits_registrations(tmp_path: Path, redis: 
             assert time.monotonic() < deadline
         assert service.output.count("Redis does not respond") == 1
         assert redis.password not in service.output
-
-
-def test_an_unavailable_redis_does_not_stop_the_start(tmp_path: Path, redis: RedisServer) -> None:
-    redis.kill()
-    with running(tmp_path, settings(redis, "1/hour")) as service:
-        service.wait_for_output("Redis does not respond")
-        assert [register(service), register(service)] == [201, 429]
