@@ -22,11 +22,10 @@ DATABASE = "usersvc"
 def _programs() -> Path:
     """The folder of the server's programs, which Debian does not add to the PATH; skips if there is none."""
     folders = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda folder: int(folder.parent.name))
-    on_path = shutil.which("initdb")
-    for folder in [*([Path(on_path).parent] if on_path else []), *reversed(folders)]:
-        if all((folder / program).exists() for program in ("initdb", "pg_ctl", "pg_basebackup")):
-            return folder
-    pytest.skip("there is no initdb: the programs of a PostgreSQL server are not installed")
+    found = shutil.which("initdb", path=os.pathsep.join([os.environ["PATH"], *map(str, reversed(folders))]))
+    if found is None:
+        pytest.skip("there is no initdb: the programs of a PostgreSQL server are not installed")
+    return Path(found).parent
 
 
 def _system_user() -> dict[str, str]:

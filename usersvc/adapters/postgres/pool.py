@@ -113,7 +113,10 @@ class PostgresPool:
                                 return await connection.fetch(statement, *values, timeout=RESPONSE_TIMEOUT)
                         except FAILURES as error:
                             last = error
-                            if not (isinstance(error, ROLLED_BACK) or (is_repeatable and _is_transient(error))):
+                            # asyncpg's errors about values and settings are ValueErrors.
+                            is_permanent = isinstance(error, (ValueError, asyncpg.PostgresError))
+                            is_transient = isinstance(error, SERVER_LOST) or not is_permanent
+                            if not (isinstance(error, ROLLED_BACK) or (is_repeatable and is_transient)):
                                 raise
                         await asyncio.sleep(RETRY_PAUSE)
             except TimeoutError as timeout:
@@ -180,8 +183,3 @@ def _storage_errors() -> Iterator[None]:
     except FAILURES as error:
         state = f" ({error.sqlstate})" if isinstance(error, asyncpg.PostgresError) and error.sqlstate else ""
         raise StorageUnavailable(f"PostgreSQL: {type(error).__name__}{state}") from error
-
-
-def _is_transient(error: Exception) -> bool:
-    # asyncpg's errors about values and settings are ValueErrors; of the server's, only its loss is transient.
-    return isinstance(error, SERVER_LOST) or not isinstance(error, (ValueError, asyncpg.PostgresError))
