@@ -25,7 +25,8 @@ def _programs() -> Path:
     found = shutil.which("initdb", path=os.pathsep.join([os.environ["PATH"], *map(str, reversed(folders))]))
     if found is None:
         pytest.skip("there is no initdb: the programs of a PostgreSQL server are not installed")
-    return Path(found).parent
+    # It may be a link from a folder without the other programs.
+    return Path(found).resolve().parent
 
 
 def _system_user() -> dict[str, str]:
