@@ -87,7 +87,7 @@ def test_delete_asks_for_confirmation(
     code, out, err = usersvc("users", "delete", str(alice.id))
     assert "alice@example.com" in err
     assert (code, out, len(usersvc.stored())) == ((1, "", 1) if left else (0, f"deleted {alice.id}\n", 0))
-    assert err.endswith("usersvc: stopped\n") == bool(left)
+    assert err.endswith(("usersvc: no user was deleted\n", "usersvc: stopped\n")) == bool(left)
 
 
 # --- import ---------------------------------------------------------------------------------------------------------
@@ -193,6 +193,7 @@ def test_import_reads_ndjson_from_standard_input(usersvc: Commands, monkeypatch:
     ("arguments", "message"),
     [
         (["missing.csv"], "cannot read missing.csv: No such file or directory"),
+        (["--format", "csv", "."], "cannot read .: Is a directory"),
         (["--rejected", "users.csv", "users.csv"], "--rejected would replace the file that is imported"),
         (["--rejected", "not/there", "users.csv"], "cannot write not/there: No such file or directory"),
     ],

@@ -1,6 +1,7 @@
 """What commands print, and how they fail: data on standard output, messages on standard error, and exit codes."""
 
 import json
+import os
 import sys
 from itertools import count
 from typing import IO, TYPE_CHECKING, Any
@@ -45,6 +46,11 @@ def print_json(document: Any, *, indent: int | None = 2) -> None:
     """Print a document as JSON, in ASCII if standard output has another encoding than UTF-8."""
     in_utf8 = sys.stdout.encoding.lower().startswith("utf")
     print(json.dumps(document, indent=indent, ensure_ascii=not in_utf8))
+
+
+def discard_output() -> None:
+    """Discard what standard output still buffers, so that it does not fail again at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def progress_bar(label: str, length: int | None, *, hidden: bool = False) -> "ProgressBar[int]":

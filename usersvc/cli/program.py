@@ -6,14 +6,13 @@ import signal
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 import click
 
 import usersvc
 from usersvc.application.errors import StorageUnavailable
-from usersvc.cli.output import FAILED, REFUSED, Failure, Stopped
+from usersvc.cli.output import FAILED, REFUSED, Failure, Stopped, discard_output
 from usersvc.config import InvalidSetting
 
 GROUPS = {"config": "config", "db": "database", "outbox": "outbox", "users": "users"}
@@ -85,10 +84,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: unless it succeeds, with a code of ``usersvc.cli.output`` or that of uvicorn for a failed start.
     """
-    for name in ("stdin", "stdout", "stderr"):
+    for name, mode, flags in (("stdin", "r", os.O_WRONLY), ("stdout", "w", os.O_RDONLY), ("stderr", "w", os.O_WRONLY)):
         if getattr(sys, name) is None:
-            # The caller has closed it. Without standard error, messages would be written among the data.
-            setattr(sys, name, Path(os.devnull).open("r+", encoding="utf-8"))  # noqa: SIM115  # until the process ends
+            # The caller has closed it. Messages are discarded; using one of the other two fails.
+            setattr(sys, name, os.fdopen(os.open(os.devnull, flags), mode, encoding="utf-8"))
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # Do not fail because of characters that the encoding lacks.
@@ -102,8 +101,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except OSError as error:
         if error.filename is not None:
             raise
-        # A standard stream failed, not a file. What is still buffered must not raise again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # A standard stream failed, not a file.
+        discard_output()
         if not isinstance(error, BrokenPipeError):
             Failure(f"standard output or input failed: {error.strerror}").show()
         # Otherwise the reader, such as `head`, has closed the pipe.

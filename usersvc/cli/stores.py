@@ -34,10 +34,16 @@ async def open_store(settings: Settings, *, create: bool = False) -> AsyncIterat
     database = settings.database
     if isinstance(database, MemoryDatabase):
         raise Failure("USERSVC_DATABASE_URL is memory://, which only the service itself can access")
-    if isinstance(database, SqliteDatabase) and not create and not database.path.exists():
-        raise Failure(f"no database at {database}")
+    if isinstance(database, SqliteDatabase) and not create:
+        check_exists(database)
     async with open_storage(settings) as store:
         yield store
+
+
+def check_exists(database: SqliteDatabase) -> None:
+    """Raise ``Failure`` if the file is missing."""
+    if not database.path.exists():
+        raise Failure(f"no database at {database}")
 
 
 def run_on_store(work: Callable[[Store], Coroutine[Any, Any, T]]) -> T:

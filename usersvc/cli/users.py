@@ -85,7 +85,8 @@ def delete(who: str, *, yes: bool) -> None:
     user = run_on_store(lambda store: _find(store, who))
     if not yes:
         print_message(_line(user))
-        click.confirm("Delete this user?", abort=True, err=True)
+        if not click.confirm("Delete this user?", err=True):
+            raise Failure("no user was deleted")
     if not run_on_store(lambda store: store.remove(UUID(user["id"]))):
         raise Failure("the user was deleted by another command or client")
     print(f"deleted {user['id']}")
