@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from usersvc.adapters.bcrypt.hasher import MAX_COST
-from usersvc.application.password_hashes import MAX_HASH_COST, parse_password_hash
+from usersvc.application.user_import import MAX_HASH_COST, parse_password_hash
 from usersvc.domain.errors import ValidationFailed
 
 REST = "DwS6fdNzX/WPAc/7zf2M/.qmrVXRRwhq.5Exus5uxZCvdNbH7pfDS"

@@ -1,5 +1,6 @@
 """The use case of importing users from other systems."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -7,7 +8,6 @@ from enum import Enum
 from uuid import UUID
 
 from usersvc.application.clock import utc_now
-from usersvc.application.password_hashes import parse_password_hash
 from usersvc.application.ports import Archive, Users
 from usersvc.application.read_models import UserRecord
 from usersvc.domain.errors import ValidationFailed, Violation, collect
@@ -18,8 +18,37 @@ STORED_AT_ONCE = 500
 """Users per transaction: enough to make its fixed cost negligible, and few enough to delay concurrent registrations by
 less than 100 ms on SQLite."""
 
+MAX_HASH_COST = 16
+"""The highest accepted cost of bcrypt: verifying takes about five seconds, and twice as long per further step."""
+
 EMAIL_TAKEN = Violation("email", "email-taken", "The mailbox belongs to an existing user with other data.")
 ID_TAKEN = Violation("id", "id-taken", "The id belongs to another existing user.")
+UNKNOWN_HASH = Violation(
+    "password_hash", "unknown-hash", "Must be a complete bcrypt hash: $2a$, $2b$ or $2y$, with its cost."
+)
+COST_TOO_HIGH = Violation("password_hash", "cost-too-high", f"The cost must be at most {MAX_HASH_COST}.")
+
+_HASH = re.compile(
+    # A hash of this service, with the id of its pepper if it has one ...
+    r"(\$hmac-sha384-bcrypt\$([0-9a-f]{8})?(?=\$2b\$))?"
+    # ... or one of another system. The salt has 128 bits and the digest 184 bits, so the last character of each encodes
+    # fewer than six bits.
+    r"\$2[aby]\$(?P<cost>0[4-9]|[12][0-9]|3[01])\$[./A-Za-z0-9]{21}[.Oeu][./A-Za-z0-9]{30}[.CGKOSWaeimquy26]"
+)
+
+
+def parse_password_hash(text: str) -> PasswordHash:
+    """Accept a hash that the service can verify: a bcrypt hash (``$2a$``, ``$2b$``, ``$2y$``) or one of its own.
+
+    Raises:
+        ValidationFailed: the hash has another form, or a cost above ``MAX_HASH_COST``.
+    """
+    found = _HASH.fullmatch(text)
+    if found is None:
+        raise ValidationFailed([UNKNOWN_HASH])
+    if int(found["cost"]) > MAX_HASH_COST:
+        raise ValidationFailed([COST_TOO_HIGH])
+    return PasswordHash(text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,14 +147,14 @@ class UserImport:
                 new[index] = row, row.to_user(now)
             except ValidationFailed as error:
                 outcomes[index] = error
-        # Repeated for duplicates within the batch, and for users who registered between reading and storing.
         while new:
             outcomes |= await self._store(new)
+            # Again for those whose mailbox or id was taken by another row, or by a registration after the look-up.
             new = {index: each for index, each in new.items() if index not in outcomes}
         return [outcomes[index] for index in range(len(rows))]
 
     async def _store(self, new: Mapping[int, tuple[ImportRow, User]]) -> dict[int, Outcome]:
-        """Store the users who do not exist; of rows with the same mailbox or id, only the first gets an outcome."""
+        """Store the users who do not exist; those who cannot be stored get no outcome."""
         mailboxes = [user.email.mailbox for _, user in new.values()]
         ids = [row.id for row, _ in new.values() if row.id is not None]
         existing: dict[str | UUID, UserRecord] = {}
@@ -134,19 +163,14 @@ class UserImport:
                 existing |= {record.mailbox: record, record.id: record}
         outcomes: dict[int, Outcome] = {}
         added: dict[int, User] = {}
-        claimed: set[str | UUID] = set()
         for index, (row, user) in new.items():
-            keys: set[str | UUID] = {user.email.mailbox, user.id}
-            if not keys.isdisjoint(existing):
-                outcomes[index] = _compare(row, existing.get(user.email.mailbox), existing.get(user.id))
-            elif keys.isdisjoint(claimed):
-                claimed |= keys
+            same_mailbox, same_id = existing.get(user.email.mailbox), existing.get(user.id)
+            if same_mailbox is None and same_id is None:
                 added[index] = user
+            else:
+                outcomes[index] = _compare(row, same_mailbox, same_id)
         stored = await self._users.add_all([*added.values()]) if added else []
-        for index, is_stored in zip(added, stored, strict=True):
-            if is_stored:
-                outcomes[index] = Accepted.IMPORTED
-        return outcomes
+        return outcomes | {index: Accepted.IMPORTED for index, done in zip(added, stored, strict=True) if done}
 
 
 def _compare(row: ImportRow, same_mailbox: UserRecord | None, same_id: UserRecord | None) -> Outcome:

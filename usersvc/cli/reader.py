@@ -10,8 +10,7 @@ from functools import partial
 from typing import IO, Any, Never, TypeVar
 from uuid import UUID
 
-from usersvc.application.password_hashes import parse_password_hash
-from usersvc.application.user_import import ImportRow
+from usersvc.application.user_import import ImportRow, parse_password_hash
 from usersvc.cli.output import Failure
 from usersvc.cli.user_files import CSV, unescape
 from usersvc.domain.errors import ValidationFailed, Violation, collect
