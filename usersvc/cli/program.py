@@ -5,36 +5,22 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from importlib import import_module
 from typing import Any
 
 import click
 
 import usersvc
 from usersvc.application.errors import StorageUnavailable
+from usersvc.cli import config, database, outbox, users
 from usersvc.cli.output import FAILED, REFUSED, Failure, Stopped, discard_output
 from usersvc.config import InvalidSetting
 
-GROUPS = {"config": "config", "db": "database", "outbox": "outbox", "users": "users"}
-"""By name, the module in ``usersvc.cli`` of each group of commands."""
-
 
 class Program(click.Group):
-    """A group that imports a subgroup only when it is used, so that the service does not load the others."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        """All names, sorted."""
-        return sorted([*super().list_commands(ctx), *GROUPS])
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """The command of this name, or None."""
-        if cmd_name not in GROUPS:
-            return super().get_command(ctx, cmd_name)
-        command: click.Command = import_module(f"usersvc.cli.{GROUPS[cmd_name]}").commands
-        return command
+    """The group of all commands, which reports expected errors in one line."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; raises what is reported in one line as ``Failure``."""
+        """Run the command; raises such errors as ``Failure``."""
         try:
             return super().invoke(ctx)
         except InvalidSetting as error:
@@ -63,6 +49,10 @@ class Program(click.Group):
 @click.version_option(usersvc.__version__, prog_name="usersvc", message="%(prog)s %(version)s")
 def program() -> None:
     """The help is above."""
+
+
+for group in (config.commands, database.commands, outbox.commands, users.commands):
+    program.add_command(group)
 
 
 @program.command(short_help="Run the service.")
