@@ -28,9 +28,8 @@ class Record:
     """The record of a user: one line, or several if a quoted cell has line breaks."""
 
     first: int
-    """The number of its first line; the first of the file is 1."""
     last: int
-    """The number of its last line."""
+    """The numbers of its first and last line; the first of the file is 1."""
     text: str = field(repr=False)
     """As in the file."""
     row: ImportRow | ValidationFailed
@@ -100,18 +99,18 @@ def read_records(source: Source, form: str, *, ignore_unknown: bool) -> Iterator
             a record is too long: where the next record begins would be a guess, so text inside a cell, which a user
             may have written, could be imported as another user.
     """
-    return _read_csv(source, ignore_unknown) if form == CSV else _read_ndjson(source, ignore_unknown)
-
-
-def _read_csv(source: Source, ignore_unknown: bool) -> Iterator[Record]:
-    rows = csv.reader(source.lines(), strict=True)
+    load: Callable[[Any], ImportRow] = partial(_load_json, ignore_unknown)
+    rows: Iterator[Any] = (line.strip(" \t\r\n") for line in source.lines())
     try:
-        columns = next(rows, [])
-        _check_columns(columns, ignore_unknown)
-        source.skip()
-        for cells in rows:
-            if cells:
-                yield source.record(partial(_load_cells, columns, cells))
+        if form == CSV:
+            rows = csv.reader(source.lines(), strict=True)
+            columns = next(rows, [])
+            _check_columns(columns, ignore_unknown)
+            load = partial(_load_cells, columns)
+            source.skip()
+        for row in rows:
+            if row:
+                yield source.record(partial(load, row))
             else:
                 source.skip()
     except csv.Error as error:
@@ -138,15 +137,7 @@ def _load_cells(columns: Sequence[str], cells: Sequence[str]) -> ImportRow:
     return load_row(values)
 
 
-def _read_ndjson(source: Source, ignore_unknown: bool) -> Iterator[Record]:
-    for line in source.lines():
-        if line.strip():
-            yield source.record(partial(_load_json, line, ignore_unknown))
-        else:
-            source.skip()
-
-
-def _load_json(line: str, ignore_unknown: bool) -> ImportRow:
+def _load_json(ignore_unknown: bool, line: str) -> ImportRow:
     try:
         values = loads(line.encode())
     except InvalidJson:

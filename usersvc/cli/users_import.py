@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
@@ -15,7 +16,7 @@ import click
 from usersvc.application import user_import
 from usersvc.application.errors import StorageUnavailable
 from usersvc.application.user_import import Accepted, Outcome, UserImport
-from usersvc.cli.output import SOME_REJECTED, Failure, Stopped, print_message, progress_bar
+from usersvc.cli.output import SOME_REJECTED, Failure, Stopped, print_message
 from usersvc.cli.reader import Record, Source, line_numbers, read_records
 from usersvc.cli.signals import delayed_signals, interruptible
 from usersvc.cli.stores import open_store
@@ -68,7 +69,9 @@ def command(file: Path, *, chosen: str | None, dry_run: bool, rejected: Path | N
         stack.enter_context(delayed_signals())
         stream = stack.enter_context(_open(file))
         report = _Report(dry_run, None if rejected is None else stack.enter_context(_open_rejected(rejected, file)))
-        bar = stack.enter_context(progress_bar("importing", file.stat().st_size if file.is_file() else None))
+        size = file.stat().st_size if file.is_file() else 0
+        hidden = not size or not sys.stderr.isatty()
+        bar = stack.enter_context(click.progressbar(length=size, label="importing", file=sys.stderr, hidden=hidden))
         source = Source(stream)
         records = read_records(source, form, ignore_unknown=ignore_unknown)
 
