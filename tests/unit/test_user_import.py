@@ -7,7 +7,7 @@ from uuid import UUID, uuid4
 import pytest
 
 from usersvc.adapters.memory import InMemoryUsers
-from usersvc.application.user_import import Accepted, ImportRow, UserImport
+from usersvc.application.user_import import ImportRow, UserImport
 from usersvc.domain.errors import ValidationFailed
 from usersvc.domain.password import PasswordHash
 from usersvc.domain.user import User
@@ -45,12 +45,9 @@ def one(
 
 
 async def outcomes_of(importing: UserImport, *rows: ImportRow) -> list[str]:
-    """For each row: imported, there, or the codes of the violations."""
-    names = {Accepted.IMPORTED: "imported", Accepted.ALREADY_THERE: "there"}
+    """For each row: imported, already there, or the codes of the violations."""
     return [
-        names[outcome]
-        if isinstance(outcome, Accepted)
-        else " ".join(violation.code for violation in outcome.violations)
+        outcome if isinstance(outcome, str) else " ".join(violation.code for violation in outcome.violations)
         for outcome in await importing.take(rows)
     ]
 
@@ -58,7 +55,7 @@ async def outcomes_of(importing: UserImport, *rows: ImportRow) -> list[str]:
 async def test_new_users_are_imported_once(importing: UserImport) -> None:
     people = [one(), one("bob@example.com", id=ID), one("carol@example.com", registered_at=NOW - timedelta(days=1))]
     assert await outcomes_of(importing, *people) == ["imported"] * 3
-    assert await outcomes_of(importing, *reversed(people)) == ["there"] * 3
+    assert await outcomes_of(importing, *reversed(people)) == ["already there"] * 3
 
 
 async def test_an_imported_user_is_stored_as_given_without_an_event(users: InMemoryUsers) -> None:
@@ -83,9 +80,9 @@ async def test_an_imported_user_is_stored_as_given_without_an_event(users: InMem
         (one(registered_at=NOW - timedelta(days=2)), "email-taken"),
         (one(id=ID, age=31), "email-taken"),
         (one("bob@example.com", id=ID), "id-taken"),
-        (one(), "there"),
-        (one(id=ID), "there"),
-        (one(registered_at=NOW - timedelta(days=1)), "there"),
+        (one(), "already there"),
+        (one(id=ID), "already there"),
+        (one(registered_at=NOW - timedelta(days=1)), "already there"),
     ],
 )
 @pytest.mark.parametrize("in_one_batch", [True, False])
@@ -122,7 +119,7 @@ async def test_all_violations_are_reported_and_other_rows_are_imported(importing
 
 async def test_many_rows_with_one_mailbox_in_one_batch(importing: UserImport) -> None:
     batch = [one(age=30 + n % 2) for n in range(20)] + [one("bob@example.com", id=ID), one("carol@example.com", id=ID)]
-    expected = ["imported", *["email-taken", "there"] * 9, "email-taken", "imported", "id-taken"]
+    expected = ["imported", *["email-taken", "already there"] * 9, "email-taken", "imported", "id-taken"]
     assert await outcomes_of(importing, *batch) == expected
 
 
@@ -144,14 +141,14 @@ async def test_a_user_who_registers_between_reading_and_storing_keeps_the_mailbo
     importing = import_into(users)
     assert await outcomes_of(importing, one(), one("bob@example.com"), one("carol@example.com")) == [
         "email-taken",
-        "there",
+        "already there",
         "imported",
     ]
 
 
 async def test_an_error_in_place_of_a_row_is_its_outcome(importing: UserImport) -> None:
     error = ValidationFailed([])
-    assert await importing.take([error, one()]) == [error, Accepted.IMPORTED]
+    assert await importing.take([error, one()]) == [error, "imported"]
     assert await importing.take([]) == []
 
 

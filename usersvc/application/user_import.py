@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from enum import Enum
+from typing import Literal
 from uuid import UUID
 
 from usersvc.application.clock import utc_now
@@ -53,7 +53,7 @@ def parse_password_hash(text: str) -> PasswordHash:
 
 @dataclass(frozen=True, slots=True)
 class ImportRow:
-    """A user of another system: the fields have the right types, but the rules are not checked yet."""
+    """A user of another system: the fields have the right types, but the other rules are not checked yet."""
 
     email: str
     age: int
@@ -63,11 +63,7 @@ class ImportRow:
     """In UTC."""
 
     def to_user(self, at: datetime) -> User:
-        """Create the user.
-
-        Raises:
-            ValidationFailed: with all violations.
-        """
+        """Create the user; raises ``ValidationFailed`` with all violations."""
         violations: list[Violation] = []
         user = collect(
             violations,
@@ -94,33 +90,16 @@ class ImportRow:
         )
 
 
-class Accepted(Enum):
-    """The result of importing a valid row."""
-
-    IMPORTED = "imported"
-    ALREADY_THERE = "already there"
-    """A user with the same data exists."""
-
-
-Outcome = Accepted | ValidationFailed
-"""The result of importing one row; the error has the reasons for rejecting it."""
+Outcome = Literal["imported", "already there"] | ValidationFailed
+"""The result of importing one row: a user with the same data may exist already; an error has the reasons for
+rejecting it."""
 
 
 class UserImport:
-    """Imports users of another system in batches.
-
-    A row whose user exists with the same data is not an error, so an interrupted import can be run again from the
-    beginning.
-    """
+    """Imports users of another system in batches; an interrupted import can be run again from the beginning."""
 
     def __init__(self, users: Users, *, archives: Sequence[Archive], clock: Callable[[], datetime] = utc_now) -> None:
-        """Create an import.
-
-        Args:
-            users: where the users are added; for a dry run, a store in memory.
-            archives: where existing users are looked up: the archive of ``users`` and, for a dry run, the real one.
-            clock: the current time, in UTC.
-        """
+        """``archives``: where existing users are looked up, that of ``users`` and, for a dry run, the real one."""
         self._users = users
         self._archives = archives
         self._clock = clock
@@ -128,11 +107,7 @@ class UserImport:
     async def take(self, rows: Sequence[ImportRow | ValidationFailed]) -> list[Outcome]:
         """Store the users of all valid rows that do not exist yet, usually in one transaction.
 
-        Args:
-            rows: an error stands for a row that could not be read, and is its outcome.
-
-        Returns:
-            The outcome of each row.
+        Returns the outcome of each row; an error stands for a row that could not be read, and is its outcome.
 
         Raises:
             StorageUnavailable: it is not known whether the users were stored.
@@ -170,13 +145,13 @@ class UserImport:
             else:
                 outcomes[index] = _compare(row, same_mailbox, same_id)
         stored = await self._users.add_all([*added.values()]) if added else []
-        return outcomes | {index: Accepted.IMPORTED for index, done in zip(added, stored, strict=True) if done}
+        return outcomes | {index: "imported" for index, done in zip(added, stored, strict=True) if done}
 
 
 def _compare(row: ImportRow, same_mailbox: UserRecord | None, same_id: UserRecord | None) -> Outcome:
     """The outcome of a row whose mailbox or id belongs to an existing user."""
     if same_mailbox is not None and row.matches(same_mailbox):
-        return Accepted.ALREADY_THERE
+        return "already there"
     violations = [EMAIL_TAKEN] if same_mailbox is not None else []
     # If one user has both the mailbox and the id, the id is right: the other data differ.
     if same_id is not None and same_id is not same_mailbox:

@@ -15,7 +15,7 @@ import click
 
 from usersvc.application import user_import
 from usersvc.application.errors import StorageUnavailable
-from usersvc.application.user_import import Accepted, Outcome, UserImport
+from usersvc.application.user_import import Outcome, UserImport
 from usersvc.cli.output import SOME_REJECTED, Failure, Stopped, print_message
 from usersvc.cli.reader import Record, Source, line_numbers, read_records
 from usersvc.cli.signals import delayed_signals, interruptible
@@ -128,12 +128,12 @@ class _Report:
         self._would_be = "would be " if dry_run else ""
         self._file = file
         self._shown: list[str] = []
-        self.accepted: Counter[Accepted] = Counter()
+        self.accepted: Counter[str] = Counter()
         self.rejected = 0
 
     def add(self, batch: Sequence[Record], outcomes: Sequence[Outcome]) -> None:
         for record, outcome in zip(batch, outcomes, strict=True):
-            if isinstance(outcome, Accepted):
+            if isinstance(outcome, str):
                 self.accepted[outcome] += 1
             else:
                 self._reject(record, outcome)
@@ -158,7 +158,7 @@ class _Report:
             print_message(f"and {more} more" + ("" if self._file else "; --rejected FILE writes all of them"))
 
     def __str__(self) -> str:
-        imported, there = self.accepted[Accepted.IMPORTED], self.accepted[Accepted.ALREADY_THERE]
+        imported, there = self.accepted["imported"], self.accepted["already there"]
         return f"{imported} {self._would_be}imported, {there} already there, {self.rejected} {self._would_be}rejected"
 
 
