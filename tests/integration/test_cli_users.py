@@ -145,8 +145,8 @@ def test_rejected_lines_are_reported_and_written_to_a_file(usersvc: Commands, op
 
 def test_only_the_first_rejections_are_printed(usersvc: Commands) -> None:
     file = usersvc.write("users.csv", HEAD + f"nobody,30,{HASH}\n" * 25)
-    code, _, err = usersvc("users", "import", "--rejected", "rejected", file)
-    assert (code, err.splitlines()[9:]) == (3, ["line 11: email invalid-email", "and 15 more"])
+    err = usersvc("users", "import", "--rejected", "rejected", file).err
+    assert err.splitlines()[9:] == ["line 11: email invalid-email", "and 15 more"]
     assert stat.S_IMODE(Path("rejected").stat().st_mode) == 0o600
     assert usersvc("users", "import", file).err.endswith("and 15 more; --rejected FILE writes all of them\n")
 
@@ -193,6 +193,7 @@ def test_import_reads_ndjson_from_standard_input(usersvc: Commands, monkeypatch:
     ("arguments", "message"),
     [
         (["missing.csv"], "cannot read missing.csv: No such file or directory"),
+        (["no\n\x1b[2Jwhere.csv"], r"cannot read no\n\x1b[2Jwhere.csv: No such file or directory"),
         (["--format", "csv", "."], "cannot read .: Is a directory"),
         (["--rejected", "users.csv", "users.csv"], "--rejected would replace the file that is imported"),
         (["--rejected", "not/there", "users.csv"], "cannot write not/there: No such file or directory"),
@@ -329,11 +330,3 @@ def test_a_listed_default_can_be_set(usersvc: Commands, monkeypatch: pytest.Monk
         if value is not None:
             monkeypatch.setenv(name, value)
     assert values() == defaults
-
-
-def test_config_check_exits_with_2_for_an_invalid_setting(usersvc: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("USERSVC_ADMIN_TOKEN", "hunter 2")
-    code, out, err = usersvc("config", "check")
-    assert (code, out, err.count("\n")) == (2, "", 1)
-    assert err.startswith("usersvc: USERSVC_ADMIN_TOKEN accepts ")
-    assert "hunter" not in err
