@@ -95,9 +95,8 @@ def read_records(source: Source, form: str, *, ignore_unknown: bool) -> Iterator
     """The records; blank lines are skipped.
 
     Raises:
-        Failure: the first line of a CSV file lacks a required column or has an unknown one; or the CSV is malformed, or
-            a record is too long: where the next record begins would be a guess, so text inside a cell, which a user
-            may have written, could be imported as another user.
+        Failure: a CSV file lacks a column or has an unknown one; or the CSV is malformed, or a record is too long:
+            where the next one begins would be a guess, so text inside a cell could be imported as another user.
     """
     load: Callable[[Any], ImportRow] = partial(_load_json, ignore_unknown)
     rows: Iterator[Any] = (line.strip(" \t\r\n") for line in source.lines())

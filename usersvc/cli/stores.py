@@ -19,11 +19,7 @@ MAX_POSITION = 2**63 - 1
 
 @asynccontextmanager
 async def open_store(settings: Settings, *, create: bool = False) -> AsyncIterator[Store]:
-    """Open the store of the settings.
-
-    Args:
-        settings: as read from the environment.
-        create: create a missing database file.
+    """Open the store of the settings; ``create`` creates a missing database file.
 
     Raises:
         Failure: it is in the memory of the service, or its file is missing.
@@ -47,7 +43,7 @@ def check_exists(database: SqliteDatabase) -> None:
 
 
 def run_on_store(work: Callable[[Store], Coroutine[Any, Any, T]]) -> T:
-    """Run a coroutine function on the store of the environment; see ``open_store``."""
+    """Run a coroutine function on the store of the environment."""
     import asyncio
 
     async def run() -> T:
