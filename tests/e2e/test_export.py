@@ -93,14 +93,6 @@ def connect(service: Service) -> socket.socket:
     return connection
 
 
-def test_clients_that_disconnect_do_not_affect_others(crowded: Service) -> None:
-    for _ in range(5):
-        connect(crowded).close()
-    with crowded.client() as client:
-        assert len(export(client)) == USERS
-    assert not crowded.errors
-
-
 def test_an_export_that_fails_midway_is_not_terminated_and_later_ones_are_503(tmp_path: Path) -> None:
     # More than all buffers on the way hold.
     fill(tmp_path / "usersvc.db", 100_000)

@@ -1,9 +1,5 @@
-"""Imports and exports as processes: killed, stopped, beside a running service, and on a terminal."""
+"""Imports and exports as processes: killed, stopped, and beside a running service."""
 
-import os
-import pty
-import re
-import select
 import signal
 import sqlite3
 import subprocess
@@ -130,33 +126,6 @@ def test_users_register_during_an_import(start: StartService) -> None:
         assert process.returncode == 0
     assert registered > 0
     assert count_users(service.folder) == MANY + registered
-
-
-@pytest.mark.parametrize(
-    ("arguments", "shown"),
-    [(["import", "users.csv"], "importing.*100%"), (["export", "copy.ndjson"], r"exporting.*\b10\b")],
-)
-def test_a_terminal_shows_a_progress_bar(tmp_path: Path, arguments: list[str], shown: str) -> None:
-    tmp_path.joinpath("users.csv").write_text(people(10))
-    usersvc(tmp_path, "users", "import", "users.csv")
-    ours, theirs = pty.openpty()
-    try:
-        process = subprocess.Popen(
-            [*USERSVC, "users", *arguments],
-            cwd=tmp_path,
-            env=environment({"TERM": "xterm"}),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=theirs,
-        )
-        out, _ = process.communicate(timeout=DEADLINE)
-        output = os.read(ours, 65536).decode() if select.select([ours], [], [], 0)[0] else ""
-    finally:
-        os.close(ours)
-        os.close(theirs)
-    assert process.returncode == 0
-    assert re.search(shown, output, re.DOTALL)
-    assert b"[" not in out
 
 
 def test_the_console_script_imports_nothing_that_only_the_service_needs(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from usersvc.config import Settings
 from usersvc.setting_parsers import SqliteDatabase
 
 MAX_FINDINGS = 5
-"""The maximum number of findings that are printed."""
+"""Findings that are printed."""
 
 
 @click.group(name="db", short_help="Back up and check a SQLite database.")

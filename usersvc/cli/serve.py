@@ -72,7 +72,29 @@ def serve() -> None:
     # After a graceful stop uvicorn raises the signal again for the previous handler: this is not a failure.
     signal.signal(signal.SIGTERM, lambda *_: _exit_after_stop())
     with _metrics_folder(settings.workers):
-        _run(settings)
+        # For the lines of uvicorn's parent process; in each worker, create_asgi_app does it.
+        configure_logging(settings.log_level, settings.log_format)
+        uvicorn.run(
+            "usersvc.bootstrap:create_asgi_app",
+            factory=True,
+            host=settings.host,
+            port=settings.port,
+            workers=settings.workers,
+            # By name: a worker must import objects that it is passed before it can show that it is alive.
+            http="usersvc.server.http_protocol:HardenedProtocol",
+            timeout_keep_alive=KEEP_ALIVE,
+            # The protocol implements it.
+            limit_concurrency=settings.max_connections,
+            ws="none",
+            lifespan="on",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            # USERSVC_TRUSTED_PROXIES decides about X-Forwarded-For, not uvicorn's environment variable.
+            proxy_headers=False,
+            timeout_graceful_shutdown=GRACEFUL_TIMEOUT,
+            timeout_worker_healthcheck=WORKER_TIMEOUT,
+        )
 
 
 @contextmanager
@@ -93,32 +115,6 @@ def _metrics_folder(workers: int) -> Iterator[None]:
     with tempfile.TemporaryDirectory(prefix="usersvc-metrics-") as folder:
         os.environ[DIRECTORY] = folder
         yield
-
-
-def _run(settings: Settings) -> None:
-    # For the lines of uvicorn's parent process; in each worker, create_asgi_app does it.
-    configure_logging(settings.log_level, settings.log_format)
-    uvicorn.run(
-        "usersvc.bootstrap:create_asgi_app",
-        factory=True,
-        host=settings.host,
-        port=settings.port,
-        workers=settings.workers,
-        # By name: a worker must import objects that it is passed before it can show that it is alive.
-        http="usersvc.server.http_protocol:HardenedProtocol",
-        timeout_keep_alive=KEEP_ALIVE,
-        # The protocol implements it.
-        limit_concurrency=settings.max_connections,
-        ws="none",
-        lifespan="on",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        # USERSVC_TRUSTED_PROXIES decides about X-Forwarded-For, not uvicorn's environment variable.
-        proxy_headers=False,
-        timeout_graceful_shutdown=GRACEFUL_TIMEOUT,
-        timeout_worker_healthcheck=WORKER_TIMEOUT,
-    )
 
 
 def _raise_file_limit(connections: int) -> None:
