@@ -4,17 +4,22 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from uuid import UUID, uuid4
 
+import bcrypt
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from usersvc.adapters.bcrypt.hasher import MAX_COST
 from usersvc.adapters.memory import InMemoryUsers
-from usersvc.application.user_import import ImportRow, UserImport
+from usersvc.application.user_import import MAX_HASH_COST, ImportRow, UserImport, parse_password_hash
 from usersvc.domain.errors import ValidationFailed, Violation
 from usersvc.domain.password import PasswordHash
 from usersvc.domain.user import User
 
 NOW = datetime(2026, 1, 31, 9, 30, tzinfo=UTC)
-HASH = PasswordHash("$2y$10$DwS6fdNzX/WPAc/7zf2M/.qmrVXRRwhq.5Exus5uxZCvdNbH7pfDS")
-OTHER_HASH = PasswordHash("$2y$11$DwS6fdNzX/WPAc/7zf2M/.qmrVXRRwhq.5Exus5uxZCvdNbH7pfDS")
+REST = "DwS6fdNzX/WPAc/7zf2M/.qmrVXRRwhq.5Exus5uxZCvdNbH7pfDS"
+HASH = PasswordHash(f"$2y$10${REST}")
+OTHER_HASH = PasswordHash(f"$2y$11${REST}")
 ID, OTHER_ID = uuid4(), uuid4()
 
 
@@ -56,18 +61,6 @@ async def test_new_users_are_imported_once(importing: UserImport) -> None:
     people = [one(), one("bob@example.com", id=ID), one("carol@example.com", registered_at=NOW - timedelta(days=1))]
     assert await outcomes_of(importing, *people) == ["imported"] * 3
     assert await outcomes_of(importing, *reversed(people)) == ["already there"] * 3
-
-
-async def test_an_imported_user_is_stored_as_given_without_an_event(users: InMemoryUsers) -> None:
-    importing = import_into(users)
-    then = NOW - timedelta(days=1000)
-    await importing.take([one("Alice@example.com", id=ID, registered_at=then), one("bob@example.com")])
-
-    alice, bob = await users.archive.users(after=None, limit=10)
-    assert (alice.id, alice.email, alice.age) == (ID, "Alice@example.com", 30)
-    assert (alice.password_hash, alice.registered_at) == (HASH, then)
-    assert (bob.id.version, bob.registered_at) == (7, NOW)
-    assert await users.outbox.entries() == []
 
 
 @pytest.mark.parametrize(
@@ -142,3 +135,63 @@ async def test_a_user_who_registers_between_reading_and_storing_keeps_the_mailbo
 
 def test_the_repr_of_a_row_does_not_show_the_hash() -> None:
     assert HASH not in repr(one())
+
+
+# --- password hashes -------------------------------------------------------------------------------------------------
+
+
+def code_of(text: str) -> str:
+    with pytest.raises(ValidationFailed) as error:
+        parse_password_hash(text)
+    [violation] = error.value.violations
+    assert violation.field == "password_hash"
+    assert not text or text not in violation.message
+    return violation.code
+
+
+@pytest.mark.parametrize("letter", "aby")
+def test_bcrypt_hashes_are_accepted_up_to_the_highest_cost_of_the_setting(letter: str) -> None:
+    for cost in range(4, 32):
+        text = f"$2{letter}${cost:02}${REST}"
+        if cost <= MAX_HASH_COST:
+            assert parse_password_hash(text) == text
+        else:
+            assert code_of(text) == "cost-too-high"
+    for pepper in ("", "1f78920f"):
+        ours = f"$hmac-sha384-bcrypt${pepper}$2b$12${REST}"
+        assert parse_password_hash(ours) == ours
+    assert code_of(f"$hmac-sha384-bcrypt$$2b$17${REST}") == "cost-too-high"
+    assert MAX_HASH_COST == MAX_COST
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        REST,
+        *(f"$2{letter}$10${REST}" for letter in ("", "x", "B")),
+        *(f"$2b${cost}${REST}" for cost in ("03", "00", "32", "99", "4", "010", "1\u0662")),
+        f"$2b$10${REST}.",
+        f"$2b$10${REST}\n",
+        f" $2b$10${REST}",
+        # The last characters of the salt and of the digest encode fewer than six bits.
+        f"$2b$10$*{REST[1:]}",
+        f"$2b$10${REST[:21]}/{REST[22:]}",
+        f"$2b$10${REST[:-1]}T",
+        f"$2b$10${REST}$2b$10${REST}",
+        f"$hmac-sha384-bcrypt$2b$10${REST}",
+        f"$hmac-sha384-bcrypt$$2a$10${REST}",
+        f"$hmac-sha384-bcrypt$1F78920F$2b$12${REST}",
+        f"$hmac-sha384-bcrypt$$hmac-sha384-bcrypt$$2b$12${REST}",
+        "$argon2id$v=19$m=65536,t=3,p=4$c29tZXNhbHQ$aGFzaA",
+    ],
+)
+def test_other_texts_are_rejected(text: str) -> None:
+    assert code_of(text) == "unknown-hash"
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.binary(max_size=72))
+def test_every_hash_made_by_bcrypt_is_accepted(password: bytes) -> None:
+    made = bcrypt.hashpw(password, bcrypt.gensalt(4)).decode()
+    assert parse_password_hash(made) == made

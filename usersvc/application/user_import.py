@@ -105,9 +105,9 @@ class UserImport:
         self._clock = clock
 
     async def take(self, rows: Sequence[ImportRow | ValidationFailed]) -> list[Outcome]:
-        """Store the users of all valid rows that do not exist yet, usually in one transaction.
+        """Store the users of all valid rows who do not exist yet, usually in one transaction; returns each outcome.
 
-        Returns the outcome of each row; an error stands for a row that could not be read, and is its outcome.
+        An error stands for a row that could not be read, and is its outcome.
 
         Raises:
             StorageUnavailable: it is not known whether the users were stored.
