@@ -145,7 +145,10 @@ class UserImport:
             else:
                 outcomes[index] = _compare(row, same_mailbox, same_id)
         stored = await self._users.add_all([*added.values()]) if added else []
-        return outcomes | {index: "imported" for index, done in zip(added, stored, strict=True) if done}
+        for index, is_stored in zip(added, stored, strict=True):
+            if is_stored:
+                outcomes[index] = "imported"
+        return outcomes
 
 
 def _compare(row: ImportRow, same_mailbox: UserRecord | None, same_id: UserRecord | None) -> Outcome:
