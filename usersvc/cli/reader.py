@@ -4,10 +4,11 @@ import csv
 import re
 from codecs import BOM_UTF8
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
-from typing import IO, Any, Never, TypeVar
+from typing import IO, Any, Never
 from uuid import UUID
 
 from usersvc.application.user_import import ImportRow, parse_password_hash
@@ -16,8 +17,6 @@ from usersvc.cli.user_files import CSV, unescape
 from usersvc.domain.errors import ValidationFailed, Violation, collect
 from usersvc.domain.user import User
 from usersvc.strict_json import InvalidJson, loads
-
-T = TypeVar("T")
 
 MAX_RECORD_BYTES = 64 * 1024
 """Bytes. A usual record has a few hundred."""
@@ -160,14 +159,17 @@ def load_row(values: Mapping[str, Any]) -> ImportRow:
     """
     parsed: dict[str, Any] = {}
     violations: list[Violation] = []
-    for name, (parse, code, message) in FIELDS.items():
+    for name, (kind, parse, code, message) in FIELDS.items():
         value = values.get(name)
-        try:
-            if value is not None:
-                parsed[name] = parse(value)
-            elif name in REQUIRED:
+        if value is None:
+            if name in REQUIRED:
                 violations.append(Violation(name, "required", "Must be given."))
-        except (TypeError, ValueError, OverflowError):
+            continue
+        with suppress(ValueError, OverflowError):
+            # By its exact type, as True would pass for an integer.
+            if type(value) is kind:
+                parsed[name] = parse(value)
+        if name not in parsed:
             violations.append(Violation(name, code, message))
     if violations:
         violations += User.violations(email=parsed.get("email"), age=parsed.get("age"))
@@ -177,15 +179,8 @@ def load_row(values: Mapping[str, Any]) -> ImportRow:
     return ImportRow(**parsed)
 
 
-def _parse(kind: type[T], value: Any) -> T:
-    # By its exact type, as True would pass for an integer.
-    if type(value) is kind:
-        return value
-    raise TypeError
-
-
-def _parse_time(value: Any) -> datetime:
-    moment = datetime.fromisoformat(_parse(str, value).upper())
+def _parse_time(text: str) -> datetime:
+    moment = datetime.fromisoformat(text.upper())
     if moment.tzinfo is None:
         raise ValueError
     return moment.astimezone(UTC)
@@ -193,11 +188,11 @@ def _parse_time(value: Any) -> datetime:
 
 REQUIRED = ("email", "age", "password_hash")
 
-FIELDS: dict[str, tuple[Callable[[Any], Any], str, str]] = {
-    "email": (partial(_parse, str), "wrong-type", "Must be text."),
-    "age": (partial(_parse, int), "wrong-type", "Must be a whole number."),
-    "password_hash": (partial(_parse, str), "wrong-type", "Must be text."),
-    "id": (lambda value: UUID(_parse(str, value)), "invalid-uuid", "Must be a UUID."),
-    "registered_at": (_parse_time, "invalid-time", "Must be an RFC 3339 time."),
+FIELDS: dict[str, tuple[type, Callable[[Any], Any], str, str]] = {
+    "email": (str, str, "wrong-type", "Must be text."),
+    "age": (int, int, "wrong-type", "Must be a whole number."),
+    "password_hash": (str, str, "wrong-type", "Must be text."),
+    "id": (str, UUID, "invalid-uuid", "Must be a UUID."),
+    "registered_at": (str, _parse_time, "invalid-time", "Must be an RFC 3339 time."),
 }
-"""For each field: what parses its value, and the code and message if that fails."""
+"""For each field: the type of its value, what converts it, and the code and message if that fails."""
