@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from tests.integration.commands import ID, NOW, Commands, Outcome, people
 from tests.unit.test_documentation import COMMANDS
 from usersvc.adapters.sqlite import SqliteUsers
 from usersvc.application import keyset
+from usersvc.config import Settings
 
 
 def fail_first(usersvc: Commands, *, dead_letter: bool, reason: str = "mailbox unavailable") -> None:
@@ -211,6 +213,11 @@ def test_check_reports_damage_in_one_line(usersvc: Commands, damage: str, messag
         file.execute(damage)
         file.commit()
     assert re.search(message, usersvc.fails("db", "check"))
+
+
+def test_ctrl_c_exits_with_130(usersvc: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Settings, "from_environment", lambda _: signal.raise_signal(signal.SIGINT))
+    assert usersvc("config", "check") == (130, "", "\nusersvc: stopped\n")
 
 
 # --- the process ----------------------------------------------------------------------------------------------------

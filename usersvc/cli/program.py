@@ -5,36 +5,17 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 import click
 
 import usersvc
 from usersvc.application.errors import StorageUnavailable
 from usersvc.cli import config, database, outbox, users
-from usersvc.cli.output import FAILED, REFUSED, Failure, Stopped, discard_output
+from usersvc.cli.output import FAILED, REFUSED, Failure, discard_output
 from usersvc.config import InvalidSetting
 
 
-class Program(click.Group):
-    """The group of all commands, which reports expected errors in one line."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; raises such errors as ``Failure``."""
-        try:
-            return super().invoke(ctx)
-        except InvalidSetting as error:
-            raise Failure(str(error), REFUSED) from None
-        except StorageUnavailable as error:
-            raise Failure(str(error)) from None
-        except KeyboardInterrupt:
-            raise Stopped(signal.SIGINT) from None
-        except click.Abort:
-            raise Failure("stopped") from None
-
-
 @click.group(
-    cls=Program,
     name="usersvc",
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     help=f"""{usersvc.__doc__}
@@ -88,6 +69,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except click.ClickException as error:
         error.show()
         code = error.exit_code
+    except (InvalidSetting, StorageUnavailable) as error:
+        Failure(str(error)).show()
+        code = REFUSED if isinstance(error, InvalidSetting) else FAILED
+    except click.Abort as error:
+        Failure("stopped").show()
+        code = 128 + signal.SIGINT if isinstance(error.__cause__, KeyboardInterrupt) else FAILED
     except OSError as error:
         if error.filename is not None:
             raise
