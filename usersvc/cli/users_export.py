@@ -48,7 +48,6 @@ def command(file: Path, *, chosen: str | None, with_password_hashes: bool) -> No
         print_message("usersvc: the export has password hashes: protect it like the database")
 
     async def write(stream: BinaryIO) -> int:
-        exported = 0
         async with open_store(settings) as store:
             stream.write(head(form, names))
             pages = in_pages(store.archive.users, lambda records: records[-1].position if records else None)
@@ -57,9 +56,8 @@ def command(file: Path, *, chosen: str | None, with_password_hashes: bool) -> No
                 async for records in pages:
                     with interruptible():
                         stream.write(encode(form, names, records))
-                    exported += len(records)
                     bar.update(len(records))
-        return exported
+        return bar.pos
 
     with ExitStack() as stack:
         stack.enter_context(delayed_signals())
