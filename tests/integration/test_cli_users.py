@@ -41,14 +41,10 @@ def test_list_reads_pages_and_prints_how_to_continue(
     registered = usersvc.register(*(f"{name}@example.com" for name in "abcde"))
     expected = [str(user.id) for user in registered][:: -1 if newest else 1]
     order = ["--newest"] if newest else []
-    for limit in range(1, 7):
-        code, out, err = usersvc("users", "list", "--limit", str(limit), *order)
-        assert (code, [line.partition("\t")[0] for line in out.splitlines()]) == (0, expected[:limit])
-        if limit < 5:
-            rest = usersvc("users", "list", "--after", err.split()[-1], *order).out
-            assert [line.partition("\t")[0] for line in rest.splitlines()] == expected[limit:]
-        else:
-            assert err == ""
+    code, out, err = usersvc("users", "list", "--limit", "3", *order)
+    assert (code, [line.partition("\t")[0] for line in out.splitlines()]) == (0, expected[:3])
+    rest = usersvc("users", "list", "--after", err.split()[-1], *order)
+    assert ([line.partition("\t")[0] for line in rest.out.splitlines()], rest.err) == (expected[3:], "")
 
 
 def test_show_accepts_an_id_and_any_spelling_of_the_address(usersvc: Commands) -> None:
@@ -303,6 +299,7 @@ def test_config_check_lists_settings_with_sources_and_without_secrets(
     }
     for name, value in settings.items():
         monkeypatch.setenv(f"USERSVC_{name}", value)
+    monkeypatch.delenv("USERSVC_DATABASE_URL")
     code, out, err = usersvc("config", "check")
 
     assert "hunter2" not in out + err
@@ -313,6 +310,7 @@ def test_config_check_lists_settings_with_sources_and_without_secrets(
         >= {
             "HOST": "127.0.0.2  [environment]",
             "PORT": "8081  [.env]",
+            "DATABASE_URL": "sqlite:///usersvc.db  [default]",
             "WORKERS": "1  [default]",
             "ADMIN_TOKEN": "(set)  [token]",
             "PASSWORD_PEPPER": "(set)  [environment]",
@@ -331,17 +329,3 @@ def test_config_check_lists_settings_with_sources_and_without_secrets(
     monkeypatch.setenv("USERSVC_PORT", "hunter2")
     message = "usersvc: USERSVC_PORT accepts a whole number from 0 to 65535.\n"
     assert usersvc("config", "check") == (2, "", message)
-
-
-def test_a_listed_default_can_be_set(usersvc: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
-    def values() -> dict[str, str | None]:
-        document = json.loads(usersvc("config", "check", "--json").out)
-        return {name: setting["value"] for name, setting in document["settings"].items()}
-
-    monkeypatch.delenv("USERSVC_DATABASE_URL")
-    defaults = values()
-    assert defaults["USERSVC_DATABASE_URL"] == "sqlite:///usersvc.db"
-    for name, value in defaults.items():
-        if value is not None:
-            monkeypatch.setenv(name, value)
-    assert values() == defaults
