@@ -42,7 +42,7 @@ def setting(parser: Parser[T], default: str | None = None, *, name: str | None =
     made: T = field(
         default_factory=lambda: None if default is None else parser.parse(default),
         repr=not secret,
-        metadata={"parser": parser, "name": name, "is_secret": secret},
+        metadata={"parser": parser, "default": default, "name": name, "is_secret": secret},
     )  # type: ignore[assignment]  # None is the value of a setting without a default
     return made
 

@@ -115,9 +115,6 @@ class Archive(Protocol):
     async def find_matching(self, *, mailboxes: Sequence[str], ids: Sequence[UUID]) -> list[UserRecord]:
         """The users with one of these mailboxes or ids, up to some thousands of each; in order of position."""
 
-    async def count(self) -> int:
-        """The number of users."""
-
 
 class Store(Users, UserQueries, Protocol):
     """Everything that one store keeps."""
