@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from tests.asgi.fake_server import FakeServer, app_of, hello, respond
+from tests.asgi.fake_server import FakeServer, app_of, hello, respond, streaming
 from usersvc.asgi import ASGI_SCOPE, ASGI_STATE, AiohttpASGI, Message
 
 
@@ -172,12 +172,14 @@ async def test_each_request_has_its_own_context() -> None:
     outside: ContextVar[str] = ContextVar("outside", default="nothing")
     called: list[str] = []
 
-    async def handler(request: web.Request) -> web.Response:
+    async def handler(request: web.Request) -> web.StreamResponse:
         before = visitor.get()
         visitor.set("set")
         await asyncio.sleep(0)
         await request.read()
-        return web.Response(text=f"{before} {visitor.get()} {outside.get()}")
+        response = await streaming(request)
+        await response.write(f" {before} {visitor.get()} {outside.get()}".encode())
+        return response
 
     class Listening(FakeServer):
         async def receive(self) -> Any:
@@ -194,6 +196,6 @@ async def test_each_request_has_its_own_context() -> None:
     outside.set("a middleware")
     for _ in range(2):
         server = await Listening(body=b"x").serve(asgi)
-        assert server.body == b"unset set a middleware"
+        assert server.body == b"one unset set a middleware"
     assert visitor.get() == "unset"
     assert set(called) == {"unset"}, "a server must not be called in a handler's context"
