@@ -69,10 +69,6 @@ async def count(request: web.Request) -> web.Response:
     return web.json_response({"total": total})
 
 
-async def lines(request: web.Request) -> web.Response:
-    return web.json_response([line.decode() async for line in request.content])
-
-
 async def read_then_facts(request: web.Request) -> web.Response:
     """Read the body, and only then look at the headers."""
     await request.read()
@@ -210,12 +206,6 @@ async def storage(request: web.Request) -> web.Response:
     return web.json_response({"note": request[NOTE], "config": request.config_dict[NOTES]["config"]})
 
 
-async def websocket(request: web.Request) -> web.WebSocketResponse:
-    response = web.WebSocketResponse()
-    await response.prepare(request)
-    return response
-
-
 @contextlib.contextmanager
 def noted_failure(request: web.Request) -> Iterator[None]:
     """Note with what a handler fails, if it does, for `/noted/{name}`."""
@@ -335,8 +325,8 @@ STREAMS = {
     "fail_sized": stream_of(b"begun", fails=True, Content_Length="100"),
 }
 HANDLERS = (
-    facts, echo, echo_stream, count, lines, unread, form, parts, own_headers, untyped, generator, multipart, compressed,
-    file, fail, fail_generator, time_out, redirect, teapot, force_close, storage, websocket, endless, waiting_reader,
+    facts, echo, echo_stream, count, unread, form, parts, own_headers, untyped, generator, multipart, compressed,
+    file, fail, fail_generator, time_out, redirect, teapot, force_close, storage, endless, waiting_reader,
     hold, release, wait_for_client, odd_headers, read_then_facts,
 )  # fmt: skip
 

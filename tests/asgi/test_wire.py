@@ -27,12 +27,6 @@ class Connection:
         self.writer.write(text)
         await self.writer.drain()
 
-    async def ask(self, line: str, *headers: str, body: bytes = b"") -> int:
-        """Send a request and read its response, which must have a length; return its status."""
-        await self.send("\r\n".join([line, "Host: localhost", *headers, "", ""]).encode() + body)
-        status, _ = await self.response()
-        return status
-
     async def response(self) -> tuple[int, bytes]:
         async with asyncio.timeout(20):
             head = (await self.reader.readuntil(b"\r\n\r\n")).lower()
@@ -83,20 +77,6 @@ async def test_odd_targets_are_handled(kind: Kind, port_of: PortOf) -> None:
     assert (await ask(port, "GET /facts"))[0] == 200
 
 
-@each_server
-async def test_http_1_0_client_sees_the_end_of_a_stream(kind: Kind, port_of: PortOf) -> None:
-    async with connected(port_of(kind)) as connection:
-        await connection.send(b"GET /stream HTTP/1.0\r\n\r\n")
-        response = await asyncio.wait_for(connection.reader.read(), 20)
-    head, _, body = response.partition(b"\r\n\r\n")
-    if b"transfer-encoding: chunked" in head.lower():
-        # uvicorn sends chunks to all clients
-        assert kind.module in {"h11", "httptools"}
-        assert body.endswith(b"0\r\n\r\n")
-    else:
-        assert body.endswith(b"line 4\nend")
-
-
 TRAILED = "POST /read_then_facts HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\nX-Head: 1\r\n"
 CHUNKS = b"1\r\nx\r\n0\r\nX-Trailer: 2\r\n\r\n"
 
@@ -115,35 +95,6 @@ async def test_trailer_fields_are_not_headers(kind: Kind, port_of: PortOf, later
     known_exception = kind.module == "httptools" and not later
     assert status == 200
     assert [name for name, _ in json.loads(body)["headers"]] == ["x-head", *["x-trailer"] * known_exception]
-
-
-@each_server
-async def test_pipelined_requests_get_responses_in_order(kind: Kind, port_of: PortOf) -> None:
-    requests = [b"GET /items/%d HTTP/1.1\r\nHost: localhost\r\n\r\n" % number for number in range(5)]
-    async with connected(port_of(kind)) as connection:
-        await connection.send(b"".join(requests))
-        assert [await connection.response() for _ in requests] == [(200, b"got %d" % number) for number in range(5)]
-
-
-@each_server
-async def test_reading_sends_100_continue(kind: Kind, port_of: PortOf) -> None:
-    async with connected(port_of(kind)) as connection:
-        await connection.send(
-            b"POST /echo HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n"
-        )
-        assert (await connection.response())[0] == 100
-        await connection.send(b"hello")
-        assert await connection.response() == (200, b"hello")
-
-
-@each_server
-async def test_websocket_handshake_is_refused(kind: Kind, port_of: PortOf) -> None:
-    async with connected(port_of(kind)) as connection:
-        status = await connection.ask(
-            "GET /websocket HTTP/1.1", "Upgrade: websocket", "Connection: Upgrade", "Sec-WebSocket-Version: 13",
-            "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
-        )  # fmt: skip
-    assert status == 101 if kind is REFERENCE else status in {400, 403, 501}
 
 
 async def outcome(port: int, name: str) -> str:
