@@ -35,7 +35,7 @@ class BcryptPasswordHasher:
     """
 
     def __init__(self, *, cost: int, workers: int, queue: int = 64, pepper: bytes | None = None) -> None:
-        """Create a hasher; its threads start when they are needed.
+        """Create a hasher, without threads yet.
 
         Args:
             cost: bcrypt's, from ``MIN_COST`` to ``MAX_COST``.
