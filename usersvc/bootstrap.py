@@ -118,9 +118,12 @@ def _log_warnings(settings: Settings) -> None:
 def _tracing(settings: Settings) -> "OpenTelemetryTracing | None":
     if settings.tracing == "off":
         return None
-    from usersvc.adapters.telemetry.opentelemetry import OpenTelemetryTracing  # noqa: PLC0415  # an extra, slow to import
-
     try:
+        # The library reads some of its variables when it is imported.
+        from usersvc.adapters.telemetry.opentelemetry import (  # noqa: PLC0415  # an extra, slow to import
+            OpenTelemetryTracing,
+        )
+
         return OpenTelemetryTracing()
     except ValueError as error:
         raise InvalidSetting(f"USERSVC_TRACING accepts otlp only with valid OTEL_... variables: {error}") from None
