@@ -1,6 +1,5 @@
 """The HTTP contract, from outside: a real process, a real SQLite file, real sockets."""
 
-import asyncio
 import re
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -82,28 +81,3 @@ def test_an_unknown_expectation_is_ignored_or_rejected_with_a_problem(client: ht
 
     assert_common_headers(response)
     assert response.headers["Content-Type"] == f"application/{'json' if response.is_success else 'problem+json'}"
-
-
-async def test_paging_during_registrations_skips_and_repeats_no_user(start: StartService) -> None:
-    async with start().async_client() as client:
-        before = [(await client.post("/register", json=person())).json()["data"]["id"] for _ in range(20)]
-
-        async def ids() -> list[str]:
-            found: list[str] = []
-            link: str | None = "/users?limit=3&order=asc"
-            while link is not None:
-                document = (await client.get(link)).json()
-                found += [user["id"] for user in document["data"]]
-                link = document["links"]["next"]
-            return found
-
-        registrations = asyncio.gather(*(client.post("/register", json=person()) for _ in range(40)))
-        *readings, responses = await asyncio.gather(ids(), ids(), ids(), registrations)
-
-        assert all(response.status_code == 201 for response in responses)
-        everyone = await ids()
-    assert len(everyone) == len(set(everyone)) == 60
-    assert everyone[:20] == before
-    for reading in readings:
-        assert reading == everyone[: len(reading)]
-        assert len(reading) >= 20
