@@ -17,14 +17,10 @@ import pytest
 
 from tests.e2e.api import person, register
 from tests.e2e.server import DEADLINE, Service, StartService, free_port
+from tests.soak.proxy import CERTIFICATE, ROOT, listening, needs_nginx
 
-ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
-PEM = ROOT / "tests/integration/localhost.pem"
-NGINX = shutil.which("nginx")
 SYSTEMD = shutil.which("systemd-analyze")
-
-needs_nginx = pytest.mark.skipif(NGINX is None, reason="nginx is not installed")
 
 
 @contextmanager
@@ -35,27 +31,19 @@ def nginx(folder: Path, service: Service) -> Iterator[int]:
     for shown, real in {
         "127.0.0.1:8000": service.url.removeprefix("http://"),
         "listen 443": f"listen 127.0.0.1:{port}",
-        "/etc/ssl/users.example.com.pem": str(PEM),
-        "/etc/ssl/users.example.com.key": str(PEM),
+        "/etc/ssl/users.example.com.pem": str(CERTIFICATE),
+        "/etc/ssl/users.example.com.key": str(CERTIFICATE),
     }.items():
         assert shown in site
         site = site.replace(shown, real)
     kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
     temporary = "".join(f"{kind}_temp_path {folder}/{kind};\n" for kind in kinds)
     (folder / "nginx.conf").write_text(
-        f"daemon off; master_process off; pid {folder}/nginx.pid; error_log {folder}/error.log;\n"
+        f"daemon off; master_process off; pid {folder}/nginx.pid;\n"
         f"events {{}}\nhttp {{\naccess_log off;\n{temporary}{site}\n}}\n"
     )
-    assert NGINX is not None
-    process = subprocess.Popen([NGINX, "-c", folder / "nginx.conf"], stderr=subprocess.DEVNULL)
-    try:
-        # Retries while the port is closed, with growing delays.
-        with httpx.Client(transport=httpx.HTTPTransport(retries=5), trust_env=False) as client:
-            client.get(f"http://127.0.0.1:{port}/")
+    with listening(["nginx", "-e", f"{folder}/error.log", "-c", f"{folder}/nginx.conf"], port):
         yield port
-    finally:
-        process.terminate()
-        process.wait(DEADLINE)
 
 
 def request(port: int, host: str, method: str, path: str, **more: Any) -> httpx.Response:
@@ -92,8 +80,7 @@ def test_nginx_passes_on_client_addresses_and_request_ids(start: StartService, t
 
 @needs_nginx
 def test_nginx_does_not_respond_to_other_hosts(start: StartService, tmp_path: Path) -> None:
-    context = ssl.create_default_context()
-    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context = ssl._create_unverified_context()
     expected = {
         b"GET /livez HTTP/1.1\r\nHost: users.example.com\r\n": b"HTTP/1.1 200 ",
         b"GET /livez HTTP/1.1\r\nHost: USERS.example.com.:443\r\n": b"HTTP/1.1 200 ",

@@ -105,14 +105,11 @@ class LeakingMailServer(socketserver.StreamRequestHandler):
 
     def handle(self) -> None:
         self.wfile.write(b"220 mail.example.com\r\n")
-        for line in self.rfile:
-            words = line.split()
-            if words[0].upper() == b"EHLO":
-                self.wfile.write(b"250-mail.example.com\r\n250 AUTH PLAIN\r\n")
-            elif words[0].upper() == b"AUTH":
-                self.wfile.write(b"535 " + base64.b64decode(words[-1]).replace(b"\0", b" ") + b"\r\n")
-            else:
-                self.wfile.write(b"221 bye\r\n")
+        self.rfile.readline()
+        self.wfile.write(b"250-mail.example.com\r\n250 AUTH PLAIN\r\n")
+        credentials = base64.b64decode(self.rfile.readline().split()[-1])
+        self.wfile.write(b"535 " + credentials.replace(b"\0", b" ") + b"\r\n")
+        self.rfile.readline()
 
 
 @contextmanager

@@ -56,11 +56,6 @@ def test_a_setting_has_the_default_and_the_values_of_the_table(name: str) -> Non
         assert str(refused.value) == f"{name} accepts {accepts.replace('`', '')}."
 
 
-def test_every_named_setting_exists() -> None:
-    in_files = {f"{name}_FILE" for name in SECRETS}
-    assert set(re.findall(r"\bUSERSVC_[A-Z_]+[A-Z]\b", EVERYTHING)) <= set(VARIABLES) | in_files
-
-
 def test_the_settings_that_hold_secrets_are_listed() -> None:
     [named] = re.findall(r"^Settings that hold secrets \(([^)]*)\)", TEXT_OF["configure.md"], re.MULTILINE)
     assert re.findall(r"USERSVC_[A-Z_]+", named) == list(SECRETS)
@@ -124,18 +119,23 @@ def test_the_table_of_commands_equals_the_code() -> None:
     assert documented == COMMANDS
 
 
-def test_every_named_command_exists() -> None:
-    groups = "|".join(sorted({name.split()[1] for name in COMMANDS if name.count(" ") > 1}))
-    named = set(re.findall(rf"\busersvc (?:{groups}) [a-z]+\b", EVERYTHING))
-    assert len(named) > 5
-    assert named <= set(COMMANDS)
+GROUPS = "|".join(sorted({name.split()[1] for name in COMMANDS if name.count(" ") > 1}))
+TARGETS = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
 
 
-def test_every_named_target_of_make_exists() -> None:
-    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
-    named = set(re.findall(r"(?:`|^)make ([a-z][a-z-]*)", EVERYTHING, re.MULTILINE))
+@pytest.mark.parametrize(
+    ("pattern", "existing"),
+    [
+        (r"\bUSERSVC_[A-Z_]+[A-Z]\b", {*VARIABLES, *(f"{name}_FILE" for name in SECRETS)}),
+        (rf"\busersvc (?:{GROUPS}) [a-z]+\b", set(COMMANDS)),
+        (r"(?:`|^)make ([a-z][a-z-]*)", set(TARGETS)),
+    ],
+    ids=["settings", "commands", "targets of make"],
+)
+def test_what_documents_name_exists(pattern: str, existing: set[str]) -> None:
+    named = set(re.findall(pattern, EVERYTHING, re.MULTILINE))
     assert len(named) > 5
-    assert named <= targets
+    assert named <= existing
 
 
 def test_every_schema_version_is_listed() -> None:
