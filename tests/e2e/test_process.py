@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import usersvc
-from tests.e2e.api import assert_user, person, read_responses, register
+from tests.e2e.api import person, read_responses, register
 from tests.e2e.server import DEADLINE, SERVE, UVICORN, StartService, run_to_end, running
 from usersvc.adapters.sqlite.schema import APPLICATION_ID
 
@@ -68,9 +68,6 @@ def test_settings_come_from_a_file_and_the_environment_takes_precedence(tmp_path
         assert client.post("/register", json=person(password="x" * 1024)).status_code == 413
         refused = client.post("/register", json=person(password="fourteen chars"))
         assert refused.json()["errors"][0]["code"] == "too-short"
-        document = client.get("/openapi.json").json()
-
-    assert document["components"]["schemas"]["Registration"]["properties"]["password"]["minLength"] == 15
     assert {path.name for path in tmp_path.iterdir()} == {".env", "from-file.db"}
 
 
@@ -131,7 +128,6 @@ def test_a_running_registration_is_completed_before_the_process_ends(start: Star
     [response] = read_responses(received)
     assert response.status == 201
     user = json.loads(response.rest)["data"]
-    assert_user(user, sent)
     assert f"sent a welcome mail to {sent['email']}" in service.output
     assert "Traceback" not in service.output
     with start().client() as client:

@@ -16,11 +16,6 @@ from tests.e2e.server import run_to_end, running
 ROOT = Path(__file__).resolve().parents[2]
 POETRY = ROOT / ".tools" / "poetry" / "bin" / "python"
 
-WITH_TYPES = """
-from usersvc.domain.password import Password
-wrong: str = Password.MIN_LENGTH
-"""
-
 
 def run(*command: str | Path, folder: Path = ROOT) -> str:
     ended = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
@@ -68,9 +63,3 @@ def test_the_wheel_is_complete_and_works_in_an_empty_environment(tmp_path: Path)
     without = run_to_end(folder, {"USERSVC_TRACING": "otlp"}, [program, "serve"])
     assert (without.returncode, without.stderr.count("\n")) == (2, 1)
     assert "usersvc[otel]" in without.stderr
-
-    folder.joinpath("program.py").write_text(WITH_TYPES)
-    mypy = [sys.executable, "-m", "mypy", "--strict", "--python-executable", str(environment / "bin" / "python")]
-    checked = subprocess.run([*mypy, "program.py"], cwd=folder, capture_output=True, text=True, check=False)
-    assert 'expression has type "int", variable has type "str"' in checked.stdout
-    assert "Found 1 error in 1 file" in checked.stdout

@@ -6,10 +6,12 @@ import socketserver
 import sqlite3
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
+from itertools import product
 from secrets import token_hex
 from urllib.parse import quote
 
@@ -52,26 +54,25 @@ class HostileRun:
         self.output += [str(response.headers), response.text]
 
 
+SHAPES: tuple[Callable[[str], object], ...] = (
+    str,
+    lambda secret: [secret],
+    lambda secret: {secret: 1},
+    lambda secret: secret * 40,
+    lambda secret: secret * 1000,
+)
+
+
 def attack(run: HostileRun, service: Service) -> None:
     """Send secrets where they belong and where they do not."""
     with service.client() as client:
-        run.send(client, "POST", "/register", json=person(password=run.password()))
-        invalid = person(password=run.password())
-        for body in (
-            {**invalid, "age": 3},
-            {**invalid, "email": "nobody"},
-            {**invalid, "extra": invalid["password"]},
-            {**invalid, "email": run.password()},
-            {**invalid, "age": run.password()},
-            {**invalid, "password": [run.password()]},
-            {**invalid, "password": {run.password(): 1}},
-            {**invalid, "password": run.password() * 40},
-            {**invalid, "password": run.password() * 1000},
-            {"email": f"{(secret := run.password())}@example.com", "password": secret, "age": 30},
-            [run.password()],
-            run.password(),
-        ):
-            run.send(client, "POST", "/register", json=body)
+        send, register = partial(run.send, client), partial(run.send, client, "POST", "/register")
+        for name, shape in product(("email", "password", "age", "extra"), SHAPES):
+            register(json=person(password=run.password()) | {name: shape(run.password())})
+        same = run.password()
+        invalid = person(password=run.password(), age=3)
+        for body in (invalid, {**invalid, "email": f"{same}@example.com", "password": same}, [same], same):
+            register(json=body)
         secret = run.password()
         for text in (
             f'{{"password": "{secret}"',
@@ -81,20 +82,20 @@ def attack(run: HostileRun, service: Service) -> None:
             f"password={secret}",
         ):
             for headers in ({"Content-Type": "application/json"}, {}):
-                run.send(client, "POST", "/register", content=text.encode("utf-8", "surrogatepass"), headers=headers)
+                register(content=text.encode("utf-8", "surrogatepass"), headers=headers)
         for target in ("/users?email={}", "/users?limit={}", "/users?cursor={}", "/users/{}", "/problems/{}", "/{}"):
-            run.send(client, "GET", target.format(quote(run.password())), headers=BEARER)
-        run.send(client, "GET", "/users", headers={"Authorization": f"Bearer {run.password()}"})
-        run.send(client, "GET", "/users", auth=("admin", run.password()))
-        run.send(client, "GET", "/livez", headers={"Accept": run.password(), "Cookie": f"a={run.password()}"})
-        run.send(client, "POST", "/register", json=invalid, headers={"Accept": "text/html"})
-        run.send(client, "POST", "/register", json=invalid, params={"password": invalid["password"]})
-        run.send(client, "PUT", "/register", json=invalid)
+            send("GET", target.format(quote(run.password())), headers=BEARER)
+        send("GET", "/users", headers={"Authorization": f"Bearer {run.password()}"})
+        send("GET", "/users", auth=("admin", run.password()))
+        send("GET", "/livez", headers={"Accept": run.password(), "Cookie": f"a={run.password()}"})
+        register(json=invalid, headers={"Accept": "text/html"})
+        register(json=invalid, params={"password": invalid["password"]})
+        send("PUT", "/register", json=invalid)
         keyed = {"Idempotency-Key": run.password()}
         for _ in range(2):
-            run.send(client, "POST", "/register", json=person(password=run.password()), headers=keyed)
+            register(json=person(password=run.password()), headers=keyed)
         for path in ("/users", "/openapi.json", "/docs", "/problems/unauthorized", "/readyz", "/metrics", "/"):
-            run.send(client, "GET", path, headers=BEARER)
+            send("GET", path, headers=BEARER)
         run.addresses += [user["email"] for user in client.get("/users", headers=BEARER).json()["data"]]
     service.talk(f"GET /{run.password()} HTTP/1.1\r\n{run.password()}\r\n\r\n".encode())
     service.talk(f"{run.password()}\r\n\r\n".encode())
