@@ -35,10 +35,6 @@ def pages_from(client: httpx.Client, link: str | None) -> list[list[dict[str, An
     return pages
 
 
-def users_from(client: httpx.Client, link: str) -> list[dict[str, Any]]:
-    return [user for page in pages_from(client, link) for user in page]
-
-
 def assert_common_headers(response: httpx.Response) -> None:
     assert response.headers["X-Request-ID"]
     assert response.headers["X-Content-Type-Options"] == "nosniff"

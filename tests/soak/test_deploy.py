@@ -16,11 +16,10 @@ import httpx
 import pytest
 
 from tests.e2e.api import person, register
-from tests.e2e.server import DEADLINE, Service, StartService, free_port
+from tests.e2e.server import DEADLINE, Service, StartService, free_port, running
 from tests.soak.proxy import CERTIFICATE, ROOT, listening, needs_nginx
 
 DEPLOY = ROOT / "deploy"
-SYSTEMD = shutil.which("systemd-analyze")
 
 
 @contextmanager
@@ -93,24 +92,20 @@ def test_nginx_does_not_respond_to_other_hosts(start: StartService, tmp_path: Pa
         with pytest.raises(httpx.ConnectError):
             request(port, "evil.example", "GET", "/livez")
         for head, beginning in expected.items():
-            with (
-                socket.create_connection(("127.0.0.1", port), DEADLINE) as plain,
-                context.wrap_socket(plain, server_hostname="users.example.com") as tls,
-            ):
+            plain = socket.create_connection(("127.0.0.1", port), DEADLINE)
+            with context.wrap_socket(plain, server_hostname="users.example.com") as tls:
                 tls.sendall(head + b"Connection: close\r\n\r\n")
-                received = b"".join(iter(partial(tls.recv, 65536), b""))
-            assert received[:13] == beginning, head
+                assert tls.recv(13) == beginning, head
 
 
-@pytest.mark.skipif(SYSTEMD is None, reason="systemd-analyze is not installed")
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed")
 def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
     unit = tmp_path / "usersvc.service"
     text = (DEPLOY / "systemd/usersvc.service").read_text("utf-8")
     # systemd-analyze checks that the program exists.
     assert "/opt/usersvc/bin/usersvc" in text
     unit.write_text(text.replace("/opt/usersvc/bin/usersvc", sys.executable))
-    assert SYSTEMD is not None
-    command = [SYSTEMD, "verify", "--man=no", str(unit)]
+    command = ["systemd-analyze", "verify", "--man=no", str(unit)]
     verified = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE, check=False)
     assert "usersvc.service" not in verified.stderr, verified.stderr
     assert verified.returncode == 0, verified.stderr
@@ -125,16 +120,11 @@ RUNNERS = {
 
 @pytest.mark.parametrize("runner", RUNNERS)
 def test_another_asgi_server_runs_the_whole_service(tmp_path: Path, runner: str) -> None:
-    [command] = re.findall(rf"^{runner} .*$", (ROOT / "docs/deploy.md").read_text("utf-8"), re.MULTILINE)
+    [documented] = re.findall(rf"^{runner} .*$", (ROOT / "docs/deploy.md").read_text("utf-8"), re.MULTILINE)
     port = free_port()
-    words = [word.strip('"') for word in command.split()] + [word.format(port=port) for word in RUNNERS[runner]]
-    program = Path(sys.executable).parent / words[0]
-    service = Service(tmp_path, {"USERSVC_PORT": str(port)}, [str(program), *words[1:]])
-    try:
-        service.wait_until_it_responds()
-        with service.client() as client:
-            user = register(client, email="alice@example.com")
-            assert client.get("/users").json()["data"] == [user]
+    words = [word.strip('"') for word in documented.split()] + [word.format(port=port) for word in RUNNERS[runner]]
+    command = [str(Path(sys.executable).parent / words[0]), *words[1:]]
+    with running(tmp_path, {"USERSVC_PORT": str(port)}, command) as service, service.client() as client:
+        user = register(client, email="alice@example.com")
+        assert client.get("/users").json()["data"] == [user]
         service.wait_for_output("sent a welcome mail to alice@example.com")
-    finally:
-        service.stop()

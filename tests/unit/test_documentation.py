@@ -162,19 +162,16 @@ QUOTED = {
 }
 
 
-def test_every_test_that_a_security_document_names_exists() -> None:
-    named = {each for each in QUOTED if re.match(r"(unit|contract|integration|asgi|e2e|soak)/", each)}
-    assert len(named) > 20
-    for each in named:
+def test_every_test_and_module_that_a_security_document_names_exists() -> None:
+    tests = {each for each in QUOTED if re.match(r"(unit|contract|integration|asgi|e2e|soak)/", each)}
+    modules = {
+        each for each in QUOTED if re.fullmatch(r"(web|adapters|application|domain|server)/(\S+\.(py|txt))?", each)
+    }
+    assert (len(tests) > 20, len(modules) > 10) == (True, True)
+    for each in tests:
         file, _, test = each.partition("::")
         assert f"def {test}" in (ROOT / "tests" / file).read_text("utf-8"), each
-
-
-def test_every_module_that_a_security_document_names_exists() -> None:
-    paths = r"(web|adapters|application|domain|server)/(\S+\.(py|txt))?"
-    named = {each for each in QUOTED if re.fullmatch(paths, each)}
-    assert len(named) > 10
-    assert [each for each in named if not (ROOT / "usersvc" / each).exists()] == []
+    assert [each for each in modules if not (ROOT / "usersvc" / each).exists()] == []
 
 
 @pytest.mark.parametrize(
