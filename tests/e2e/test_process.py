@@ -19,21 +19,10 @@ from usersvc.adapters.sqlite.schema import APPLICATION_ID
 USERSVC = str(Path(sys.executable).with_name("usersvc"))
 
 
-@pytest.mark.parametrize(
-    ("command", "code", "out", "err"),
-    [
-        ([USERSVC, "--version"], 0, f"usersvc {usersvc.__version__}\n", ""),
-        ([*SERVE, "--help"], 0, "Usage: usersvc serve", ""),
-        ([USERSVC, "swerve"], 2, "", "Usage: usersvc"),
-    ],
-)
-def test_the_program_prints_version_and_usage(
-    tmp_path: Path, command: list[str], code: int, out: str, err: str
-) -> None:
-    ended = run_to_end(tmp_path, {}, command)
-
-    assert ended.returncode == code
-    assert (ended.stdout[: len(out) or None], ended.stderr[: len(err) or None]) == (out, err)
+def test_the_console_script_and_the_module_are_one_program(tmp_path: Path) -> None:
+    for program in ([USERSVC], [sys.executable, "-m", "usersvc"]):
+        ended = run_to_end(tmp_path, {}, [*program, "--version"])
+        assert (ended.returncode, ended.stdout, ended.stderr) == (0, f"usersvc {usersvc.__version__}\n", "")
     assert not [*tmp_path.iterdir()]
 
 

@@ -1,6 +1,7 @@
 """Executes the examples of the README and of the pages in docs/."""
 
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -43,20 +44,16 @@ $ curl -s http://127.0.0.1:8000/readyz
 
 
 @needs_curl
-def test_a_correct_example_passes(service: Service, tmp_path: Path) -> None:
-    execute_examples(GOOD, tmp_path, service)
-
-
-@needs_curl
 @pytest.mark.parametrize(
-    "text",
+    ("text", "works"),
     [
-        GOOD.replace("ok", "fine"),
-        GOOD.replace("x-request-id: 1\n", ""),
-        GOOD.replace("/readyz", "/nowhere"),
-        "```console\n$ rm README.md\n```\n",
+        (GOOD, True),
+        (GOOD.replace("ok", "fine"), False),
+        (GOOD.replace("x-request-id: 1\n", ""), False),
+        (GOOD.replace("/readyz", "/nowhere"), False),
+        ("```console\n$ rm README.md\n```\n", False),
     ],
 )
-def test_a_wrong_example_fails(service: Service, tmp_path: Path, text: str) -> None:
-    with pytest.raises(AssertionError):
+def test_an_example_works_only_as_shown(service: Service, tmp_path: Path, text: str, works: bool) -> None:
+    with nullcontext() if works else pytest.raises(AssertionError):
         execute_examples(text, tmp_path, service)

@@ -157,10 +157,8 @@ def test_the_build_tool_is_installed_only_with_pinned_hashes() -> None:
 def test_ports_agree() -> None:
     assert "EXPOSE 8000" in DOCKERFILE
     assert "USERSVC_PORT=8000" in DOCKERFILE
-    [port] = CONTAINER["ports"]
-    assert (port["name"], port["containerPort"]) == ("http", 8000)
-    [served] = MANIFESTS["Service"]["spec"]["ports"]
-    assert (served["name"], served["targetPort"]) == ("http", "http")
+    [port], [served] = CONTAINER["ports"], MANIFESTS["Service"]["spec"]["ports"]
+    assert (port["name"], port["containerPort"], served["name"], served["targetPort"]) == ("http", 8000, "http", "http")
     assert COMPOSE["services"]["proxy"]["ports"] == ["127.0.0.1:8443:8443"]
     assert "listen 8443 ssl" in NGINX
 
