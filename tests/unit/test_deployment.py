@@ -214,19 +214,6 @@ def test_every_secret_of_the_pod_is_in_the_example_and_mounted() -> None:
     assert {str(file.parent) for file in files} == {mount["mountPath"]}
 
 
-def test_the_proxy_neither_logs_nor_returns_an_idempotency_key() -> None:
-    secrets = r"\$(request_id|generated_key|key|http_idempotency_key)\b"
-    used = [line.strip() for line in NGINX.splitlines() if re.search(secrets, line.partition("#")[0])]
-    assert used == [
-        "map $request_id $generated_id {",
-        "map $request_id $generated_key {",
-        "map $http_idempotency_key $key {",
-        "default $http_idempotency_key;",
-        '"" $generated_key;',
-        "proxy_set_header Idempotency-Key $key;",
-    ]
-
-
 def test_problems_of_the_proxy_equal_those_of_the_service() -> None:
     problems = {
         int(status): orjson.loads(document)

@@ -2,7 +2,6 @@
 
 import pytest
 
-from benchmarks.simulation.engine import Process, Resource, Simulation, use
 from benchmarks.simulation.model import Costs, arriving, saturated
 
 COSTS = Costs(
@@ -17,23 +16,6 @@ COSTS = Costs(
     outbox_disk=0.001,
     commit=0.02,
 )
-
-
-def test_a_free_unit_is_taken_at_once_and_urgent_processes_wait_less() -> None:
-    simulation, seen = Simulation(), list[tuple[str, float]]()
-    resource = Resource(simulation, 1)
-
-    def process(name: str, urgency: int) -> Process:
-        yield from use(resource, 2, urgency)
-        seen.append((name, simulation.now))
-
-    for name, urgency in (("first", 1), ("patient", 1), ("urgent", 0)):
-        simulation.start(process(name, urgency))
-    simulation.run(0)
-    assert (resource.free, resource.waiting) == (0, 2)
-    simulation.run(10)
-    assert seen == [("first", 2), ("urgent", 4), ("patient", 6)]
-    assert (resource.free, resource.busy, simulation.now) == (1, 6, 10)
 
 
 @pytest.mark.parametrize(
@@ -65,8 +47,3 @@ def test_an_overloaded_database_is_detected(shards: int, is_overloaded: bool) ->
     outcome = arriving(COSTS, rate=100, instances=40, cost=12, shards=shards, seconds=60)
     assert (outcome.storing > 0.95) is is_overloaded
     assert (outcome.unstored > 1000) is is_overloaded
-
-
-def test_registrations_beyond_the_hashing_capacity_are_refused() -> None:
-    outcome = arriving(COSTS, rate=8, instances=1, cost=12, shards=1, seconds=600)
-    assert outcome.refused == pytest.approx(0.5, abs=0.05)
