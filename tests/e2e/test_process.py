@@ -26,14 +26,11 @@ def test_the_console_script_and_the_module_are_one_program(tmp_path: Path) -> No
     assert not [*tmp_path.iterdir()]
 
 
-UNDER_UVICORN = (*UVICORN, "--port", "0")
-
-
 @pytest.mark.parametrize(
     ("command", "name", "value"),
     [
         (SERVE, "USERSVC_DATABASE_URL", "mysql://root:geheim@localhost/users"),
-        (UNDER_UVICORN, "USERSVC_LOG_LEVEL", "loud"),
+        ((*UVICORN, "--port", "0"), "USERSVC_LOG_LEVEL", "loud"),
     ],
 )
 def test_an_invalid_setting_stops_the_start_with_one_line(

@@ -111,18 +111,13 @@ def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
     assert verified.returncode == 0, verified.stderr
 
 
-RUNNERS = {
-    "uvicorn": ["--port", "{port}"],
-    "hypercorn": ["--bind", "127.0.0.1:{port}"],
-    "granian": ["--port", "{port}"],
-}
-
-
-@pytest.mark.parametrize("runner", RUNNERS)
-def test_another_asgi_server_runs_the_whole_service(tmp_path: Path, runner: str) -> None:
+@pytest.mark.parametrize(
+    ("runner", "option"), [("uvicorn", "--port {}"), ("hypercorn", "--bind 127.0.0.1:{}"), ("granian", "--port {}")]
+)
+def test_another_asgi_server_runs_the_whole_service(tmp_path: Path, runner: str, option: str) -> None:
     [documented] = re.findall(rf"^{runner} .*$", (ROOT / "docs/deploy.md").read_text("utf-8"), re.MULTILINE)
     port = free_port()
-    words = [word.strip('"') for word in documented.split()] + [word.format(port=port) for word in RUNNERS[runner]]
+    words = f"{documented} {option}".format(port).replace('"', "").split()
     command = [str(Path(sys.executable).parent / words[0]), *words[1:]]
     with running(tmp_path, {"USERSVC_PORT": str(port)}, command) as service, service.client() as client:
         user = register(client, email="alice@example.com")

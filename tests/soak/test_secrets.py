@@ -110,7 +110,6 @@ class LeakingMailServer(socketserver.StreamRequestHandler):
 
 @contextmanager
 def leaking_mail_server() -> Iterator[dict[str, str]]:
-    """Run the server; its settings."""
     with socketserver.ThreadingTCPServer(("localhost", 0), LeakingMailServer) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         url = f"smtp://user:{MAIL_SECRET}@localhost:{server.server_address[1]}"
@@ -141,10 +140,10 @@ def hostile_run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
         service.stop()
         run.output.append(service.output)
     # Unexpected errors.
-    with running(folder, settings | {"USERSVC_DATABASE_URL": "memory://"}, FAILING) as service:
-        with service.client() as client:
-            run.send(client, "GET", f"/users?email={quote(run.password())}%40example.com", headers=BEARER)
-            run.send(client, "GET", "/users", headers=BEARER)
+    in_memory = settings | {"USERSVC_DATABASE_URL": "memory://"}
+    with running(folder, in_memory, FAILING) as service, service.client() as client:
+        run.send(client, "GET", f"/users?email={quote(run.password())}%40example.com", headers=BEARER)
+        run.send(client, "GET", "/users", headers=BEARER)
         service.stop()
         run.output.append(service.output)
     assert len(run.passwords) > 25

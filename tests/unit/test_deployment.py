@@ -164,12 +164,8 @@ def test_ports_agree() -> None:
 
 
 def test_named_paths_exist() -> None:
-    probes = {name: CONTAINER[name]["httpGet"] for name in ("startupProbe", "livenessProbe", "readinessProbe")}
-    assert {name: (probe["path"], probe["port"]) for name, probe in probes.items()} == {
-        "startupProbe": ("/livez", "http"),
-        "livenessProbe": ("/livez", "http"),
-        "readinessProbe": ("/readyz", "http"),
-    }
+    for name, path in (("startup", "/livez"), ("liveness", "/livez"), ("readiness", "/readyz")):
+        assert CONTAINER[f"{name}Probe"]["httpGet"] == {"path": path, "port": "http"}
     [rule] = MANIFESTS["Ingress"]["spec"]["rules"]
     reached = [{path for path in PATHS if admits(each, path)} for each in rule["http"]["paths"]]
     assert all(reached)
