@@ -1,14 +1,10 @@
 """The HTTP contract, from outside: a real process, a real SQLite file, real sockets."""
 
-import re
-import time
-
 import httpx
 import pytest
 
 from tests.e2e.api import assert_common_headers, assert_problem, read_responses
-from tests.e2e.server import Service, StartService
-from usersvc.application.readiness import CHECK_INTERVAL
+from tests.e2e.server import Service
 
 
 def test_the_index_links_to_every_resource(client: httpx.Client) -> None:
@@ -22,15 +18,6 @@ def test_the_index_links_to_every_resource(client: httpx.Client) -> None:
     statuses = {name: client.get(link).status_code for name, link in links.items()}
     assert statuses == dict.fromkeys(links, 200) | {"register": 405}
     assert client.get(links["readyz"]).json() == client.get(links["livez"]).json() == {"data": {"status": "ok"}}
-
-
-def test_readiness_probes_share_storage_checks(start: StartService) -> None:
-    with start().client() as client:
-        begun = time.monotonic()
-        assert {client.get("/readyz").status_code for _ in range(100)} == {200}
-        metrics = client.get("/metrics").text
-    [checks] = re.findall(r'usersvc_storage_call_duration_seconds_count{operation="check"} (.+)\n', metrics)
-    assert 1 <= float(checks) <= 1 + (time.monotonic() - begun) / CHECK_INTERVAL
 
 
 SMUGGLED = b"GET /users/smuggled HTTP/1.1\r\nHost: test\r\n\r\n" * 1000

@@ -105,14 +105,13 @@ def test_every_secret_of_compose_is_created_and_mounted(tmp_path: Path) -> None:
         text = str(service) + (NGINX if "nginx" in service["image"] else "")
         assert set(re.findall(r"/run/secrets/([\w.-]+)", text)) == set(service.get("secrets", ()))
 
-    pepper, token, store = (made[name].strip() for name in ("password-pepper", "admin-token", "rate-limit-store"))
-    settings = Settings.from_environment(
-        {"USERSVC_PASSWORD_PEPPER": pepper, "USERSVC_ADMIN_TOKEN": token, "USERSVC_RATE_LIMIT_STORE": store}
-    )
+    names = ("password-pepper", "admin-token", "rate-limit-store")
+    variables = {f"USERSVC_{name.upper().replace('-', '_')}": made[name].strip() for name in names}
+    settings = Settings.from_environment(variables)
     assert len(settings.admin_token or "") >= 43
     addresses = {name: service["networks"]["inside"]["ipv4_address"] for name, service in COMPOSE["services"].items()}
     assert f":{made['postgres-password']}@{addresses['postgres']}:5432/" in made["database-url"]
-    assert f":{made['redis-password']}@{addresses['redis']}:6379/" in store
+    assert f":{made['redis-password']}@{addresses['redis']}:6379/" in made["rate-limit-store"]
     assert made["redis-password"] in made["redis.conf"]
     assert settings_in_compose()["USERSVC_TRUSTED_PROXIES"] == addresses["proxy"]
     upstreams = re.findall(r"^ +server ([\d.]+):(\d+)", NGINX, re.MULTILINE)

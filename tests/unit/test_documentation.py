@@ -174,13 +174,10 @@ def test_every_test_and_module_that_a_security_document_names_exists() -> None:
     assert [each for each in modules if not (ROOT / "usersvc" / each).exists()] == []
 
 
-@pytest.mark.parametrize(
-    "document", ["README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", "benchmarks/README.md"]
-)
-def test_every_link_of_a_document_outside_the_site_resolves(document: str) -> None:
-    file = ROOT / document
-    for target in re.findall(r"\]\((?!https?://)([^)#]+)", file.read_text("utf-8")):
-        assert (file.parent / target).exists(), target
+@pytest.mark.parametrize("document", [*ROOT.glob("*.md"), ROOT / "benchmarks/README.md"], ids=lambda path: path.name)
+def test_every_link_of_a_document_outside_the_site_resolves(document: Path) -> None:
+    for target in re.findall(r"\]\((?!https?://)([^)#]+)", document.read_text("utf-8")):
+        assert (document.parent / target).exists(), target
 
 
 def test_every_class_in_the_diagram_and_on_the_architecture_page_exists() -> None:
