@@ -36,7 +36,6 @@ def environment(settings: Mapping[str, str]) -> dict[str, str]:
 def run_to_end(
     folder: Path, settings: Mapping[str, str], command: Sequence[str] = SERVE
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command that ends by itself."""
     return subprocess.run(
         command,
         cwd=folder,
@@ -91,7 +90,6 @@ class Service:
 
     @property
     def address(self) -> tuple[str, int]:
-        """The host and port that it listens on."""
         host, _, port = self.url.removeprefix("http://").partition(":")
         return host, int(port)
 
@@ -116,7 +114,6 @@ class Service:
             time.sleep(0.01)
 
     def wait_until_it_responds(self) -> None:
-        """Wait until ``/livez`` responds with ``200``."""
         # A service that logs little does not print its address: then the test has chosen the port.
         self.url = self.url or self.wait_for_output(_ADDRESS)[0]
         deadline = time.monotonic() + DEADLINE
@@ -146,7 +143,6 @@ class Service:
         return received
 
     def ask_to_stop(self) -> None:
-        """Send SIGTERM."""
         self._process.send_signal(signal.SIGTERM)
 
     def ended(self) -> int:
@@ -156,7 +152,6 @@ class Service:
         return code
 
     def stop(self) -> int:
-        """Stop it gracefully, and return the exit code."""
         self.ask_to_stop()
         return self.ended()
 

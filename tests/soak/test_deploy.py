@@ -84,8 +84,6 @@ def test_nginx_does_not_respond_to_other_hosts(start: StartService, tmp_path: Pa
         b"GET /livez HTTP/1.1\r\nHost: users.example.com\r\n": b"HTTP/1.1 200 ",
         b"GET /livez HTTP/1.1\r\nHost: USERS.example.com.:443\r\n": b"HTTP/1.1 200 ",
         b"GET /livez HTTP/1.1\r\nHost: evil.example\r\n": b"",
-        b"GET /metrics HTTP/1.1\r\nHost: evil.example\r\n": b"",
-        b"GET /livez HTTP/1.1\r\nHost: 127.0.0.1\r\n": b"",
         b"GET http://evil.example/livez HTTP/1.1\r\nHost: users.example.com\r\n": b"",
     }
     with nginx(tmp_path, start()) as port:

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 WITH_EXAMPLES = [document for document in DOCUMENTS if [*examples_in(document.read_text("utf-8"))]]
 
-needs_curl = pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+pytestmark = pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 
 
 def execute_examples(text: str, folder: Path, service: Service | None = None) -> None:
@@ -22,7 +22,6 @@ def execute_examples(text: str, folder: Path, service: Service | None = None) ->
             terminal.execute(example)
 
 
-@needs_curl
 @pytest.mark.parametrize("document", WITH_EXAMPLES, ids=lambda document: document.name)
 def test_the_examples_of_a_document_work(document: Path, tmp_path: Path) -> None:
     execute_examples(document.read_text("utf-8"), tmp_path)
@@ -43,7 +42,6 @@ $ curl -s http://127.0.0.1:8000/readyz
 """
 
 
-@needs_curl
 @pytest.mark.parametrize(
     ("text", "works"),
     [

@@ -49,11 +49,8 @@ def test_the_examples_of_the_settings_file_are_accepted() -> None:
     assert Settings.from_environment(examples).without_effect == ()
 
 
-def test_workflows_may_only_read_by_default() -> None:
-    assert {name for name, workflow in WORKFLOWS.items() if workflow["permissions"] != {"contents": "read"}} == set()
-
-
-def test_workflows_use_existing_targets_and_files() -> None:
+def test_workflows_only_read_by_default_and_use_existing_targets_and_files() -> None:
+    assert all(workflow["permissions"] == {"contents": "read"} for workflow in WORKFLOWS.values())
     commands = "\n".join(step.get("run", "") for step in STEPS)
     made = {target for line in re.findall(r"^make (.+)$", commands, re.MULTILINE) for target in line.split()}
     assert {"docs", "audit", "build", "sbom", "docker"} <= made
