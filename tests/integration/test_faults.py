@@ -65,7 +65,7 @@ async def test_a_moved_file_is_unavailable_until_it_is_back(path: Path, users: S
     path.rename(elsewhere)
 
     await assert_unavailable(users, "bob")
-    assert not path.exists(), "an empty file in its place would let everybody in again"
+    assert not path.exists(), "an empty file in its place would accept registered mailboxes again"
 
     elsewhere.rename(path)
     await users.add(person("carol"))
