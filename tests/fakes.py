@@ -16,7 +16,7 @@ from usersvc.domain.password import Password, PasswordHash
 from usersvc.domain.user import User
 from usersvc.web.app import create_app
 
-NOW = datetime(2026, 1, 31, 9, 30, tzinfo=UTC)
+NOW = datetime(2026, 1, 31, 9, 30, 0, 123, tzinfo=UTC)
 
 
 def person(email: str = "alice@example.com", *, at: datetime = NOW) -> User:

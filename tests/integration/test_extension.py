@@ -59,7 +59,7 @@ async def test_a_message_has_the_event_and_is_signed() -> None:
     [(headers, body)] = messages
     assert json.loads(body) == {
         "type": "user.registered",
-        "timestamp": "2026-01-31T09:30:00.000000Z",
+        "timestamp": "2026-01-31T09:30:00.000123Z",
         "data": {"id": str(EVENT.user_id), "email": "alice@example.com"},
     }
     signed = f"{headers['webhook-id']}.{headers['webhook-timestamp']}.".encode() + body

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.fake_time import START, in_fake_time, now
-from tests.fakes import QuickHasher
+from tests.fakes import QuickHasher, person
 from usersvc.adapters.memory import InMemoryOutbox, InMemoryUsers
 from usersvc.adapters.telemetry.instrumented import observed
 from usersvc.application.errors import StorageUnavailable, Undeliverable
@@ -36,8 +36,6 @@ from usersvc.application.outbox_entries import OutboxEntry
 from usersvc.application.ports import Outbox
 from usersvc.application.registration import UserRegistrationService
 from usersvc.domain.events import UserRegistered
-from usersvc.domain.password import PasswordHash
-from usersvc.domain.user import User
 
 SECOND, MINUTE, HOUR, DAY = timedelta(seconds=1), timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)
 
@@ -91,8 +89,7 @@ async def refuse(_: UserRegistered) -> None:
 
 def add(outbox: InMemoryOutbox, *names: str) -> None:
     for name in names:
-        registration = User.register(email=f"{name}@example.com", password="correct horse battery", age=30)
-        for event in registration.complete(PasswordHash("$hash"), at=now()).events:
+        for event in person(f"{name}@example.com", at=now()).events:
             outbox.put(event)
 
 
