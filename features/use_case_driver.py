@@ -19,7 +19,6 @@ from usersvc.application.idempotency import IdempotencyKey
 from usersvc.application.mail_delivery import MailDelivery
 from usersvc.application.read_models import Order, UserView
 from usersvc.application.registration import IdempotencyKeyReused, UserRegistrationService
-from usersvc.application.user_queries import UserQueryService
 from usersvc.domain.email_address import EmailAddress
 from usersvc.domain.errors import EmailAlreadyRegistered, ValidationFailed
 from usersvc.domain.events import UserRegistered
@@ -126,7 +125,6 @@ class UseCaseDriver:
         self._hasher = YieldingHasher()
         dispatcher = MailDelivery(self._users.outbox, self.mail_server, clock=now)
         self._service = UserRegistrationService(self._users, self._hasher, clock=now, on_registered=dispatcher.wake)
-        self._queries = UserQueryService(self._users)
         self._log = KeptLog()
         self._shown: list[str] = []
         # One loop for the whole scenario, so that background tasks survive from call to call.
@@ -174,12 +172,11 @@ class UseCaseDriver:
         return Registered(registered.user)
 
     def page(self, *, size: int | None = None, newest_first: bool = False, email: str | None = None) -> Page:
-        # Left out if not needed, so that the default is the service's.
-        order = {"order": Order.DESC} if newest_first else {}
-        mailbox = None if email is None else EmailAddress(email)
+        order = Order.DESC if newest_first else Order.ASC
+        mailbox = None if email is None else EmailAddress(email).mailbox
 
         def begin(after: int | None) -> Page:
-            page = self._run(self._queries.page(limit=size or PAGE_SIZE, after=after, email=mailbox, **order))
+            page = self._run(self._users.page(limit=size or PAGE_SIZE, order=order, after=after, mailbox=mailbox))
             self._shown.append(repr(page))
             following = page.next_after
             return Page(page.users, next_page=None if following is None else lambda: begin(following))
@@ -187,7 +184,7 @@ class UseCaseDriver:
         return begin(None)
 
     def look_up(self, user_id: str) -> UserView | None:
-        user = self._run(self._queries.show(UUID(user_id)))
+        user = self._run(self._users.find(UUID(user_id)))
         self._shown.append(repr(user))
         return user
 

@@ -10,7 +10,6 @@ from usersvc.adapters.memory import InMemoryUsers
 from usersvc.application.ports import Store
 from usersvc.application.readiness import Readiness
 from usersvc.application.registration import UserRegistrationService
-from usersvc.application.user_queries import UserQueryService
 from usersvc.domain.events import UserRegistered
 from usersvc.domain.password import Password, PasswordHash
 from usersvc.domain.user import User
@@ -61,9 +60,8 @@ def quick_app(
     store: Store | None = None,
     *,
     service: UserRegistrationService | None = None,
-    queries: UserQueryService | None = None,
     **options: Any,
 ) -> web.Application:
     """The application with fakes."""
     store = store or InMemoryUsers()
-    return create_app(service or quick_service(store), queries or UserQueryService(store), Readiness(store), **options)
+    return create_app(service or quick_service(store), store, Readiness(store), **options)

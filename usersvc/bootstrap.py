@@ -20,7 +20,6 @@ from usersvc.application.mail_delivery import MailDelivery
 from usersvc.application.ports import Notifier, Outbox, PasswordHasher, Store
 from usersvc.application.readiness import Readiness
 from usersvc.application.registration import UserRegistrationService
-from usersvc.application.user_queries import UserQueryService
 from usersvc.asgi import AiohttpASGI, cancel_on_disconnect
 from usersvc.config import InvalidSetting, Settings
 from usersvc.logs import configure_logging
@@ -85,7 +84,7 @@ def create_service_app(settings: Settings) -> web.Application:
 
     return create_app(
         registration,
-        UserQueryService(users),
+        users,
         Readiness(users),
         resources=resources,
         max_body_bytes=settings.max_body_bytes,

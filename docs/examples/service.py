@@ -11,7 +11,6 @@ from usersvc.adapters.bcrypt.hasher import BcryptPasswordHasher
 from usersvc.application.mail_delivery import MailDelivery
 from usersvc.application.readiness import Readiness
 from usersvc.application.registration import UserRegistrationService
-from usersvc.application.user_queries import UserQueryService
 from usersvc.asgi import AiohttpASGI, cancel_on_disconnect
 from usersvc.bootstrap import settings_or_exit
 from usersvc.logs import configure_logging
@@ -44,7 +43,7 @@ def create_asgi_app() -> AiohttpASGI:
     return AiohttpASGI(
         create_app(
             service,
-            UserQueryService(users),
+            users,
             Readiness(users),
             resources=resources,
             max_body_bytes=settings.max_body_bytes,

@@ -8,9 +8,8 @@ import pytest
 from tests.fakes import QuickHasher, quick_service
 from usersvc.adapters.memory import InMemoryUsers
 from usersvc.application.idempotency import EarlierRegistration, IdempotencyKey, IdempotencyKeyUsed
-from usersvc.application.read_models import UserView
+from usersvc.application.read_models import Order, UserView
 from usersvc.application.registration import IdempotencyKeyReused, Registered, UserRegistrationService
-from usersvc.application.user_queries import UserQueryService
 from usersvc.domain.errors import EmailAlreadyRegistered, ValidationFailed
 from usersvc.domain.password import Password, PasswordHash
 from usersvc.domain.user import User
@@ -37,7 +36,7 @@ class CountingHasher(QuickHasher):
 
 
 async def stored(users: InMemoryUsers) -> list[UserView]:
-    return (await UserQueryService(users).page(limit=9)).users
+    return (await users.page(limit=9, order=Order.ASC, after=None, mailbox=None)).users
 
 
 async def test_registered_user_and_event_are_stored() -> None:

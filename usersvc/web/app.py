@@ -9,9 +9,9 @@ import orjson
 from aiohttp import web
 from aiohttp_apispec import validation_middleware
 
+from usersvc.application.ports import UserQueries
 from usersvc.application.readiness import Readiness
 from usersvc.application.registration import UserRegistrationService
-from usersvc.application.user_queries import UserQueryService
 from usersvc.web import documentation, operations, users
 from usersvc.web.client_address import Network
 from usersvc.web.middleware import cors
@@ -54,7 +54,7 @@ ROUTES = [
 
 def create_app(
     service: UserRegistrationService,
-    queries: UserQueryService,
+    queries: UserQueries,
     readiness: Readiness,
     *,
     resources: Callable[[], AbstractAsyncContextManager[None]] = nullcontext,
@@ -73,7 +73,7 @@ def create_app(
 
     Args:
         service: registers users.
-        queries: shows and lists users.
+        queries: reads users for display.
         readiness: checks the storage.
         resources: entered at start-up and left at clean-up.
         max_body_bytes: a larger body is refused with 413.
