@@ -55,7 +55,7 @@ class TestRegistering:
 
     def test_checks_only_the_given_values(self) -> None:
         assert [violation.field for violation in User.violations(age=1)] == ["age"]
-        assert User.violations() == ()
+        assert User.violations() == []
 
     @pytest.mark.parametrize("zone", [None, timezone(timedelta(hours=5))])
     def test_requires_a_time_in_utc(self, zone: timezone | None) -> None:
@@ -175,7 +175,7 @@ class TestEmailAddress:
             ("straße@example.com", "STRASSE@example.com"),
             ("alice@日本。jp", "alice@日本.jp"),
             # Unicode Standard, section 3.13, D145: folding needs the decomposed form here.
-            ("\u1f80@example.com", "\u1f00\u03b9@example.com"),
+            ("\u1fb3\u0323@example.com", "\u03b1\u0323\u03b9@example.com"),
         ],
     )
     def test_is_equal_to_another_spelling_of_the_mailbox(self, one: str, other: str) -> None:
@@ -267,7 +267,7 @@ class TestPassword:
     def test_minimum_length_can_be_raised(self) -> None:
         [violation] = User.violations(password="x" * 14, password_min_length=15)
         assert violation.code == "too-short"
-        assert User.violations(password="x" * 15, password_min_length=15) == ()
+        assert User.violations(password="x" * 15, password_min_length=15) == []
 
     @given(st.text(min_size=8, max_size=256))
     @example("ÅÅÅÅÅÅÅÅ")

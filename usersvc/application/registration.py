@@ -106,6 +106,6 @@ class UserRegistrationService:
 
     def violations(
         self, *, email: str | None = None, password: str | None = None, age: int | None = None
-    ) -> tuple[Violation, ...]:
+    ) -> list[Violation]:
         """The rules that these values alone break, for a response that names every broken field at once."""
         return User.violations(email=email, password=password, age=age, password_min_length=self.password_min_length)

@@ -40,18 +40,18 @@ class ImportRow:
             ValidationFailed: with all violations.
         """
         violations: list[Violation] = []
-        user = collect(
-            violations,
-            lambda: User.imported(
+        user = None
+        with collect(violations):
+            user = User.imported(
                 email=self.email,
                 age=self.age,
                 password_hash=PasswordHash(self.password_hash),
                 at=at,
                 user_id=self.id,
                 registered_at=self.registered_at,
-            ),
-        )
-        collect(violations, lambda: parse_password_hash(self.password_hash))
+            )
+        with collect(violations):
+            parse_password_hash(self.password_hash)
         if user is None or violations:
             raise ValidationFailed(violations)
         return user
