@@ -27,10 +27,7 @@ class Registered:
 
 
 class UserRegistrationService:
-    """Registers users.
-
-    ``password_min_length`` is in code points. ``on_registered`` is called when there may be a new event in the outbox.
-    """
+    """Registers users; ``on_registered`` is called when there may be a new event in the outbox."""
 
     def __init__(
         self,
@@ -50,14 +47,8 @@ class UserRegistrationService:
     async def register(self, *, email: str, password: str, age: int, key: str | None = None) -> Registered:
         """Register a user: when this returns, the user and the event that leads to the welcome mail are stored.
 
-        With a key, the same registration can be repeated and returns the first result; concurrent repeats register one
+        With an idempotency key (in visible ASCII), a repeat returns the first result; concurrent repeats register one
         user. A failure does not use up the key. After a cancellation the user may have been stored.
-
-        Args:
-            email: as typed.
-            password: as typed, in plaintext.
-            age: in whole years.
-            key: the idempotency key, in visible ASCII.
 
         Raises:
             ValidationFailed: with all violations.

@@ -40,7 +40,6 @@ class ImportRow:
             ValidationFailed: with all violations.
         """
         violations: list[Violation] = []
-        user = None
         with collect(violations):
             user = User.imported(
                 email=self.email,
@@ -52,7 +51,7 @@ class ImportRow:
             )
         with collect(violations):
             parse_password_hash(self.password_hash)
-        if user is None or violations:
+        if violations:
             raise ValidationFailed(violations)
         return user
 

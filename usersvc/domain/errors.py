@@ -1,6 +1,6 @@
 """Errors of the domain, and how several violations are reported at once."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -27,7 +27,7 @@ class EmailAlreadyRegistered(Exception):
 
 
 @contextmanager
-def collect(violations: list[Violation]) -> Iterator[None]:
+def collect(violations: list[Violation]) -> Generator[None, None, None]:
     """Extend ``violations`` by those of a ``ValidationFailed`` that is raised inside."""
     try:
         yield
