@@ -8,7 +8,6 @@ from usersvc.application.clock import utc_now
 from usersvc.application.idempotency import EarlierRegistration, IdempotencyKey, IdempotencyKeyUsed
 from usersvc.application.ports import PasswordHasher, Users
 from usersvc.application.read_models import UserView, view_of
-from usersvc.domain.errors import Violation
 from usersvc.domain.password import Password
 from usersvc.domain.user import Registration, User
 
@@ -94,9 +93,3 @@ class UserRegistrationService:
             # Also after a failure or a cancellation: the user may have been stored.
             self._on_registered()
         return view_of(user)
-
-    def violations(
-        self, *, email: str | None = None, password: str | None = None, age: int | None = None
-    ) -> list[Violation]:
-        """The rules that these values alone break, for a response that names every broken field at once."""
-        return User.violations(email=email, password=password, age=age, password_min_length=self.password_min_length)

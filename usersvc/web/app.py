@@ -12,6 +12,7 @@ from aiohttp_apispec import validation_middleware
 from usersvc.application.ports import UserQueries
 from usersvc.application.readiness import Readiness
 from usersvc.application.registration import UserRegistrationService
+from usersvc.domain.user import User
 from usersvc.web import documentation, operations, users
 from usersvc.web.client_address import Network
 from usersvc.web.middleware import cors
@@ -111,7 +112,8 @@ def create_app(
     with warnings.catch_warnings():
         # validation_middleware uses plain strings as keys, which aiohttp warns about.
         warnings.simplefilter("ignore", web.NotAppKeyWarning)
-        app["_apispec_parser"] = Parser({RegistrationSchema: service.violations})
+        violations = partial(User.violations, password_min_length=service.password_min_length)
+        app["_apispec_parser"] = Parser({RegistrationSchema: violations})
         app["_apispec_request_data_name"] = "data"
     app.add_routes(ROUTES)
     document = openapi_document(
