@@ -126,8 +126,6 @@ def _limits(
     settings: Settings, metrics: PrometheusMetrics
 ) -> "tuple[dict[str, RateLimit], RateLimit | None, RedisCounts | None]":
     """The limits on requests and on wrong admin tokens, and the counts that they share with other processes."""
-    if settings.register_rate is None and settings.admin_token is None:
-        return {}, None, None
     from limits import parse  # noqa: PLC0415  # slow to import
 
     shared_counts = None
@@ -137,11 +135,10 @@ def _limits(
         shared_counts = RedisCounts(settings.rate_limit_store, secret=settings.password_pepper)
     limit = partial(RateLimit, trusted_proxies=settings.trusted_proxies, shared=shared_counts)
     rates = {"register": settings.register_rate}
-    return (
-        {name: limit(name, rate, on_fallback=metrics.rate_limit_fallbacks.inc) for name, rate in rates.items() if rate},
-        limit("admin-token", parse(MAX_FAILURES)) if settings.admin_token else None,
-        shared_counts,
-    )
+    on_fallback = metrics.rate_limit_fallbacks.inc
+    by_name = {name: limit(name, rate, on_fallback=on_fallback) for name, rate in rates.items() if rate}
+    failures = limit("admin-token", parse(MAX_FAILURES)) if settings.admin_token else None
+    return by_name, failures, shared_counts
 
 
 def _create_users(settings: Settings) -> "InMemoryUsers | SqliteUsers | PostgresUsers":

@@ -147,10 +147,9 @@ def _is_installed(module: str) -> bool:
 
 
 def _is_loopback(host: str) -> bool:
-    try:
+    with suppress(ValueError):
         return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host.lower() == "localhost"
+    return host.lower() == "localhost"
 
 
 def read_dotenv() -> dict[str, str]:

@@ -30,35 +30,29 @@ class Password:
     def choose(cls, typed: str, *, email: str | None = None, min_length: int = MIN_LENGTH) -> Self:
         """Check a new password: any character is allowed, and there are no composition rules.
 
-        Args:
-            typed: normalized to NFC before its length is checked.
-            email: the user's address as typed, valid or not; the password must not repeat it.
-            min_length: in code points.
+        It is normalized to NFC before its length is checked, in code points. It must not repeat the user's address,
+        which is given as typed, valid or not.
 
         Raises:
             ValidationFailed: with every violated rule.
         """
-        violations: list[Violation] = []
-
-        def refuse(code: str, message: str) -> None:
-            violations.append(Violation("password", code, message))
-
+        broken: list[tuple[str, str]] = []
         # Normalization takes quadratic time in the worst case. NFC composes at most four code points into one, so a
         # text of more than four times the maximum is too long in any form.
         clear = unicodedata.normalize("NFC", typed) if len(typed) <= 4 * cls.MAX_LENGTH else typed
         if len(clear) < min_length:
-            refuse("too-short", f"Must have at least {min_length} characters.")
+            broken.append(("too-short", f"Must have at least {min_length} characters."))
         if len(clear) > cls.MAX_LENGTH:
-            refuse("too-long", f"Must have at most {cls.MAX_LENGTH} characters.")
+            broken.append(("too-long", f"Must have at most {cls.MAX_LENGTH} characters."))
         else:
             if any(unicodedata.category(character) == "Cs" for character in clear):
-                refuse("invalid-character", "Must not contain an unpaired surrogate.")
+                broken.append(("invalid-character", "Must not contain an unpaired surrogate."))
             if caseless(clear) in _common_passwords():
-                refuse("common-password", "Must not be one of the commonly used passwords.")
+                broken.append(("common-password", "Must not be one of the commonly used passwords."))
             if email is not None and _repeats(clear, email):
-                refuse("same-as-email", "Must not be the email address or the part of it before the @.")
-        if violations:
-            raise ValidationFailed(violations)
+                broken.append(("same-as-email", "Must not be the email address or the part of it before the @."))
+        if broken:
+            raise ValidationFailed([Violation("password", *rule) for rule in broken])
         return cls(clear)
 
 

@@ -83,13 +83,7 @@ class User:
     ) -> Self:
         """Create a user who has registered with another system; there is no event, so no mail is sent.
 
-        Args:
-            email: as typed.
-            age: in whole years.
-            password_hash: one that the ``PasswordHasher`` can verify.
-            at: the current time in UTC, which is also the default of ``registered_at``.
-            user_id: a new UUIDv7 by default.
-            registered_at: in UTC.
+        ``at`` is the current time in UTC, and the default of ``registered_at``; that of ``user_id`` is a new UUIDv7.
 
         Raises:
             ValidationFailed: with all violations.
