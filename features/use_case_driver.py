@@ -12,7 +12,7 @@ from uuid import UUID
 
 from features.driver import KEY_REUSED, TAKEN, Application, Outcome, Page, Refused, Registered, Trouble, Unsent
 from tests.fake_time import FakeTimeLoop, now
-from tests.fakes import Mailbag, QuickHasher
+from tests.fakes import QuickHasher
 from usersvc.adapters.memory import InMemoryUsers
 from usersvc.application.errors import Undeliverable
 from usersvc.application.idempotency import IdempotencyKey
@@ -48,11 +48,11 @@ class YieldingHasher(QuickHasher):
         return await super().hash(password)
 
 
-class FakeMailServer(Mailbag):
-    """A ``Mailbag`` that can be made to fail, and records the times of attempts."""
+class FakeMailServer:
+    """A ``Notifier`` that keeps the events, can be made to fail, and records the times of attempts."""
 
     def __init__(self) -> None:
-        super().__init__()
+        self.welcomes: list[UserRegistered] = []
         self.attempts: list[tuple[str, datetime]] = []
         self._is_up = True
         self._troubles: dict[str, Trouble] = {}
@@ -81,7 +81,7 @@ class FakeMailServer(Mailbag):
             case Trouble.NO_REPLY:
                 await asyncio.Event().wait()
             case None:
-                await super().welcome(event)
+                self.welcomes.append(event)
 
 
 class WatchedUsers(InMemoryUsers):

@@ -10,7 +10,6 @@ from usersvc.adapters.memory import InMemoryUsers
 from usersvc.application.ports import Store
 from usersvc.application.readiness import Readiness
 from usersvc.application.registration import UserRegistrationService
-from usersvc.domain.events import UserRegistered
 from usersvc.domain.password import Password, PasswordHash
 from usersvc.domain.user import User
 from usersvc.web.app import create_app
@@ -32,23 +31,6 @@ class QuickHasher:
 
     async def verify(self, password: Password, password_hash: PasswordHash) -> bool:
         return password_hash == await QuickHasher.hash(self, password)
-
-
-class Mailbag:
-    """A ``Notifier`` that keeps the events."""
-
-    def __init__(self) -> None:
-        self.welcomes: list[UserRegistered] = []
-
-    async def welcome(self, event: UserRegistered) -> None:
-        self.welcomes.append(event)
-
-
-class BrokenNotifier:
-    """A ``Notifier`` that always fails, with an address in its error."""
-
-    async def welcome(self, event: UserRegistered) -> None:
-        raise ConnectionError(f"cannot connect for {event.email}")
 
 
 def quick_service(users: Store | None = None) -> UserRegistrationService:

@@ -36,23 +36,27 @@ class Password:
         Raises:
             ValidationFailed: with every violated rule.
         """
-        broken: list[tuple[str, str]] = []
+        violations: list[Violation] = []
+
+        def refuse(code: str, message: str) -> None:
+            violations.append(Violation("password", code, message))
+
         # Normalization takes quadratic time in the worst case. NFC composes at most four code points into one, so a
         # text of more than four times the maximum is too long in any form.
         clear = unicodedata.normalize("NFC", typed) if len(typed) <= 4 * cls.MAX_LENGTH else typed
         if len(clear) < min_length:
-            broken.append(("too-short", f"Must have at least {min_length} characters."))
+            refuse("too-short", f"Must have at least {min_length} characters.")
         if len(clear) > cls.MAX_LENGTH:
-            broken.append(("too-long", f"Must have at most {cls.MAX_LENGTH} characters."))
+            refuse("too-long", f"Must have at most {cls.MAX_LENGTH} characters.")
         else:
             if any(unicodedata.category(character) == "Cs" for character in clear):
-                broken.append(("invalid-character", "Must not contain an unpaired surrogate."))
+                refuse("invalid-character", "Must not contain an unpaired surrogate.")
             if caseless(clear) in _common_passwords():
-                broken.append(("common-password", "Must not be one of the commonly used passwords."))
+                refuse("common-password", "Must not be one of the commonly used passwords.")
             if email is not None and _repeats(clear, email):
-                broken.append(("same-as-email", "Must not be the email address or the part of it before the @."))
-        if broken:
-            raise ValidationFailed([Violation("password", *rule) for rule in broken])
+                refuse("same-as-email", "Must not be the email address or the part of it before the @.")
+        if violations:
+            raise ValidationFailed(violations)
         return cls(clear)
 
 
