@@ -129,11 +129,5 @@ class Registration:
     def complete(self, password_hash: PasswordHash, *, at: datetime) -> User:
         """Create the user with the hash of ``password``, a new id and the event; ``at`` is the current time in UTC."""
         user_id = uuid7()
-        return User(
-            id=user_id,
-            email=self.email,
-            age=self.age,
-            password_hash=password_hash,
-            registered_at=at,
-            events=(UserRegistered(user_id=user_id, email=self.email.typed, occurred_at=at),),
-        )
+        events = (UserRegistered(user_id, self.email.typed, occurred_at=at),)
+        return User(user_id, self.email, self.age, password_hash, registered_at=at, events=events)
