@@ -129,7 +129,7 @@ def _limits(
     from limits import parse  # noqa: PLC0415  # slow to import
 
     shared_counts = None
-    if settings.rate_limit_store is not None:
+    if settings.rate_limit_store is not None and (settings.register_rate or settings.admin_token):
         from usersvc.adapters.redis.counts import RedisCounts  # noqa: PLC0415  # an extra, which may be missing
 
         shared_counts = RedisCounts(settings.rate_limit_store, secret=settings.password_pepper)

@@ -120,6 +120,7 @@ class Settings:
     @property
     def extras(self) -> tuple[str, ...]:
         """The names of the optional dependencies that these settings need."""
+        # In the order of EXTRAS.
         needed = (isinstance(self.database, parsers.PostgresDatabase), self.rate_limit_store, self.tracing != "off")
         return tuple(compress(EXTRAS, needed))
 
