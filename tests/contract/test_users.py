@@ -8,21 +8,14 @@ from uuid import uuid4
 
 import pytest
 
+from tests.fakes import NOW, person
 from usersvc.application.idempotency import EarlierRegistration, IdempotencyKey, IdempotencyKeyUsed
 from usersvc.application.ports import Store
 from usersvc.application.ports import Store as Users
 from usersvc.application.read_models import Order, Page, UserRecord, view_of
 from usersvc.domain.email_address import EmailAddress
 from usersvc.domain.errors import EmailAlreadyRegistered
-from usersvc.domain.password import PasswordHash
 from usersvc.domain.user import User
-
-NOW = datetime(2026, 1, 31, 9, 30, 0, 123, tzinfo=UTC)
-
-
-def person(email: str, *, at: datetime = NOW) -> User:
-    registration = User.register(email=email, password="correct horse battery", age=30)
-    return registration.complete(PasswordHash("$hash"), at=at)
 
 
 async def add_people(users: Users, *names: str) -> None:

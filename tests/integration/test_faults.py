@@ -14,7 +14,7 @@ from uuid import uuid4
 
 import pytest
 
-from tests.contract.test_users import person as registered
+from tests import fakes
 from usersvc.adapters.sqlite import SqliteUsers, maintenance
 from usersvc.adapters.sqlite import database as sqlite_file
 from usersvc.application.errors import StorageUnavailable
@@ -28,7 +28,7 @@ async def names(users: SqliteUsers) -> list[str]:
 
 
 def person(name: str) -> User:
-    return registered(f"{name}@example.com")
+    return fakes.person(f"{name}@example.com")
 
 
 async def open_and_close(path: Path) -> None:

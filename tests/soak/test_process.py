@@ -35,6 +35,7 @@ async def test_four_workers_share_a_new_database(start: StartService) -> None:
 
 OPTIONAL = {
     "aiohttp_cors": {"USERSVC_CORS_ORIGINS": "https://app.example.com"},
+    "aiosmtplib": {"USERSVC_SMTP_URL": "smtp://localhost", "USERSVC_MAIL_FROM": "alice@example.com"},
     "limits": {"USERSVC_REGISTER_RATE": "5/minute"},
 }
 PROGRAM = (

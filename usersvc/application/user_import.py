@@ -65,19 +65,18 @@ class ImportRow:
     def to_user(self, at: datetime) -> User:
         """Create the user; raises ``ValidationFailed`` with all violations."""
         violations: list[Violation] = []
-        user = collect(
-            violations,
-            lambda: User.imported(
+        with collect(violations):
+            user = User.imported(
                 email=self.email,
                 age=self.age,
                 password_hash=PasswordHash(self.password_hash),
                 at=at,
                 user_id=self.id,
                 registered_at=self.registered_at,
-            ),
-        )
-        collect(violations, lambda: parse_password_hash(self.password_hash))
-        if user is None or violations:
+            )
+        with collect(violations):
+            parse_password_hash(self.password_hash)
+        if violations:
             raise ValidationFailed(violations)
         return user
 

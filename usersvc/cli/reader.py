@@ -174,7 +174,8 @@ def load_row(values: Mapping[str, Any]) -> ImportRow:
     if violations:
         violations += User.violations(email=parsed.get("email"), age=parsed.get("age"))
         if "password_hash" in parsed:
-            collect(violations, partial(parse_password_hash, parsed["password_hash"]))
+            with collect(violations):
+                parse_password_hash(parsed["password_hash"])
         raise ValidationFailed(violations)
     return ImportRow(**parsed)
 
