@@ -166,3 +166,15 @@ async def test_handler_that_does_not_read_makes_the_client_stop(kind: Kind, port
             sent += len(piece)
             await connection.writer.drain()
         assert await connection.response() == (200, b'{"total": %d}' % size)
+
+
+@each_server_of_asgi
+async def test_websocket_handshake_is_refused(kind: Kind, port_of: PortOf) -> None:
+    async with connected(port_of(kind)) as connection:
+        await connection.send(
+            b"GET /facts HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+        )
+        status, _ = await connection.response()
+    # A server without WebSockets serves the handshake as any other request.
+    assert status in {200, 403}
