@@ -236,10 +236,6 @@ class PostgresArchive:
         matching = "WHERE mailbox = ANY ($1) OR id = ANY ($2) ORDER BY position"
         return [UserRecord(*row) for row in await self._pool.run(f"{_RECORD} {matching}", mailboxes, ids)]
 
-    async def count(self) -> int:
-        [[count]] = await self._pool.run("SELECT count(*) FROM users")
-        return int(count)
-
 
 def _parameters(users: Sequence[User], key: IdempotencyKey | None = None) -> list[object]:
     """The parameters of ``_addition``: the events, their request context, the limits on mails, the users, the key."""
