@@ -243,9 +243,9 @@ async def test_a_frozen_disk_blocks_no_write_forever(path: Path) -> None:
                 *(users.add(person(f"user{n}")) for n in range(50)),
                 return_exceptions=True,
             )
-            assert {str(outcome) for outcome in outcomes} == {"cannot write: no answer in time"}
+            assert {str(outcome) for outcome in outcomes} == {"cannot write: timed out"}
             # It still hangs, and reading does not.
-            with pytest.raises(StorageUnavailable, match="no answer in time"):
+            with pytest.raises(StorageUnavailable, match="timed out"):
                 await users.check()
             assert await names(users) == []
 
@@ -258,13 +258,13 @@ async def test_a_frozen_disk_blocks_no_write_forever(path: Path) -> None:
 async def test_a_frozen_read_blocks_no_caller_forever(path: Path) -> None:
     async with SqliteUsers(path) as users:
         woken = threading.Event()
-        users._file._reads._connection.create_function("hang", 0, woken.wait)
+        await users._file._reads._connection.create_function("hang", 0, woken.wait)
 
         async with asyncio.timeout(10):
             outcomes = await asyncio.gather(
                 users._file.read("SELECT hang()"), *(names(users) for _ in range(50)), return_exceptions=True
             )
-        assert {str(outcome) for outcome in outcomes} == {"cannot read: no answer in time"}
+        assert {str(outcome) for outcome in outcomes} == {"cannot read: timed out"}
         await users.add(person("alice"))
         woken.set()
         assert await names(users) == ["alice"]
@@ -323,17 +323,31 @@ async def test_a_closed_store_is_unavailable(path: Path) -> None:
     assert [file.name for file in path.parent.iterdir()] == ["users.db"]
 
 
-async def test_a_failed_second_connection_closes_the_first(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    connect = sqlite_file.connect
+@pytest.mark.parametrize("failure", [sqlite3.OperationalError("disk I/O error"), asyncio.CancelledError()])
+async def test_a_failed_or_cancelled_opening_closes_what_it_opened(
+    path: Path, monkeypatch: pytest.MonkeyPatch, failure: BaseException
+) -> None:
+    def fail(connection: sqlite3.Connection) -> None:
+        raise failure
 
-    def connect_once(path: Path, timeout: float) -> sqlite3.Connection:
-        monkeypatch.setattr(sqlite_file, "connect", fail)
-        return connect(path, timeout)
-
-    def fail(*_: object) -> sqlite3.Connection:
-        raise sqlite3.OperationalError("disk I/O error")
-
-    monkeypatch.setattr(sqlite_file, "connect", connect_once)
-    with pytest.raises(StorageUnavailable, match="disk I/O error"):
+    monkeypatch.setattr(sqlite_file, "_prepare_reader", fail)
+    threads = threading.active_count()
+    with pytest.raises((StorageUnavailable, asyncio.CancelledError)):
         await open_and_close(path)
     assert [file.name for file in path.parent.iterdir()] == ["users.db"], "an open connection keeps the -wal"
+    assert threading.active_count() <= threads + 1, "the default executor has a thread"
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_closing_waits_a_limited_time_for_a_hanging_statement(path: Path) -> None:
+    woken = threading.Event()
+    async with asyncio.timeout(10):
+        async with SqliteUsers(path) as users:
+            with pytest.raises(StorageUnavailable, match="timed out"):
+                await users._file.write(lambda _: woken.wait())
+        with pytest.raises(StorageUnavailable, match="closed"):
+            await users.remove(uuid4())
+    writer = users._file._writer._thread
+    woken.set()
+    await asyncio.to_thread(writer.join)
+    assert [file.name for file in path.parent.iterdir()] == ["users.db"], "the connection was not closed afterwards"
