@@ -9,11 +9,7 @@ from usersvc.adapters.sqlite.schema import schema_problems
 
 
 def backup(source: Path, target: Path) -> None:
-    """Copy a consistent snapshot of a database, while other processes may write to it.
-
-    Args:
-        source: the database.
-        target: an empty file.
+    """Copy a consistent snapshot of a database, which may be in use, to an empty file.
 
     Raises:
         StorageUnavailable: one of the two cannot be read or written.
