@@ -86,7 +86,7 @@ async def test_concurrent_additions_and_removals_repeat_and_skip_no_other_user(
         found: list[str] = []
         for _ in range(batches_read):
             found += names(await anext(batches))
-        # One who was shown, one who will be perhaps, and one who comes at the new end.
+        # A user who was listed, one who would be listed last but one, and a new one.
         shown, to_come = found[-1], expected[-2]
         for name in (shown, to_come):
             assert await filled.remove(many()[NAMES.index(name)].id)

@@ -1,4 +1,4 @@
-"""The service with a store that fails in a way nobody foresaw; a module of its own, imported at the start."""
+"""The service with a store that raises an unexpected exception."""
 
 from usersvc import bootstrap
 from usersvc.adapters.memory import InMemoryUsers

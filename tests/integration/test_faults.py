@@ -1,4 +1,4 @@
-"""What ``SqliteUsers`` does when its disk, its file or another process is in the way."""
+"""``SqliteUsers`` with a failing disk, a moved or locked file, and callers that are cancelled."""
 
 # ruff: noqa: ASYNC240  # no test waits for another while it moves its files
 
@@ -44,7 +44,7 @@ async def assert_unavailable(users: SqliteUsers, name: str) -> None:
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    # A folder of its own, as a volume that can go.
+    # In a separate directory, as on a volume that can be unmounted.
     folder = tmp_path / "volume"
     folder.mkdir()
     return folder / "users.db"
@@ -56,20 +56,7 @@ async def users(path: Path) -> AsyncIterator[SqliteUsers]:
         yield users
 
 
-# --- storage that goes, and comes back ------------------------------------------------------------------------------
-
-
-async def test_a_moved_file_is_unavailable_until_it_is_back(path: Path, users: SqliteUsers) -> None:
-    await users.add(person("alice"))
-    elsewhere = path.with_name("elsewhere")
-    path.rename(elsewhere)
-
-    await assert_unavailable(users, "bob")
-    assert not path.exists(), "an empty file in its place would let everybody in again"
-
-    elsewhere.rename(path)
-    await users.add(person("carol"))
-    assert await names(users) == ["alice", "carol"]
+# --- storage that is moved or replaced --------------------------------------------------------------------------------
 
 
 async def test_a_moved_directory_is_unavailable_until_it_is_back(path: Path, users: SqliteUsers) -> None:
@@ -194,7 +181,7 @@ async def test_a_read_only_file_is_refused_until_it_is_writable(path: Path) -> N
         pytest.skip("this user may write to every file")
     with pytest.raises(StorageUnavailable, match="cannot be written to"):
         await open_and_close(path)
-    # A look has left nothing behind that would be read-only later.
+    # No read-only file was left beside it.
     assert list(path.parent.iterdir()) == [path]
     path.chmod(0o644)
     async with SqliteUsers(path) as users:
@@ -244,7 +231,7 @@ async def test_a_frozen_disk_blocks_no_write_forever(path: Path) -> None:
                 return_exceptions=True,
             )
             assert {str(outcome) for outcome in outcomes} == {"cannot write: timed out"}
-            # It still hangs, and reading does not.
+            # Writing still hangs, and reading does not.
             with pytest.raises(StorageUnavailable, match="timed out"):
                 await users.check()
             assert await names(users) == []
@@ -314,15 +301,6 @@ async def test_failed_work_is_rolled_back(users: SqliteUsers) -> None:
     await users.add(person("alice"))
 
 
-async def test_a_closed_store_is_unavailable(path: Path) -> None:
-    async with SqliteUsers(path) as users:
-        pass
-    await assert_unavailable(users, "alice")
-    with pytest.raises(StorageUnavailable):
-        await names(users)
-    assert [file.name for file in path.parent.iterdir()] == ["users.db"]
-
-
 @pytest.mark.parametrize("failure", [sqlite3.OperationalError("disk I/O error"), asyncio.CancelledError()])
 async def test_a_failed_or_cancelled_opening_closes_what_it_opened(
     path: Path, monkeypatch: pytest.MonkeyPatch, failure: BaseException
@@ -345,8 +323,9 @@ async def test_closing_waits_a_limited_time_for_a_hanging_statement(path: Path) 
         async with SqliteUsers(path) as users:
             with pytest.raises(StorageUnavailable, match="timed out"):
                 await users._file.write(lambda _: woken.wait())
+        await assert_unavailable(users, "alice")
         with pytest.raises(StorageUnavailable, match="closed"):
-            await users.remove(uuid4())
+            await names(users)
     writer = users._file._writer._thread
     woken.set()
     await asyncio.to_thread(writer.join)
