@@ -1,6 +1,5 @@
 """Listing all users page by page from every ``Users`` adapter."""
 
-import json
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from functools import cache, partial
@@ -8,10 +7,10 @@ from functools import cache, partial
 import pytest
 
 from tests.contract.adapters import Views
-from tests.contract.test_users import person, quiet
+from tests.contract.test_users import names, person, quiet
 from usersvc.application.keyset import BATCH, in_pages
 from usersvc.application.ports import Store
-from usersvc.application.read_models import Order
+from usersvc.application.read_models import Order, Page
 from usersvc.domain.user import User
 
 MANY = 3 * BATCH + 7
@@ -25,29 +24,18 @@ def many() -> list[User]:
 NAMES = [f"ü{number}" for number in range(MANY)]
 
 
-async def all_batches(
-    users: Store,
-    *,
-    order: Order = Order.ASC,
-    after: int | None = None,
-    mailbox: str | None = None,
-    limit: int | None = None,
-) -> AsyncGenerator[bytes, None]:
-    read = partial(users.page, order=order, mailbox=mailbox)
-    async for page in in_pages(read, lambda page: page.next_after, after=after, limit=limit):
-        yield page.lines + b"\n"
+def all_batches(
+    users: Store, *, order: Order = Order.ASC, after: int | None = None, limit: int | None = None
+) -> AsyncGenerator[Page, None]:
+    read_page = partial(users.page, order=order, mailbox=None)
+    return in_pages(read_page, lambda page: page.next_after, after=after, limit=limit)
 
 
-def names(batch: bytes) -> list[str]:
-    assert batch.endswith(b"\n")
-    return [json.loads(line)["email"].partition("@")[0] for line in batch.splitlines()]
-
-
-async def read(batches: AsyncGenerator[bytes, None]) -> list[str]:
+async def read(batches: AsyncGenerator[Page, None]) -> list[str]:
     found: list[str] = []
     async with aclosing(batches):
         async for batch in batches:
-            assert len(names(batch)) <= BATCH
+            assert len(batch.users) <= BATCH
             found += names(batch)
     return found
 

@@ -209,9 +209,6 @@ async def test_a_wal_that_grew_during_a_long_read_is_truncated(tmp_path: Path, m
         assert wal.stat().st_size <= MEGABYTE
 
 
-# --- copies ---------------------------------------------------------------------------------------------------------
-
-
 async def test_a_backup_is_a_consistent_snapshot_in_one_file(tmp_path: Path) -> None:
     path, copy = tmp_path / "users.db", tmp_path / "copy.db"
     async with SqliteUsers(path) as users:
