@@ -59,10 +59,7 @@ class User:
     ) -> "Registration":
         """Check the data of a new user, as typed; the user exists after ``Registration.complete``.
 
-        ``password_min_length`` is in code points, and at least ``Password.MIN_LENGTH``.
-
-        Raises:
-            ValidationFailed: with the violations of all three fields.
+        ``password_min_length`` is in code points. Raises ``ValidationFailed`` with the violations of all three fields.
         """
         violations = User.violations(email=email, password=password, age=age, password_min_length=password_min_length)
         if violations:
@@ -84,9 +81,7 @@ class User:
         """Create a user who has registered with another system; there is no event, so no mail is sent.
 
         ``at`` is the current time in UTC, and the default of ``registered_at``; that of ``user_id`` is a new UUIDv7.
-
-        Raises:
-            ValidationFailed: with all violations.
+        Raises ``ValidationFailed`` with all violations.
         """
         violations = User.violations(email=email, age=age)
         since = registered_at or at
