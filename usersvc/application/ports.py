@@ -58,7 +58,7 @@ class UserQueries(Protocol):
         """The user with this id; None if there is none."""
 
     async def page(self, *, limit: int, order: Order, after: int | None, mailbox: str | None) -> Page:
-        """At most ``limit`` users (at least 1) after position ``after``, in ``order``; with ``mailbox``, only its user."""
+        """At most ``limit`` users (at least 1) after position ``after`` in ``order``, or only that of ``mailbox``."""
 
 
 class Outbox(Protocol):
