@@ -38,7 +38,7 @@ class Users(Protocol):
     async def add_all(self, users: Sequence[User]) -> list[bool]:
         """Store many users with their events in one transaction, in this order, and return whether each was stored.
 
-        One is not stored if its mailbox or id belongs to another user, stored or earlier in ``users``.
+        A user is not stored if its mailbox or id belongs to another, stored or earlier in ``users``.
         """
 
     async def remove(self, user_id: UUID) -> bool:

@@ -1,7 +1,4 @@
-"""The user: the aggregate that holds every business rule about users.
-
-The rules are constants and methods of ``User`` and its value objects; the OpenAPI document reads the constants.
-"""
+"""The user: the aggregate that holds every rule about users, as constants and methods of it and its value objects."""
 
 import sys
 from dataclasses import dataclass, field
@@ -65,7 +62,7 @@ class User:
         if violations:
             raise ValidationFailed(violations)
         chosen = Password.choose(password, email=email, min_length=password_min_length)
-        return Registration(email=EmailAddress(email), password=chosen, age=Age(age))
+        return Registration(EmailAddress(email), chosen, Age(age))
 
     @classmethod
     def imported(
