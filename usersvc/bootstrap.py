@@ -35,9 +35,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-WEAK_COST = 10
-"""Under this bcrypt is too fast (OWASP Password Storage Cheat Sheet, "bcrypt")."""
-
 
 def create_service_app(settings: Settings) -> web.Application:
     """The whole service, which opens its resources when it starts; an invalid OTEL_... raises ``InvalidSetting``."""
@@ -99,8 +96,8 @@ def create_service_app(settings: Settings) -> web.Application:
 
 def _log_warnings(settings: Settings) -> None:
     """Log the settings that are accepted but weak or unknown."""
-    if settings.bcrypt_cost < WEAK_COST:
-        log.warning("USERSVC_BCRYPT_COST is under %d: the hashes are too fast to compute", WEAK_COST)
+    if settings.bcrypt_cost < 10:  # noqa: PLR2004  # OWASP Password Storage Cheat Sheet, "bcrypt"
+        log.warning("USERSVC_BCRYPT_COST is under 10: the hashes are too fast to compute")
     if settings.smtp is not None and settings.smtp.exposes_password:
         log.warning("USERSVC_SMTP_URL sends the password unencrypted: use smtps:// or smtp+starttls://")
     for name in settings.without_effect:
