@@ -296,14 +296,6 @@ async def test_a_result_that_cannot_be_stored(
 
 
 @in_fake_time
-async def test_an_entry_of_a_crashed_worker_is_sent_when_its_lease_expires() -> None:
-    outbox, notifier = outbox_with(["alice"]), FakeNotifier()
-    [_] = await outbox.lease(now=now(), until=now() + LEASE, limit=1)
-    await deliver(outbox, notifier, LEASE + SECOND)
-    assert notifier.sent == [("alice", START + LEASE)]
-
-
-@in_fake_time
 async def test_two_workers_send_each_mail_once() -> None:
     outbox, notifier = outbox_with(users(100)), FakeNotifier(lambda _: passed(0.3 * SECOND))
     await asyncio.gather(deliver(outbox, notifier, HOUR), deliver(outbox, notifier, HOUR))
