@@ -19,7 +19,6 @@ from usersvc.domain.user import User
 from usersvc.strict_json import InvalidJson, loads
 
 MAX_RECORD_BYTES = 64 * 1024
-"""Bytes. A usual record has a few hundred."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +179,14 @@ def load_row(values: Mapping[str, Any]) -> ImportRow:
     return ImportRow(**parsed)
 
 
+def _parse_id(text: str) -> UUID:
+    user_id = UUID(text)
+    # UUID() also accepts braces, missing hyphens and digits of other scripts.
+    if str(user_id) != text.lower():
+        raise ValueError
+    return user_id
+
+
 def _parse_time(text: str) -> datetime:
     moment = datetime.fromisoformat(text.upper())
     if moment.tzinfo is None:
@@ -193,7 +200,7 @@ FIELDS: dict[str, tuple[type, Callable[[Any], Any], str, str]] = {
     "email": (str, str, "wrong-type", "Must be text."),
     "age": (int, int, "wrong-type", "Must be a whole number."),
     "password_hash": (str, str, "wrong-type", "Must be text."),
-    "id": (str, UUID, "invalid-uuid", "Must be a UUID."),
+    "id": (str, _parse_id, "invalid-uuid", "Must be a UUID."),
     "registered_at": (str, _parse_time, "invalid-time", "Must be an RFC 3339 time."),
 }
 """For each field: the type of its value, what converts it, and the code and message if that fails."""
