@@ -77,12 +77,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         code = 128 + signal.SIGINT if isinstance(error.__cause__, KeyboardInterrupt) else FAILED
     except OSError as error:
         if error.filename is not None:
-            raise
-        # A standard stream failed, not a file.
-        discard_output()
-        if not isinstance(error, BrokenPipeError):
-            Failure(f"standard output or input failed: {error.strerror}").show()
-        # Otherwise the reader, such as `head`, has closed the pipe.
+            Failure(f"cannot open {error.filename}: {error.strerror}").show()
+        else:
+            # A standard stream failed. For a broken pipe: its reader, such as `head`, has closed it.
+            discard_output()
+            if not isinstance(error, BrokenPipeError):
+                Failure(f"standard output or input failed: {error.strerror}").show()
         code = FAILED
     if code:
         raise SystemExit(code)
