@@ -118,6 +118,7 @@ def test_retry_of_a_leased_mail_is_refused(usersvc: Commands) -> None:
 
 @pytest.mark.parametrize("arguments", ["", "outbox retry", "outbox retry 1 --all", "outbox drop", "db check users.db"])
 def test_wrong_arguments_exit_with_2(usersvc: Commands, arguments: str) -> None:
+    usersvc.register()
     code, out, err = usersvc(*arguments.split())
     assert (code, out) == (2, "")
     assert err.startswith("Usage: usersvc")
