@@ -17,7 +17,7 @@ from tests.integration.commands import HASH, HEAD, ID, NOW, Commands, key_of, pe
 from usersvc.adapters.bcrypt.hasher import BcryptPasswordHasher
 from usersvc.application import keyset, user_import
 from usersvc.application.user_import import UserImport
-from usersvc.cli import users_export
+from usersvc.cli import users
 from usersvc.domain.password import Password
 
 # --- list, show, delete ---------------------------------------------------------------------------------------------
@@ -188,11 +188,11 @@ def test_import_reads_ndjson_from_standard_input(usersvc: Commands, monkeypatch:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["missing.csv"], "cannot read missing.csv: No such file or directory"),
-        (["no\n\x1b[2Jwhere.csv"], r"cannot read no\n\x1b[2Jwhere.csv: No such file or directory"),
-        (["--format", "csv", "."], "cannot read .: Is a directory"),
+        (["missing.csv"], "cannot open missing.csv: No such file or directory"),
+        (["no\n\x1b[2Jwhere.csv"], r"cannot open no\n\x1b[2Jwhere.csv: No such file or directory"),
+        (["--format", "csv", "."], "cannot open .: Is a directory"),
         (["--rejected", "users.csv", "users.csv"], "--rejected would replace the file that is imported"),
-        (["--rejected", "not/there", "users.csv"], "cannot write not/there: No such file or directory"),
+        (["--rejected", "not/there", "users.csv"], "cannot open not/there: No such file or directory"),
     ],
 )
 def test_an_unusable_file_is_reported(usersvc: Commands, arguments: list[str], message: str) -> None:
@@ -267,7 +267,7 @@ def test_a_failed_export_leaves_no_file(usersvc: Commands, monkeypatch: pytest.M
         signal.raise_signal(signal.SIGTERM)
         return b"half"
 
-    monkeypatch.setattr(users_export, "encode", encode)
+    monkeypatch.setattr(users, "encode", encode)
     assert usersvc("users", "export", "users.csv") == (143, "", "usersvc: stopped\n")
     assert {*usersvc.folder.iterdir()} == before
 
