@@ -15,8 +15,7 @@ from usersvc.domain.password import PasswordHash
 from usersvc.domain.user import User
 
 STORED_AT_ONCE = 500
-"""Users per transaction: enough to make its fixed cost negligible, and few enough to delay concurrent registrations by
-less than 100 ms on SQLite."""
+"""Users per transaction, few enough to delay concurrent registrations by less than 100 ms on SQLite."""
 
 MAX_HASH_COST = 16
 """The highest accepted cost of bcrypt: verifying takes about five seconds, and twice as long per further step."""
@@ -90,8 +89,7 @@ class ImportRow:
 
 
 Outcome = Literal["imported", "already there"] | ValidationFailed
-"""The result of importing one row: a user with the same data may exist already; an error has the reasons for
-rejecting it."""
+"""The result of importing one row; "already there" is a user with the same data, an error means that it is rejected."""
 
 
 class UserImport:
@@ -141,21 +139,16 @@ class UserImport:
             same_mailbox, same_id = existing.get(user.email.mailbox), existing.get(user.id)
             if same_mailbox is None and same_id is None:
                 added[index] = user
+            elif same_mailbox is not None and row.matches(same_mailbox):
+                outcomes[index] = "already there"
             else:
-                outcomes[index] = _compare(row, same_mailbox, same_id)
+                violations = [EMAIL_TAKEN] if same_mailbox is not None else []
+                # If one user has both the mailbox and the id, the id is right: the other data differ.
+                if same_id is not None and same_id is not same_mailbox:
+                    violations.append(ID_TAKEN)
+                outcomes[index] = ValidationFailed(violations)
         stored = await self._users.add_all([*added.values()]) if added else []
         for index, is_stored in zip(added, stored, strict=True):
             if is_stored:
                 outcomes[index] = "imported"
         return outcomes
-
-
-def _compare(row: ImportRow, same_mailbox: UserRecord | None, same_id: UserRecord | None) -> Outcome:
-    """The outcome of a row whose mailbox or id belongs to an existing user."""
-    if same_mailbox is not None and row.matches(same_mailbox):
-        return "already there"
-    violations = [EMAIL_TAKEN] if same_mailbox is not None else []
-    # If one user has both the mailbox and the id, the id is right: the other data differ.
-    if same_id is not None and same_id is not same_mailbox:
-        violations.append(ID_TAKEN)
-    return ValidationFailed(violations)

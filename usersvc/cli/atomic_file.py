@@ -37,7 +37,6 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 
 def _sync(path: Path) -> None:
-    """Flush a file, or the entries of a folder, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
