@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import compress
 from typing import Literal
 from uuid import UUID
 
@@ -22,9 +23,7 @@ MAX_HASH_COST = 16
 
 EMAIL_TAKEN = Violation("email", "email-taken", "The mailbox belongs to an existing user with other data.")
 ID_TAKEN = Violation("id", "id-taken", "The id belongs to another existing user.")
-UNKNOWN_HASH = Violation(
-    "password_hash", "unknown-hash", "Must be a complete bcrypt hash: $2a$, $2b$ or $2y$, with its cost."
-)
+UNKNOWN_HASH = Violation("password_hash", "unknown-hash", "Must be a complete bcrypt hash: $2a$, $2b$ or $2y$.")
 COST_TOO_HIGH = Violation("password_hash", "cost-too-high", f"The cost must be at most {MAX_HASH_COST}.")
 
 _HASH = re.compile(
@@ -102,9 +101,7 @@ class UserImport:
         self._clock = clock
 
     async def take(self, rows: Sequence[ImportRow | ValidationFailed]) -> list[Outcome]:
-        """Store the users of all valid rows who do not exist yet, usually in one transaction; returns each outcome.
-
-        An error stands for a row that could not be read, and is its outcome.
+        """Store the users who do not exist yet, usually in one transaction; returns each outcome.
 
         Raises:
             StorageUnavailable: it is not known whether the users were stored.
@@ -148,7 +145,6 @@ class UserImport:
                     violations.append(ID_TAKEN)
                 outcomes[index] = ValidationFailed(violations)
         stored = await self._users.add_all([*added.values()]) if added else []
-        for index, is_stored in zip(added, stored, strict=True):
-            if is_stored:
-                outcomes[index] = "imported"
+        for index in compress(added, stored):
+            outcomes[index] = "imported"
         return outcomes

@@ -4,8 +4,7 @@ from pathlib import Path
 
 import click
 
-from usersvc.cli.atomic_file import atomic_file
-from usersvc.cli.output import Failure
+from usersvc.cli.output import Failure, atomic_file
 from usersvc.cli.stores import check_exists
 from usersvc.config import Settings
 from usersvc.setting_parsers import SqliteDatabase

@@ -50,11 +50,7 @@ def serve() -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a command.
-
-    Raises:
-        SystemExit: unless it succeeds, with a code of ``usersvc.cli.output`` or that of uvicorn for a failed start.
-    """
+    """Run a command; raises ``SystemExit`` with a code of ``usersvc.cli.output`` or of uvicorn unless it succeeds."""
     for name, mode, flags in (("stdin", "r", os.O_WRONLY), ("stdout", "w", os.O_RDONLY), ("stderr", "w", os.O_WRONLY)):
         if getattr(sys, name) is None:
             # The caller has closed it. Messages are discarded; using one of the other two fails.

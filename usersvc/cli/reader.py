@@ -29,9 +29,7 @@ class Record:
     last: int
     """The numbers of its first and last line; the first of the file is 1."""
     text: str = field(repr=False)
-    """As in the file."""
     row: ImportRow | ValidationFailed
-    """Its values, or the reasons why it is invalid."""
 
 
 class Source:
@@ -47,8 +45,7 @@ class Source:
         """The lines with their line feeds.
 
         Raises:
-            Failure: the record has more than ``MAX_RECORD_BYTES``. With an unclosed quotation mark, ``csv`` would read
-                the rest of the file as one cell.
+            Failure: the record is too long: ``csv`` would read all that follows an unclosed quotation mark.
         """
         while line := self._stream.readline(MAX_RECORD_BYTES + 1 + len(BOM_UTF8)):
             # Some programs begin a file with a byte order mark.

@@ -14,7 +14,6 @@ from usersvc.application.read_models import UserRecord
 CSV, NDJSON = "csv", "ndjson"
 FORMATS = (CSV, NDJSON)
 SUFFIXES = {".csv": CSV, ".ndjson": NDJSON, ".jsonl": NDJSON}
-"""The format by the suffix of the file name."""
 
 PUBLIC = ("id", "email", "age", "registered_at")
 """The fields of an export without hashes, in order."""

@@ -14,8 +14,7 @@ from usersvc.application.keyset import in_pages
 from usersvc.application.ports import Store
 from usersvc.application.read_models import Order, UserView
 from usersvc.cli import users_import
-from usersvc.cli.atomic_file import atomic_file
-from usersvc.cli.output import Failure, print_json, print_message
+from usersvc.cli.output import Failure, atomic_file, print_json, print_message
 from usersvc.cli.signals import delayed_signals, interruptible
 from usersvc.cli.stores import MAX_POSITION, on_store, open_store, run_on_store
 from usersvc.cli.user_files import FORMATS, NDJSON, PUBLIC, encode, format_of, head

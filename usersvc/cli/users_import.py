@@ -16,9 +16,9 @@ import click
 from usersvc.application import user_import
 from usersvc.application.errors import StorageUnavailable
 from usersvc.application.user_import import Outcome, UserImport
-from usersvc.cli.output import SOME_REJECTED, Failure, Stopped, print_message
+from usersvc.cli.output import SOME_REJECTED, Failure, print_message
 from usersvc.cli.reader import Record, Source, line_numbers, read_records
-from usersvc.cli.signals import delayed_signals, interruptible
+from usersvc.cli.signals import Stopped, delayed_signals, interruptible
 from usersvc.cli.stores import open_store
 from usersvc.cli.user_files import FORMATS, format_of
 from usersvc.config import Settings
