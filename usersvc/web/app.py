@@ -21,7 +21,7 @@ from usersvc.web.middleware.errors import errors
 from usersvc.web.middleware.rate_limit import RateLimit, rate_limit
 from usersvc.web.middleware.request_log import Observe, request_log
 from usersvc.web.middleware.security_headers import security_headers
-from usersvc.web.middleware.tracing import Trace, trace_context, tracing
+from usersvc.web.middleware.tracing import Trace, tracing
 from usersvc.web.openapi import openapi_document
 from usersvc.web.parsing import Parser
 from usersvc.web.router import BoundedRouter
@@ -90,7 +90,7 @@ def create_app(
     app = web.Application(
         middlewares=[
             request_log(observe, trusted_proxies),
-            trace_context if trace is None else tracing(trace),
+            *([] if trace is None else [tracing(trace)]),
             security_headers,
             errors,
             *([cors.refuse_preflight] if cors_origins else []),

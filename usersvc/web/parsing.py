@@ -54,7 +54,7 @@ class Parser:
             ValidationFailed: after the last part, with the violations in all parts.
             RequestRefused: the body cannot be read as JSON.
         """
-        query = (schema, request.raw_path.partition("?")[2]) if location == "querystring" else None
+        query = (schema, request.rel_url.raw_query_string) if location == "querystring" else None
         if query is not None and (known := self._queries.get(query)) is not None:
             return known.copy()
         data, violations = await _load(schema, request, location)

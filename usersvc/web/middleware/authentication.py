@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
-from usersvc.web.handler_metadata import metadata
+from usersvc.web.middleware import metadata
 from usersvc.web.middleware.rate_limit import RateLimit
 from usersvc.web.problems import RequestRefused
 
@@ -30,7 +30,7 @@ def authentication(token: str, failures: RateLimit | None) -> Middleware:
 
     @web.middleware
     async def authenticate(request: web.Request, handler: Handler) -> web.StreamResponse:
-        if metadata(request).get("security"):
+        if metadata(handler).get("security"):
             given = request.headers.getall("Authorization", ())
             if not given:
                 raise RequestRefused(

@@ -7,7 +7,7 @@ from functools import partial
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from usersvc.web.handler_metadata import metadata
+from usersvc.web.middleware import metadata
 from usersvc.web.problems import RequestRefused
 
 MEDIA_TYPE = web.RequestKey("MEDIA_TYPE", str)
@@ -24,7 +24,7 @@ async def content_negotiation(request: web.Request, handler: Handler) -> web.Str
     Raises:
         RequestRefused: ``Accept`` allows none of those that the resource has.
     """
-    offered: Sequence[str] = metadata(request).get("produces", ())
+    offered: Sequence[str] = metadata(handler).get("produces", ())
     if offered:
         chosen = offered[0]
         accept = ",".join(request.headers.getall("Accept", ()))

@@ -11,7 +11,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
 from usersvc.web.client_address import Network, client_address
-from usersvc.web.handler_metadata import metadata
+from usersvc.web.middleware import metadata
 from usersvc.web.middleware.errors import errors
 from usersvc.web.problems import RequestRefused
 
@@ -40,7 +40,7 @@ def rate_limit(limits: Mapping[str, "RateLimit"]) -> Middleware:
 
     @web.middleware
     async def limit_rate(request: web.Request, handler: Handler) -> web.StreamResponse:
-        limit = limits.get(metadata(request).get("rate", ""))
+        limit = limits.get(metadata(handler).get("rate", ""))
         if limit is None:
             return await handler(request)
         headers = await limit.admit(request)
@@ -104,6 +104,8 @@ class RateLimit:
         Raises:
             RequestRefused: it has.
         """
+        if not self._own:
+            return
         count, ends = self._own.get(self._client(request))
         if count >= self._rate.amount:
             raise self._refusal(ends)
@@ -128,7 +130,7 @@ class RateLimit:
 
     def _client(self, request: web.Request) -> str:
         """The IPv4 address of the client, or the first 64 bits of its IPv6 address."""
-        address = client_address(request.remote, request.headers.getall("X-Forwarded-For", ()), self._trusted)
+        address = client_address(request, self._trusted)
         if address is None:
             return "unknown"
         return str(address) if isinstance(address, IPv4Address) else address.packed[:8].hex()
