@@ -134,8 +134,9 @@ def test_counts_of_ended_windows_are_dropped(clock: Clock) -> None:
     assert len(counts) == 60
 
 
+@patch("usersvc.web.middleware.rate_limit.MAX_CLIENTS", 10)
 def test_memory_is_bounded_and_the_oldest_count_is_dropped_first(clock: Clock) -> None:
-    counts = OwnCounts(60, max_clients=10)
+    counts = OwnCounts(60)
     for number in range(50):
         counts.add(str(number))
         assert len(counts) <= 10

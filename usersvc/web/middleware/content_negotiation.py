@@ -19,11 +19,7 @@ MAX_ACCEPT = 1024
 
 @web.middleware
 async def content_negotiation(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Choose a media type for the response.
-
-    Raises:
-        RequestRefused: ``Accept`` allows none of those that the resource has.
-    """
+    """Choose a media type for the response; refuse the request if ``Accept`` allows none that the resource has."""
     offered: Sequence[str] = metadata(handler).get("produces", ())
     if offered:
         chosen = offered[0]

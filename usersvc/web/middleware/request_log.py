@@ -37,10 +37,7 @@ _TRACEPARENT = re.compile(
 
 
 def request_log(observe: Observe, trusted_proxies: Sequence[Network]) -> Middleware:
-    """Give each request an id, its own if that is valid, and log the request when its response has been sent.
-
-    A request whose client disconnected before there was a response is not logged.
-    """
+    """Give each request an id, its own if that is valid, and log the request when its response has been sent."""
 
     @web.middleware
     async def log_request(request: web.Request, handler: Handler) -> web.StreamResponse:
