@@ -12,14 +12,13 @@ from uuid import UUID
 
 from features.driver import KEY_REUSED, TAKEN, Application, Outcome, Page, Refused, Registered, Trouble, Unsent
 from tests.fake_time import FakeTimeLoop, now
-from tests.fakes import Mailbag, QuickHasher
+from tests.fakes import QuickHasher
 from usersvc.adapters.memory import InMemoryUsers
 from usersvc.application.errors import Undeliverable
 from usersvc.application.idempotency import IdempotencyKey
 from usersvc.application.mail_delivery import MailDelivery
 from usersvc.application.read_models import Order, UserView
 from usersvc.application.registration import IdempotencyKeyReused, UserRegistrationService
-from usersvc.application.user_queries import UserQueryService
 from usersvc.domain.email_address import EmailAddress
 from usersvc.domain.errors import EmailAlreadyRegistered, ValidationFailed
 from usersvc.domain.events import UserRegistered
@@ -49,11 +48,11 @@ class YieldingHasher(QuickHasher):
         return await super().hash(password)
 
 
-class FakeMailServer(Mailbag):
-    """A ``Mailbag`` that can be made to fail, and records the times of attempts."""
+class FakeMailServer:
+    """A ``Notifier`` that keeps the events, can be made to fail, and records the times of attempts."""
 
     def __init__(self) -> None:
-        super().__init__()
+        self.welcomes: list[UserRegistered] = []
         self.attempts: list[tuple[str, datetime]] = []
         self._is_up = True
         self._troubles: dict[str, Trouble] = {}
@@ -82,7 +81,7 @@ class FakeMailServer(Mailbag):
             case Trouble.NO_REPLY:
                 await asyncio.Event().wait()
             case None:
-                await super().welcome(event)
+                self.welcomes.append(event)
 
 
 class WatchedUsers(InMemoryUsers):
@@ -126,7 +125,6 @@ class UseCaseDriver:
         self._hasher = YieldingHasher()
         dispatcher = MailDelivery(self._users.outbox, self.mail_server, clock=now)
         self._service = UserRegistrationService(self._users, self._hasher, clock=now, on_registered=dispatcher.wake)
-        self._queries = UserQueryService(self._users)
         self._log = KeptLog()
         self._shown: list[str] = []
         # One loop for the whole scenario, so that background tasks survive from call to call.
@@ -174,12 +172,11 @@ class UseCaseDriver:
         return Registered(registered.user)
 
     def page(self, *, size: int | None = None, newest_first: bool = False, email: str | None = None) -> Page:
-        # Left out if not needed, so that the default is the service's.
-        order = {"order": Order.DESC} if newest_first else {}
-        mailbox = None if email is None else EmailAddress(email)
+        order = Order.DESC if newest_first else Order.ASC
+        mailbox = None if email is None else EmailAddress(email).mailbox
 
         def begin(after: int | None) -> Page:
-            page = self._run(self._queries.page(limit=size or PAGE_SIZE, after=after, email=mailbox, **order))
+            page = self._run(self._users.page(limit=size or PAGE_SIZE, order=order, after=after, mailbox=mailbox))
             self._shown.append(repr(page))
             following = page.next_after
             return Page(page.users, next_page=None if following is None else lambda: begin(following))
@@ -187,7 +184,7 @@ class UseCaseDriver:
         return begin(None)
 
     def look_up(self, user_id: str) -> UserView | None:
-        user = self._run(self._queries.show(UUID(user_id)))
+        user = self._run(self._users.find(UUID(user_id)))
         self._shown.append(repr(user))
         return user
 

@@ -1,6 +1,5 @@
-"""A PostgreSQL database for the tests that need one, the option of `tests/asgi`, and a summary of skipped tests."""
+"""A PostgreSQL database for the tests that need one, and the option of `tests/asgi`."""
 
-from collections import Counter
 from collections.abc import Iterator
 
 import pytest
@@ -27,13 +26,3 @@ def postgres_url(postgres_database: str) -> str:
     """The URL of an empty database."""
     empty(postgres_database)
     return postgres_database
-
-
-@pytest.hookimpl(trylast=True)
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print the reasons for which tests were skipped, one per line."""
-    skipped = [report.longrepr for report in terminalreporter.stats.get("skipped", [])]
-    # For a skipped test, pytest reports the file, the line and the reason.
-    reasons = Counter(place[2].removeprefix("Skipped: ") for place in skipped if isinstance(place, tuple))
-    for reason, count in reasons.most_common():
-        terminalreporter.write_line(f"{count} skipped: {reason}")

@@ -10,13 +10,11 @@ from usersvc.adapters.memory import InMemoryUsers
 from usersvc.application.ports import Store
 from usersvc.application.readiness import Readiness
 from usersvc.application.registration import UserRegistrationService
-from usersvc.application.user_queries import UserQueryService
-from usersvc.domain.events import UserRegistered
 from usersvc.domain.password import Password, PasswordHash
 from usersvc.domain.user import User
 from usersvc.web.app import create_app
 
-NOW = datetime(2026, 1, 31, 9, 30, tzinfo=UTC)
+NOW = datetime(2026, 1, 31, 9, 30, 0, 123, tzinfo=UTC)
 
 
 def person(email: str = "alice@example.com", *, at: datetime = NOW) -> User:
@@ -35,23 +33,6 @@ class QuickHasher:
         return password_hash == await QuickHasher.hash(self, password)
 
 
-class Mailbag:
-    """A ``Notifier`` that keeps the events."""
-
-    def __init__(self) -> None:
-        self.welcomes: list[UserRegistered] = []
-
-    async def welcome(self, event: UserRegistered) -> None:
-        self.welcomes.append(event)
-
-
-class BrokenNotifier:
-    """A ``Notifier`` that always fails, with an address in its error."""
-
-    async def welcome(self, event: UserRegistered) -> None:
-        raise ConnectionError(f"cannot connect for {event.email}")
-
-
 def quick_service(users: Store | None = None) -> UserRegistrationService:
     """The use case of registering with fakes, without delivery of mails."""
     return UserRegistrationService(users or InMemoryUsers(), QuickHasher())
@@ -61,9 +42,8 @@ def quick_app(
     store: Store | None = None,
     *,
     service: UserRegistrationService | None = None,
-    queries: UserQueryService | None = None,
     **options: Any,
 ) -> web.Application:
     """The application with fakes."""
     store = store or InMemoryUsers()
-    return create_app(service or quick_service(store), queries or UserQueryService(store), Readiness(store), **options)
+    return create_app(service or quick_service(store), store, Readiness(store), **options)

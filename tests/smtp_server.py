@@ -24,7 +24,6 @@ class Mailbox:
         self.envelopes: list[Envelope] = []
         self.commands: list[str] = []
         self.port = 0
-        self.arrived = asyncio.Event()
         self.stalled = asyncio.Event()
         self.disconnected = asyncio.Event()
 
@@ -38,7 +37,6 @@ class Mailbox:
         mood = self.moods.get("message")
         if mood is None:
             self.envelopes.append(envelope)
-            self.arrived.set()
             return "250 OK"
         await server.behave(mood)
         return mood

@@ -3,15 +3,15 @@
 import gc
 import logging
 import sys
-from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext
+from collections.abc import AsyncIterator, Generator
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager, nullcontext
 from functools import partial
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from aiohttp import web
 
+from usersvc.adapters import mail
 from usersvc.adapters.bcrypt.hasher import BcryptPasswordHasher
-from usersvc.adapters.mail import LoggingNotifier, SmtpNotifier
 from usersvc.adapters.memory import InMemoryUsers
 from usersvc.adapters.sqlite import SqliteUsers
 from usersvc.adapters.telemetry.instrumented import observed
@@ -20,7 +20,6 @@ from usersvc.application.mail_delivery import MailDelivery
 from usersvc.application.ports import Notifier, Outbox, PasswordHasher, Store
 from usersvc.application.readiness import Readiness
 from usersvc.application.registration import UserRegistrationService
-from usersvc.application.user_queries import UserQueryService
 from usersvc.asgi import AiohttpASGI, cancel_on_disconnect
 from usersvc.config import InvalidSetting, Settings
 from usersvc.logs import configure_logging
@@ -41,11 +40,7 @@ WEAK_COST = 10
 
 
 def create_service_app(settings: Settings) -> web.Application:
-    """The whole service as an aiohttp application, which opens its resources when it starts.
-
-    Raises:
-        InvalidSetting: tracing is on, and an OTEL_... variable has an invalid value.
-    """
+    """The whole service, which opens its resources when it starts; an invalid OTEL_... raises ``InvalidSetting``."""
     metrics = PrometheusMetrics()
     tracing = _tracing(settings)
     storage = _create_users(settings)
@@ -58,9 +53,10 @@ def create_service_app(settings: Settings) -> web.Application:
     users: Store = storage
     outbox: Outbox = storage.outbox
     hasher: PasswordHasher = bcrypt
-    notifier = _notifier(settings)
-    instruments: list[PrometheusMetrics | OpenTelemetryTracing] = [metrics] if tracing is None else [metrics, tracing]
-    for instrument in instruments:
+    notifier: Notifier = mail.LoggingNotifier()
+    if settings.smtp is not None and settings.mail_from is not None:
+        notifier = mail.SmtpNotifier(settings.smtp, sender=settings.mail_from)
+    for instrument in (metrics,) if tracing is None else (metrics, tracing):
         users = observed(users, instrument.storage_call)
         outbox = observed(outbox, instrument.storage_call, prefix="outbox_")
         hasher = observed(hasher, instrument.hashing)
@@ -85,7 +81,7 @@ def create_service_app(settings: Settings) -> web.Application:
 
     return create_app(
         registration,
-        UserQueryService(users),
+        users,
         Readiness(users),
         resources=resources,
         max_body_bytes=settings.max_body_bytes,
@@ -118,9 +114,12 @@ def _log_warnings(settings: Settings) -> None:
 def _tracing(settings: Settings) -> "OpenTelemetryTracing | None":
     if settings.tracing == "off":
         return None
-    from usersvc.adapters.telemetry.opentelemetry import OpenTelemetryTracing  # noqa: PLC0415  # an extra, slow to import
-
     try:
+        # The library reads some of its variables when it is imported.
+        from usersvc.adapters.telemetry.opentelemetry import (  # noqa: PLC0415  # an extra, slow to import
+            OpenTelemetryTracing,
+        )
+
         return OpenTelemetryTracing()
     except ValueError as error:
         raise InvalidSetting(f"USERSVC_TRACING accepts otlp only with valid OTEL_... variables: {error}") from None
@@ -141,17 +140,10 @@ def _limits(
         shared_counts = RedisCounts(settings.rate_limit_store, secret=settings.password_pepper)
     limit = partial(RateLimit, trusted_proxies=settings.trusted_proxies, shared=shared_counts)
     rates = {"register": settings.register_rate}
-    return (
-        {name: limit(name, rate, on_fallback=metrics.rate_limit_fallbacks.inc) for name, rate in rates.items() if rate},
-        limit("admin-token", parse(MAX_FAILURES)) if settings.admin_token else None,
-        shared_counts,
-    )
-
-
-def _notifier(settings: Settings) -> Notifier:
-    if settings.smtp is None or settings.mail_from is None:
-        return LoggingNotifier()
-    return SmtpNotifier(settings.smtp, sender=settings.mail_from)
+    on_fallback = metrics.rate_limit_fallbacks.inc
+    by_name = {name: limit(name, rate, on_fallback=on_fallback) for name, rate in rates.items() if rate}
+    failures = limit("admin-token", parse(MAX_FAILURES)) if settings.admin_token else None
+    return by_name, failures, shared_counts
 
 
 def _create_users(settings: Settings) -> "InMemoryUsers | SqliteUsers | PostgresUsers":
@@ -168,22 +160,14 @@ def _create_users(settings: Settings) -> "InMemoryUsers | SqliteUsers | Postgres
 
 @asynccontextmanager
 async def open_storage(settings: Settings) -> AsyncIterator[Store]:
-    """Open the store of the settings; a missing database file is created.
-
-    Raises:
-        StorageUnavailable: it cannot be opened.
-    """
+    """Open the store of the settings, or raise ``StorageUnavailable``; a missing database file is created."""
     users = _create_users(settings)
     async with nullcontext() if isinstance(users, InMemoryUsers) else users:
         yield users
 
 
 async def check_storage(settings: Settings) -> None:
-    """Open the store as the service does, and close it.
-
-    Raises:
-        StorageUnavailable: it cannot be opened.
-    """
+    """Open the store as the service does and close it, or raise ``StorageUnavailable``."""
     async with open_storage(settings) as store:
         await store.check()
 
@@ -194,12 +178,10 @@ def create_asgi_app() -> AiohttpASGI:
     Raises:
         SystemExit: with code 2, after a message on standard error, for an invalid setting.
     """
-    settings = settings_or_exit()
-    configure_logging(settings.log_level, settings.log_format)
-    try:
+    with exit_if_invalid():
+        settings = Settings.from_environment()
+        configure_logging(settings.log_level, settings.log_format)
         app = create_service_app(settings)
-    except InvalidSetting as error:
-        _exit(error)
     # After the handler that opens the resources.
     app.on_startup.append(_freeze)
     return AiohttpASGI(app)
@@ -211,18 +193,11 @@ async def _freeze(_: web.Application) -> None:
     gc.freeze()
 
 
-def settings_or_exit() -> Settings:
-    """The settings from the environment.
-
-    Raises:
-        SystemExit: with code 2, after a message on standard error, for an invalid setting.
-    """
+@contextmanager
+def exit_if_invalid() -> Generator[None, None, None]:
+    """Print an ``InvalidSetting`` that is raised inside on standard error, and exit with code 2."""
     try:
-        return Settings.from_environment()
+        yield
     except InvalidSetting as error:
-        _exit(error)
-
-
-def _exit(error: InvalidSetting) -> NoReturn:
-    print(f"usersvc: {error}", file=sys.stderr)  # noqa: T201  # logging may not be configured yet
-    raise SystemExit(2) from None
+        print(f"usersvc: {error}", file=sys.stderr)  # noqa: T201  # logging may not be configured yet
+        raise SystemExit(2) from None

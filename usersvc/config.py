@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from importlib.util import find_spec
+from itertools import compress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -31,18 +32,18 @@ def cores() -> int:
 
 
 def setting(parser: Parser[T], default: str | None = None, *, name: str | None = None, secret: bool = False) -> T:
-    """A field of ``Settings`` with the variable that sets it.
+    """A field of ``Settings`` with the variable that sets it: ``USERSVC_`` and ``name``, or the field's, in capitals.
 
     Args:
         parser: of its text.
         default: the text that is parsed if the variable is not set or empty; without one, the value is None.
-        name: of the variable, without ``USERSVC_``; by default that of the field, in capitals.
+        name: given if it is not the field's.
         secret: it may hold a secret: it is not in the repr, and may be in a file that ``USERSVC_<name>_FILE`` names.
     """
     made: T = field(
         default_factory=lambda: None if default is None else parser.parse(default),
         repr=not secret,
-        metadata={"parser": parser, "name": name, "is_secret": secret},
+        metadata={"parser": parser, "default": default, "name": name, "is_secret": secret},
     )  # type: ignore[assignment]  # None is the value of a setting without a default
     return made
 
@@ -80,14 +81,10 @@ class Settings:
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] | None = None, *, check_extras: bool = True) -> "Settings":
-        """Read the settings.
-
-        Args:
-            environ: the variables; by default those of the process and, for those that are not set, of ``.env``.
-            check_extras: refuse a setting that needs an optional dependency which is not installed.
+        """Read the settings, by default from the variables of the process and, for those not set, of ``.env``.
 
         Raises:
-            InvalidSetting: a value is not accepted, or needs an optional dependency that is not installed.
+            InvalidSetting: a value is not accepted or, with ``check_extras``, its optional dependency is not installed.
         """
         environ = _with_secret_files(read_dotenv() | dict(os.environ) if environ is None else environ)
         values: dict[str, Any] = {}
@@ -123,12 +120,9 @@ class Settings:
     @property
     def extras(self) -> tuple[str, ...]:
         """The names of the optional dependencies that these settings need."""
-        needed = {
-            "postgres": isinstance(self.database, parsers.PostgresDatabase),
-            "redis": self.rate_limit_store is not None,
-            "otel": self.tracing != "off",
-        }
-        return tuple(extra for extra, is_needed in needed.items() if is_needed)
+        # In the order of EXTRAS.
+        needed = (isinstance(self.database, parsers.PostgresDatabase), self.rate_limit_store, self.tracing != "off")
+        return tuple(compress(EXTRAS, needed))
 
 
 VARIABLES = {
@@ -154,17 +148,15 @@ def _is_installed(module: str) -> bool:
 
 
 def _is_loopback(host: str) -> bool:
-    try:
+    with suppress(ValueError):
         return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host.lower() == "localhost"
+    return host.lower() == "localhost"
 
 
 def read_dotenv() -> dict[str, str]:
     """The variables in the file ``.env`` of the current folder, without interpolation: a secret may hold a dollar sign.
 
-    Raises:
-        InvalidSetting: it cannot be read, is not UTF-8, or has a malformed line.
+    A file that cannot be read, is not UTF-8 or has a malformed line raises ``InvalidSetting``.
     """
     try:
         # Some editors begin a file with a byte order mark.
@@ -187,17 +179,12 @@ def _with_secret_files(environ: Mapping[str, str]) -> dict[str, str]:
     variables = dict(environ)
     for name in SECRETS:
         file = variables.pop(f"{name}_FILE", "")
-        if not file:
-            continue
-        if variables.get(name):
+        if file and variables.get(name):
             raise InvalidSetting(f"{name}_FILE accepts a file only when {name} is not set.")
-        try:
-            # Bytes that are not UTF-8 are read as os.environ reads them.
-            text = Path(file).read_text("utf-8", "surrogateescape").removesuffix("\n")
-        except (OSError, ValueError):
-            text = ""
-        if not text:
-            # An empty file would silently mean that there is no secret.
-            raise InvalidSetting(f"{name}_FILE accepts the path of a file that can be read and is not empty.")
-        variables[name] = text
+        if file:
+            with suppress(OSError, ValueError):
+                # Bytes that are not UTF-8 are read as os.environ reads them.
+                variables[name] = Path(file).read_text("utf-8", "surrogateescape").removesuffix("\n")
+            if not variables.get(name):  # an empty file would silently mean that there is no secret
+                raise InvalidSetting(f"{name}_FILE accepts the path of a file that can be read and is not empty.")
     return variables

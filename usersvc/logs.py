@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 import traceback
+from functools import partial
 from typing import Any
 
 import structlog
@@ -39,7 +40,7 @@ def _add_request_context(_: Any, __: str, line: EventDict) -> EventDict:
     return line
 
 
-def _redact(_: Any, __: str, line: EventDict) -> EventDict:
+def _redact(_: Any, __: str, line: EventDict, *, escapes: bool) -> EventDict:
     # Texts of uvicorn and `logging` that are not in the message.
     line.pop("color_message", None)
     line.pop("stack_info", None)
@@ -49,7 +50,7 @@ def _redact(_: Any, __: str, line: EventDict) -> EventDict:
             in_full = name == "message" and line["_record"].name == "usersvc.adapters.mail.logging_notifier"
             text = value if in_full else masked(value)
             # Lone surrogates are not UTF-8, and strict JSON parsers reject them.
-            line[name] = text.encode("utf-8", "backslashreplace").decode()
+            line[name] = plain(text) if escapes else text.encode("utf-8", "backslashreplace").decode()
     if error := line.pop("exc_info", None):
         line["error"] = _error_summary(error[1])
     return line
@@ -65,21 +66,14 @@ def _error_summary(error: BaseException | None) -> str:
     return ", after ".join(summaries)
 
 
-def _escape(_: Any, __: str, line: EventDict) -> EventDict:
-    return {name: plain(value) if isinstance(value, str) else value for name, value in line.items()}
-
-
 def formatter(log_format: str) -> logging.Formatter:
     """The formatter of all records, of this service and its libraries: ``console`` or ``json``."""
-    render: list[Processor]
-    if log_format == "json":
-        render = [structlog.processors.JSONRenderer(ensure_ascii=False, separators=(",", ":"))]
-    else:
+    render: Processor = structlog.processors.JSONRenderer(ensure_ascii=False, separators=(",", ":"))
+    if log_format != "json":
         colours = sys.stderr is not None and sys.stderr.isatty() and not os.environ.get("NO_COLOR")
-        console = structlog.dev.ConsoleRenderer(
+        render = structlog.dev.ConsoleRenderer(
             colors=colours, pad_event_to=0, sort_keys=False, event_key="message", timestamp_key="time"
         )
-        render = [_escape, console]
     return structlog.stdlib.ProcessorFormatter(
         foreign_pre_chain=[
             structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
@@ -89,7 +83,11 @@ def formatter(log_format: str) -> logging.Formatter:
             structlog.stdlib.ExtraAdder(),
             _add_request_context,
         ],
-        processors=[_redact, structlog.stdlib.ProcessorFormatter.remove_processors_meta, *render],
+        processors=[
+            partial(_redact, escapes=log_format == "console"),
+            structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+            render,
+        ],
     )
 
 

@@ -24,7 +24,7 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 class MemoryDatabase:
-    """``memory://``: the users are lost when the service stops."""
+    """``memory://``."""
 
     def __str__(self) -> str:
         return "in memory: users are lost when the service stops"
@@ -66,27 +66,31 @@ class Parser(Generic[T_co]):
     """Whether an empty variable has a meaning other than the default."""
 
 
+def _matching(pattern: str, text: str) -> re.Match[str]:
+    match = re.fullmatch(pattern, text, re.ASCII)
+    if match is None:
+        raise ValueError
+    return match
+
+
 def integer(minimum: int, maximum: int) -> Parser[int]:
     """A parser of decimal ASCII digits."""
 
     def parse(text: str) -> int:
         # int() would also take "1_0", " 10 " and digits of other scripts.
-        if not re.fullmatch("[0-9]{1,9}", text) or not minimum <= int(text) <= maximum:
+        number = int(_matching("[0-9]{1,9}", text)[0])
+        if not minimum <= number <= maximum:
             raise ValueError
-        return int(text)
+        return number
 
     return Parser(f"a whole number from {minimum} to {maximum}", parse)
 
 
 def one_of(*choices: str) -> Parser[str]:
     """A parser of a word in any case."""
-
-    def parse(text: str) -> str:
-        if text.lower() not in choices:
-            raise ValueError
-        return text.lower()
-
-    return Parser(f"{', '.join(choices[:-1])} or {choices[-1]}", parse)
+    return Parser(
+        f"{', '.join(choices[:-1])} or {choices[-1]}", lambda text: _matching("|".join(choices), text.lower())[0]
+    )
 
 
 def _database(url: str) -> Database:
@@ -120,23 +124,13 @@ def _pepper(text: str) -> bytes:
     return text.encode("utf-8", "surrogateescape")
 
 
-def _token(text: str) -> str:
-    # What a client can send in a header. RFC 6750, section 2.1, has fewer characters; more do no harm.
-    if not re.fullmatch(r"[!-~]+", text):
-        raise ValueError
-    return text
-
-
 def _rate(text: str) -> "RateLimitItem | None":
     if not text:
         return None
     from limits import parse  # noqa: PLC0415  # slow to import, and not needed without a limit
 
     # The library also accepts several rates, and numbers that it cannot calculate with.
-    if not re.fullmatch(
-        r"[1-9][0-9]{0,5}(/| ?per ?)([1-9][0-9]{0,2} ?)?(second|minute|hour|day)s?", text.strip(), re.ASCII
-    ):
-        raise ValueError
+    _matching(r"[1-9][0-9]{0,5}(/| ?per ?)([1-9][0-9]{0,2} ?)?(second|minute|hour|day)s?", text.strip())
     return parse(text)
 
 
@@ -148,8 +142,8 @@ def _origins(text: str) -> tuple[str, ...]:
     origins = tuple(each.strip() for each in text.split(",")) if text else ()
     for origin in origins:
         # As browsers serialize it, since it is compared as text: lower case, no path, no default port.
-        match = re.fullmatch(r"(https?)://(?:[a-z0-9.-]+|\[[0-9a-f:.]+\])(?::([1-9][0-9]{0,4}))?", origin, re.ASCII)
-        if match is None or match.groups() in {("http", "80"), ("https", "443")} or int(match[2] or 0) > LAST_PORT:
+        match = _matching(r"(https?)://(?:[a-z0-9.-]+|\[[0-9a-f:.]+\])(?::([1-9][0-9]{0,4}))?", origin)
+        if match.groups() in {("http", "80"), ("https", "443")} or int(match[2] or 0) > LAST_PORT:
             raise ValueError
     return origins
 
@@ -166,9 +160,10 @@ SMTP_URL = Parser(
 )
 ADDRESS = Parser("an email address, as alice@example.com", _address)
 PEPPER = Parser(f"a secret of at least {MIN_PEPPER_LENGTH} characters", _pepper)
+# What a client can send in a header. RFC 6750, section 2.1, has fewer characters; more do no harm.
 TOKEN = Parser(
     f"a secret of visible ASCII characters, at least {MIN_TOKEN_LENGTH} unless USERSVC_HOST is a loopback address",
-    _token,
+    lambda text: _matching(r"[!-~]+", text)[0],
 )
 RATE = Parser("a rate as 60/minute or 1000 per 2 hours, or nothing for no limit", _rate, accepts_empty=True)
 NETWORKS = Parser("addresses and networks separated by commas, as 10.0.0.0/8,::1", _networks)

@@ -6,11 +6,12 @@ USERSVC_PORT=8000 python -m benchmarks.peers.aiohttp_own
 import uvloop
 from aiohttp import web
 
-from usersvc.bootstrap import create_service_app, settings_or_exit
+from usersvc.bootstrap import create_service_app
+from usersvc.config import Settings
 from usersvc.logs import configure_logging
 
 if __name__ == "__main__":
-    settings = settings_or_exit()
+    settings = Settings.from_environment()
     configure_logging(settings.log_level, settings.log_format)
     web.run_app(
         create_service_app(settings),

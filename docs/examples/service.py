@@ -11,16 +11,17 @@ from usersvc.adapters.bcrypt.hasher import BcryptPasswordHasher
 from usersvc.application.mail_delivery import MailDelivery
 from usersvc.application.readiness import Readiness
 from usersvc.application.registration import UserRegistrationService
-from usersvc.application.user_queries import UserQueryService
 from usersvc.asgi import AiohttpASGI, cancel_on_disconnect
-from usersvc.bootstrap import settings_or_exit
+from usersvc.bootstrap import exit_if_invalid
+from usersvc.config import Settings
 from usersvc.logs import configure_logging
 from usersvc.web.app import create_app
 
 
 def create_asgi_app() -> AiohttpASGI:
     """The service from the environment, for ``uvicorn --factory docs.examples.service:create_asgi_app``."""
-    settings = settings_or_exit()
+    with exit_if_invalid():
+        settings = Settings.from_environment()
     configure_logging(settings.log_level, settings.log_format)
     users = JournalUsers(Path(os.environ.get("JOURNAL", "users.jsonl")))
     notifier = WebhookNotifier(os.environ["WEBHOOK_URL"], secret=os.environ["WEBHOOK_SECRET"].encode())
@@ -44,7 +45,7 @@ def create_asgi_app() -> AiohttpASGI:
     return AiohttpASGI(
         create_app(
             service,
-            UserQueryService(users),
+            users,
             Readiness(users),
             resources=resources,
             max_body_bytes=settings.max_body_bytes,

@@ -6,16 +6,15 @@ import gzip
 import os
 import pathlib
 import zlib
+from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator
-from contextvars import ContextVar
 
 from aiohttp import BodyPartReader, MultipartWriter, web
 from aiohttp.typedefs import Handler
 
 from usersvc.asgi import cancel_on_disconnect
 
-VISITOR: ContextVar[str] = ContextVar("VISITOR", default="unset")
-EVENTS = web.AppKey("EVENTS", dict[str, asyncio.Event])
+EVENTS = web.AppKey("EVENTS", defaultdict[str, asyncio.Event])
 NOTES = web.AppKey("NOTES", dict[str, str])
 FOLDER = web.AppKey("FOLDER", pathlib.Path)
 NOTE = web.RequestKey("NOTE", str)
@@ -70,10 +69,6 @@ async def count(request: web.Request) -> web.Response:
     return web.json_response({"total": total})
 
 
-async def lines(request: web.Request) -> web.Response:
-    return web.json_response([line.decode() async for line in request.content])
-
-
 async def read_then_facts(request: web.Request) -> web.Response:
     """Read the body, and only then look at the headers."""
     await request.read()
@@ -122,32 +117,26 @@ async def untyped(request: web.Request) -> web.Response:
     return web.Response(body=b"octets")
 
 
-async def stream(request: web.Request) -> web.StreamResponse:
-    response = web.StreamResponse(headers={"X-Kind": "stream"})
-    response.content_type = "text/plain"
-    await response.prepare(request)
-    for number in range(5):
-        await response.write(b"line %d\n" % number)
-        await asyncio.sleep(0)
-    await response.write_eof(b"end")
-    return response
+def stream_of(
+    *pieces: bytes | bytearray | memoryview, fails: bool = False, chunked: bool = False, **headers: str
+) -> Handler:
+    """A handler that writes these pieces one by one, and then fails if it shall."""
 
+    async def handler(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={name.replace("_", "-"): value for name, value in headers.items()})
+        if chunked:
+            response.enable_chunked_encoding()
+        if "compressed" in request.path:
+            response.enable_compression(web.ContentCoding.gzip)
+        await response.prepare(request)
+        for piece in pieces:
+            await response.write(piece)
+            await asyncio.sleep(0)
+        if fails:
+            raise RuntimeError("the handler has failed half-way")
+        return response
 
-async def sized_stream(request: web.Request) -> web.StreamResponse:
-    response = web.StreamResponse()
-    response.content_length = 10
-    await response.prepare(request)
-    await response.write(bytearray(b"01234"))
-    await response.write(memoryview(b"56789"))
-    return response
-
-
-async def chunked(request: web.Request) -> web.StreamResponse:
-    response = web.StreamResponse()
-    response.enable_chunked_encoding()
-    await response.prepare(request)
-    await response.write(b"chunk")
-    return response
+    return handler
 
 
 async def generator(request: web.Request) -> web.Response:
@@ -172,15 +161,6 @@ async def compressed(request: web.Request) -> web.Response:
     return response
 
 
-async def compressed_stream(request: web.Request) -> web.StreamResponse:
-    response = web.StreamResponse()
-    response.enable_compression(web.ContentCoding.gzip)
-    await response.prepare(request)
-    for _ in range(200):
-        await response.write(b"compress me " * 50)
-    return response
-
-
 async def file(request: web.Request) -> web.FileResponse:
     return web.FileResponse(request.app[FOLDER] / "hello.txt", headers={"X-From": "handler"})
 
@@ -189,55 +169,18 @@ async def fail(request: web.Request) -> web.Response:
     raise RuntimeError("the handler has failed")
 
 
-async def fail_late(request: web.Request) -> web.Response:
-    response = web.StreamResponse()
-    await response.prepare(request)
-    await response.write(b"begun")
-    raise RuntimeError("the handler has failed half-way")
-
-
-async def fail_sized(request: web.Request) -> web.StreamResponse:
-    response = web.StreamResponse()
-    response.content_length = 100
-    await response.prepare(request)
-    await response.write(b"begun")
-    raise RuntimeError("the handler has failed half-way")
-
-
 async def fail_generator(request: web.Request) -> web.Response:
-    async def numbers() -> AsyncIterator[bytes]:
+    async def body() -> AsyncIterator[bytes]:
         yield b"begun"
-        await asyncio.sleep(0)
         raise RuntimeError("the body has failed half-way")
 
-    return web.Response(body=numbers())
+    return web.Response(body=body())
 
 
 async def time_out(request: web.Request) -> web.Response:
     async with asyncio.timeout(0):
         await asyncio.Event().wait()
     raise AssertionError
-
-
-async def go_on(request: web.Request) -> web.StreamResponse:
-    """End the response, and continue."""
-    response = web.StreamResponse()
-    await response.prepare(request)
-    await response.write(b"to the ")
-    await asyncio.sleep(0.01)
-    await response.write_eof(b"end")
-    for _ in range(10):
-        await asyncio.sleep(0)
-    return response
-
-
-async def at_once(request: web.Request) -> web.StreamResponse:
-    """Write more at once than the buffers of a connection hold."""
-    response = web.StreamResponse()
-    await response.prepare(request)
-    await asyncio.sleep(0.01)
-    await response.write(b"x" * 16 * LIMIT)
-    return response
 
 
 async def odd_headers(request: web.Request) -> web.Response:
@@ -258,29 +201,9 @@ async def force_close(request: web.Request) -> web.Response:
     return response
 
 
-async def visit(request: web.Request) -> web.Response:
-    before = VISITOR.get()
-    VISITOR.set(request.match_info["name"])
-    await asyncio.sleep(0)
-    return web.json_response([before, VISITOR.get()])
-
-
-async def body_then_visit(request: web.Request) -> web.Response:
-    VISITOR.set("the one who posted")
-    async for _ in request.content.iter_any():
-        pass
-    return web.Response(text=VISITOR.get())
-
-
 async def storage(request: web.Request) -> web.Response:
     request[NOTE] = "kept"
     return web.json_response({"note": request[NOTE], "config": request.config_dict[NOTES]["config"]})
-
-
-async def websocket(request: web.Request) -> web.WebSocketResponse:
-    response = web.WebSocketResponse()
-    await response.prepare(request)
-    return response
 
 
 @contextlib.contextmanager
@@ -290,7 +213,9 @@ def noted_failure(request: web.Request) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        request.app[NOTES][name] = _kind(error)
+        request.app[NOTES][name] = (
+            "ConnectionResetError" if isinstance(error, ConnectionResetError) else type(error).__name__
+        )
         raise
     finally:
         request.app[EVENTS][name].set()
@@ -321,18 +246,8 @@ async def waiting_reader(request: web.Request) -> web.Response:
     return web.Response()
 
 
-def _kind(error: Exception) -> str:
-    return "ConnectionResetError" if isinstance(error, ConnectionResetError) else type(error).__name__
-
-
-async def expect(request: web.Request) -> web.Response:
-    """Create the event that another request is to set."""
-    request.app[EVENTS][request.match_info["name"]] = asyncio.Event()
-    return web.Response()
-
-
 async def noted(request: web.Request) -> web.Response:
-    """Wait for that event, and report what was noted."""
+    """Wait for an event, and report what was noted."""
     name = request.match_info["name"]
     await asyncio.wait_for(request.app[EVENTS][name].wait(), 20)
     return web.Response(text=request.app[NOTES].get(name, "nothing"))
@@ -340,16 +255,12 @@ async def noted(request: web.Request) -> web.Response:
 
 async def hold(request: web.Request) -> web.Response:
     """Do not read the body before `/release`."""
-    event = request.app[EVENTS].setdefault(request.query["name"], asyncio.Event())
-    await asyncio.wait_for(event.wait(), 30)
-    total = 0
-    async for chunk in request.content.iter_any():
-        total += len(chunk)
-    return web.json_response({"total": total})
+    await asyncio.wait_for(request.app[EVENTS]["hold"].wait(), 30)
+    return await count(request)
 
 
 async def release(request: web.Request) -> web.Response:
-    request.app[EVENTS].setdefault(request.match_info["name"], asyncio.Event()).set()
+    request.app[EVENTS]["hold"].set()
     return web.Response()
 
 
@@ -392,7 +303,7 @@ async def life(app: web.Application) -> AsyncIterator[None]:
 
 
 def fill(folder: pathlib.Path) -> None:
-    """Make the files that are served."""
+    """Create the files that are served."""
     (folder / "hello.txt").write_bytes(b"hello, world\n" * 10)
     (folder / "empty.txt").write_bytes(b"")
     (folder / "big.bin").write_bytes(bytes(range(256)) * 8192)
@@ -403,17 +314,32 @@ def fill(folder: pathlib.Path) -> None:
 
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+LINES = [b"line %d\n" % number for number in range(5)]
+STREAMS = {
+    "stream": stream_of(*LINES, b"end", X_Kind="stream", Content_Type="text/plain"),
+    "sized_stream": stream_of(bytearray(b"01234"), memoryview(b"56789"), Content_Length="10"),
+    "chunked": stream_of(b"chunk", chunked=True),
+    "compressed_stream": stream_of(*[b"compress me " * 50] * 200),
+    "at_once": stream_of(b"x" * 16 * LIMIT),  # more than the buffers of a connection hold
+    "fail_late": stream_of(b"begun", fails=True),
+    "fail_sized": stream_of(b"begun", fails=True, Content_Length="100"),
+}
+HANDLERS = (
+    facts, echo, echo_stream, count, unread, form, parts, own_headers, untyped, generator, multipart, compressed,
+    file, fail, fail_generator, time_out, redirect, teapot, force_close, storage, endless, waiting_reader,
+    hold, release, wait_for_client, odd_headers, read_then_facts,
+)  # fmt: skip
 
 
 def create(folder: pathlib.Path, *, plain: bool = False) -> web.Application:
-    """Make the application.
+    """Create the application.
 
     Args:
         folder: of the files that `fill` has made.
         plain: without what keeps a server from shortcuts: signals before responses, and routes for any method.
     """
     app = web.Application(middlewares=[outer], client_max_size=LIMIT)
-    app[EVENTS] = {}
+    app[EVENTS] = defaultdict(asyncio.Event)
     app[NOTES] = {}
     app[FOLDER] = folder
     app.cleanup_ctx.append(contextlib.asynccontextmanager(life))
@@ -421,31 +347,16 @@ def create(folder: pathlib.Path, *, plain: bool = False) -> web.Application:
     if not plain:
         signed.on_response_prepare.append(sign)
     signed.router.add_get("/json", facts)
-    signed.router.add_get("/stream", stream)
+    signed.router.add_get("/stream", STREAMS["stream"])
     signed.router.add_get("/storage", storage)
     signed.router.add_get("/fail", fail)
     app.add_subapp("/sub", signed)
-    handlers = {
-        "facts": facts, "echo": echo, "echo_stream": echo_stream, "count": count, "lines": lines, "unread": unread,
-        "form": form, "parts": parts, "own_headers": own_headers, "untyped": untyped, "stream": stream,
-        "sized_stream": sized_stream, "chunked": chunked, "generator": generator, "multipart": multipart,
-        "compressed": compressed, "compressed_stream": compressed_stream, "file": file, "fail": fail,
-        "fail_late": fail_late, "fail_sized": fail_sized, "fail_generator": fail_generator, "time_out": time_out,
-        "redirect": redirect, "teapot": teapot,
-        "force_close": force_close, "storage": storage, "websocket": websocket, "endless": endless,
-        "waiting_reader": waiting_reader, "hold": hold, "body_then_visit": body_then_visit,
-        "wait_for_client": wait_for_client, "go_on": go_on, "at_once": at_once,
-        "odd_headers": odd_headers, "read_then_facts": read_then_facts,
-    }  # fmt: skip
-    for name, handler in handlers.items():
+    for name, handler in {**STREAMS, **{handler.__name__: handler for handler in HANDLERS}}.items():
         for method in METHODS if plain else ("*",):
             app.router.add_route(method, f"/{name}", handler)
     app.router.add_route("*", "/facts/{rest:.*}", facts)
     app.router.add_get("/empty/{status}", empty)
-    app.router.add_get("/visit/{name}", visit)
-    app.router.add_post("/expect/{name}", expect)
     app.router.add_get("/noted/{name}", noted)
-    app.router.add_post("/release/{name}", release)
     app.router.add_view("/items/{id}", Item)
     app.router.add_static("/static", folder)
     return app

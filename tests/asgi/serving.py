@@ -17,22 +17,17 @@ from tests.asgi.application import create
 from usersvc.asgi import AiohttpASGI
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-FACTORY = "tests.asgi.serving:factory"
+APP = "tests.asgi.serving:app"
 FOLDER = "ASGI_TESTS_FOLDER"
 PLAIN = "ASGI_TESTS_PLAIN"
 
 
 def application() -> web.Application:
-    """Make the application that the environment asks for."""
+    """Create the application that the environment asks for."""
     return create(pathlib.Path(os.environ[FOLDER]), plain=PLAIN in os.environ)
 
 
-def factory() -> AiohttpASGI:
-    """Make the ASGI application; what ASGI servers are started with."""
-    return AiohttpASGI(application())
-
-
-app = AiohttpASGI(application()) if FOLDER in os.environ else None  # hypercorn's and granian's
+app = AiohttpASGI(application()) if FOLDER in os.environ else None  # what ASGI servers are started with
 
 
 @dataclass(frozen=True)
@@ -41,13 +36,13 @@ class Kind:
 
     name: str
     module: str
-    arguments: tuple[str, ...]
+    arguments: str
     http2: bool = False
     plain: bool = False
     """It serves the plain form of the application."""
 
     def command(self, port: int) -> list[str]:
-        return [sys.executable, "-m", *(argument.format(port=port) for argument in self.arguments)]
+        return [sys.executable, "-m", *self.arguments.format(port=port).split()]
 
     @property
     def missing(self) -> bool:
@@ -55,40 +50,25 @@ class Kind:
 
 
 def _uvicorn(http: str, loop: str) -> Kind:
-    arguments = (
-        "uvicorn",
-        FACTORY,
-        "--factory",
-        "--port",
-        "{port}",
-        "--http",
-        http,
-        "--loop",
-        loop,
-        "--lifespan",
-        "on",
-    )
-    return Kind(f"uvicorn-{http}-{loop}", http, (*arguments, "--no-access-log", "--log-level", "warning"))
+    options = f"--http {http} --loop {loop} --lifespan on --no-access-log --log-level warning"
+    return Kind(f"uvicorn-{http}-{loop}", http, f"uvicorn {APP} --port {{port}} {options}")
 
 
-def _hypercorn(name: str, *, http2: bool) -> Kind:
+def _hypercorn(http: str) -> Kind:
     # Hypercorn closes the connection of an HTTP/2 response that was broken off when it has been idle for so long.
-    arguments = ("hypercorn", "tests.asgi.serving:app", "--bind", "127.0.0.1:{port}", "--keep-alive", "1")
-    return Kind(name, "hypercorn", arguments, http2=http2)
+    arguments = f"hypercorn {APP} --bind 127.0.0.1:{{port}} --keep-alive 1"
+    return Kind(f"hypercorn-http{http}", "hypercorn", arguments, http2=http == "2")
 
 
-def _granian(name: str, *, http2: bool) -> Kind:
-    arguments = ("granian", "tests.asgi.serving:app", "--interface", "asgi", "--port", "{port}", "--no-log")
-    return Kind(name, "granian", (*arguments, "--http", "2" if http2 else "1"), http2=http2)
+def _granian(http: str) -> Kind:
+    arguments = f"granian {APP} --interface asgi --port {{port}} --no-log --http {http}"
+    return Kind(f"granian-http{http}", "granian", arguments, http2=http == "2")
 
 
-REFERENCE = Kind("aiohttp", "aiohttp", ("tests.asgi.serving", "{port}"))
+REFERENCE = Kind("aiohttp", "aiohttp", "tests.asgi.serving {port}")
 SERVERS = (
     *(_uvicorn(http, loop) for http in ("httptools", "h11") for loop in ("uvloop", "asyncio")),
-    _hypercorn("hypercorn-http1", http2=False),
-    _hypercorn("hypercorn-http2", http2=True),
-    _granian("granian-http1", http2=False),
-    _granian("granian-http2", http2=True),
+    *(server(http) for server in (_hypercorn, _granian) for http in ("1", "2")),
 )
 
 
@@ -98,7 +78,7 @@ def plainly(kind: Kind) -> Kind:
 
 
 # httpx calls the ASGI application itself: there is no process to start.
-TRANSPORT = Kind("httpx", "httpx", ())
+TRANSPORT = Kind("httpx", "httpx", "")
 PLAINLY = {"uvicorn-httptools-uvloop", "hypercorn-http2", "granian-http1", TRANSPORT.name}
 KINDS = (*SERVERS, TRANSPORT, *(plainly(kind) for kind in (*SERVERS, TRANSPORT) if kind.name in PLAINLY))
 DEFAULT = {
@@ -112,45 +92,30 @@ DEFAULT = {
 """The servers that are tested without `--every-pair`."""
 
 
-def free_port() -> int:
-    """A loopback port that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-        assert isinstance(port, int)
-        return port
-
-
 @contextlib.contextmanager
 def served(kind: Kind, folder: pathlib.Path) -> Generator[int, None, None]:
     """Run a server; its port is the value.
 
     Raises:
-        RuntimeError: it does not answer within 30 seconds, or ends before.
+        RuntimeError: it does not accept connections within 30 seconds, or ends before.
     """
-    port = free_port()
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port: int = probe.getsockname()[1]
     process = subprocess.Popen(
         kind.command(port),
         cwd=ROOT,
-        env={
-            **os.environ,
-            FOLDER: str(folder),
-            "PYTHONPATH": str(ROOT),
-            **({PLAIN: "1"} if kind.plain else {}),
-        },
+        env=os.environ | {FOLDER: str(folder), "PYTHONPATH": str(ROOT)} | ({PLAIN: "1"} if kind.plain else {}),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
     try:
         deadline = time.monotonic() + 30
         while True:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=5):
+                break
             if process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"{kind.name} does not start")
-            try:
-                socket.create_connection(("127.0.0.1", port), timeout=5).close()
-                break
-            except OSError:
-                time.sleep(0.05)  # nothing tells when another process begins to listen
+            time.sleep(0.05)  # no event says when another process begins to listen
         yield port
     finally:
         process.terminate()

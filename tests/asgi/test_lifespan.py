@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from tests.asgi.fake_server import FakeServer, app_of, hello, respond
-from usersvc.asgi import ASGI_SCOPE, ASGI_STATE, AiohttpASGI
+from tests.asgi.fake_server import FakeServer, app_of, hello, respond, streaming
+from usersvc.asgi import ASGI_SCOPE, ASGI_STATE, AiohttpASGI, Message
 
 
 def test_other_objects_than_applications_are_refused() -> None:
@@ -139,11 +139,11 @@ async def test_lifespan_state_is_available_to_the_application() -> None:
     async def start(app: web.Application) -> None:
         app[ASGI_STATE]["pool"] = "a pool"
 
-    async def tell(request: web.Request) -> web.Response:
+    async def respond_with_state(request: web.Request) -> web.Response:
         return web.Response(text=request[ASGI_SCOPE]["state"]["pool"])
 
     app.on_startup.append(start)
-    app.router.add_get("/", tell)
+    app.router.add_get("/", respond_with_state)
     asgi = AiohttpASGI(app)
     state: dict[str, Any] = {}
     lifespan = FakeServer(type="lifespan", state=state)
@@ -170,19 +170,25 @@ async def test_websocket_scopes_are_closed() -> None:
 async def test_each_request_has_its_own_context() -> None:
     visitor: ContextVar[str] = ContextVar("visitor", default="unset")
     outside: ContextVar[str] = ContextVar("outside", default="nothing")
-    received: list[str] = []
+    called: list[str] = []
 
-    async def handler(request: web.Request) -> web.Response:
+    async def handler(request: web.Request) -> web.StreamResponse:
         before = visitor.get()
         visitor.set("set")
         await asyncio.sleep(0)
         await request.read()
-        return web.Response(text=f"{before} {visitor.get()} {outside.get()}")
+        response = await streaming(request)
+        await response.write(f" {before} {visitor.get()} {outside.get()}".encode())
+        return response
 
     class Listening(FakeServer):
         async def receive(self) -> Any:
-            received.append(visitor.get())
+            called.append(visitor.get())
             return await super().receive()
+
+        async def send(self, message: Message) -> None:
+            called.append(visitor.get())
+            await super().send(message)
 
     app = web.Application()
     app.router.add_post("/", handler)
@@ -190,6 +196,6 @@ async def test_each_request_has_its_own_context() -> None:
     outside.set("a middleware")
     for _ in range(2):
         server = await Listening(body=b"x").serve(asgi)
-        assert server.body == b"unset set a middleware"
+        assert server.body == b"one unset set a middleware"
     assert visitor.get() == "unset"
-    assert set(received) == {"unset"}, "a server must not be called in a handler's context"
+    assert set(called) == {"unset"}, "a server must not be called in a handler's context"

@@ -7,7 +7,7 @@ import pytest
 from aiohttp import ClientConnectionResetError, web
 
 from tests.asgi.fake_server import FakeServer, app_of, hello, respond, streaming
-from usersvc.asgi import AiohttpASGI, Message
+from usersvc.asgi import AiohttpASGI, Message, heads
 
 
 async def test_plain_response_is_two_messages() -> None:
@@ -46,6 +46,18 @@ async def test_control_characters_in_headers_get_500(name: str, value: str, kind
     server = await respond(handler)
     assert server.status == 500
     assert server.complete
+
+
+async def test_cookies_are_not_kept_in_the_cache_of_headers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(heads, "_ENCODED", {})  # other tests may have filled it
+
+    async def handler(request: web.Request) -> web.Response:
+        return web.Response(headers={"Set-Cookie": "secret=1", "X-Own": "kept"})
+
+    server = await respond(handler)
+    assert server.headers[b"set-cookie"] == b"secret=1"
+    assert ("X-Own", "kept") in heads._ENCODED
+    assert not any("secret" in value for _, value in heads._ENCODED)
 
 
 async def test_response_object_cannot_be_sent_twice() -> None:

@@ -10,22 +10,15 @@ from typing import Any
 
 import httpx
 import pytest
-from aiohttp import web
 
 from tests.asgi.application import LIMIT, create
 from tests.asgi.serving import KINDS, REFERENCE, Kind, plainly
 from usersvc.asgi import AiohttpASGI
 
 PortOf = Callable[[Kind], int]
-Probe = Callable[[httpx.AsyncClient], Awaitable[Any]]
-PROBES: dict[str, Probe] = {}
+PROBES: dict[str, Callable[[httpx.AsyncClient], Awaitable[Any]]] = {}
 NO_LENGTH = ("content-length", "0")  # the server decides whether an empty body has one
 NOT_COMPARED = {"date", "server", "connection", "transfer-encoding", "keep-alive"}
-
-
-def probe(function: Probe) -> Probe:
-    PROBES[function.__name__] = function
-    return function
 
 
 def seen(response: httpx.Response) -> tuple[int, list[tuple[str, str]], bytes]:
@@ -40,9 +33,12 @@ def seen(response: httpx.Response) -> tuple[int, list[tuple[str, str]], bytes]:
     )
 
 
-def simple(name: str, method: str, path: str, **arguments: Any) -> None:
+def simple(name: str, method: str, path: str, *, size: int = 0, **arguments: Any) -> None:
+    """Add a probe of one request; with `size` its body is streamed in pieces of so many bytes."""
+
     async def run(client: httpx.AsyncClient) -> Any:
-        return seen(await client.request(method, path, **arguments))
+        streamed = {"content": pieces(arguments["content"], size)} if size else {}
+        return seen(await client.request(method, path, **arguments | streamed))
 
     PROBES[name] = run
 
@@ -53,7 +49,7 @@ async def pieces(data: bytes, size: int) -> AsyncIterator[bytes]:
 
 
 HELLO = b"hello, world"
-MULTIPART = {
+MULTIPART: dict[str, Any] = {
     "content": b"--b\r\nContent-Disposition: form-data; name=\"a\"\r\n\r\n1\r\n--b\r\nContent-Disposition: form-data; "
     b"name=\"f\"; filename=\"f.bin\"\r\nContent-Type: image/png\r\n\r\n" + b"\x00\xff" * 50_000 + b"\r\n--b--\r\n",
     "headers": {"Content-Type": "multipart/form-data; boundary=b"},
@@ -67,16 +63,15 @@ simple("two slashes at the end", "GET", "/facts/a//b//")
 simple("headers that come twice, or are not ASCII", "GET", "/facts",
        headers=[(b"X-A", b"1"), (b"X-A", b"2"), (b"X-U", b"\xc3\xa9"), (b"X-L", b"\xe9"), (b"X-0", b"")])  # fmt: skip
 simple("cookies", "GET", "/facts", headers={"Cookie": 'a=1; b="two words"; c=%20'})
-simple("a method of one's own", "PURGE", "/facts")
+simple("an extension method", "PURGE", "/facts")
 simple("OPTIONS", "OPTIONS", "/facts")
 simple("DELETE without a body", "DELETE", "/facts")
 simple("DELETE with a body", "DELETE", "/echo", content=HELLO)
-simple("POST with a length of nothing", "POST", "/facts", content=b"")
+simple("POST with an empty body", "POST", "/facts", content=b"")
 simple("an echo", "POST", "/echo", content=HELLO, headers={"Content-Type": "text/x-own; charset=utf-8"})
 simple("an echo of the largest body", "POST", "/echo", content=b"x" * LIMIT)
 simple("a body that is too large", "POST", "/echo", content=b"x" * (LIMIT + 1))
 simple("a streamed echo", "POST", "/echo_stream", content=b"0123456789" * 100_000)
-simple("lines", "POST", "/lines", content=b"one\ntwo\n\nthree")
 simple("a form", "POST", "/form", data={"a": "1 2&3", "b": ["\u00e9", ""]})
 simple("a form of several parts", "POST", "/form", **MULTIPART)
 simple("parts read one by one", "POST", "/parts",
@@ -89,7 +84,7 @@ simple("deflate", "POST", "/echo", content=zlib.compress(HELLO), headers={"Conte
 simple("deflate without a header", "POST", "/echo", content=zlib.compress(HELLO, wbits=-15),
        headers={"Content-Encoding": "deflate"})  # fmt: skip
 simple("an unknown coding", "POST", "/echo", content=HELLO, headers={"Content-Encoding": "x-own"})
-simple("what is not gzip", "POST", "/echo", content=HELLO, headers={"Content-Encoding": "gzip"})
+simple("invalid gzip", "POST", "/echo", content=HELLO, headers={"Content-Encoding": "gzip"})
 simple("a decompression bomb", "POST", "/echo", content=gzip.compress(b"\0" * 50 * LIMIT),
        headers={"Content-Encoding": "gzip"})  # fmt: skip
 simple("a large compressed body, read in pieces", "POST", "/count", content=gzip.compress(b"\0" * 20 * LIMIT),
@@ -97,24 +92,24 @@ simple("a large compressed body, read in pieces", "POST", "/count", content=gzip
 simple("white space around headers, and octets that are not UTF-8", "GET", "/odd_headers",
        headers=[(b"X-There", b"caf\xe9, caf\xc3\xa9")])  # fmt: skip
 simple("own headers and cookies", "GET", "/own_headers")
-simple("a body without a type", "GET", "/untyped")
 simple("a stream", "GET", "/stream")
 simple("a stream of a known length", "GET", "/sized_stream")
 simple("chunked encoding", "GET", "/chunked")
 simple("an async generator", "GET", "/generator")
+simple("a body without a type", "GET", "/untyped")
 simple("a multipart writer", "GET", "/multipart")
 simple("compression", "GET", "/compressed", headers={"Accept-Encoding": "gzip"})
 simple("compression not wanted", "GET", "/compressed", headers={"Accept-Encoding": "identity"})
 simple("a compressed stream", "GET", "/compressed_stream")
 for status in (200, 201, 204, 304, 404, 500):
     simple(f"an empty {status}", "GET", f"/empty/{status}")
-for handler in ("facts", "stream", "generator", "file", "untyped", "own_headers", "unread"):
+for handler in ("facts", "stream", "generator", "file", "own_headers", "unread"):
     simple(f"HEAD of {handler}", "HEAD", f"/{handler}")
 simple("a file of a handler", "GET", "/file")
 simple("a static file", "GET", "/static/big.bin")
 simple("an empty static file", "GET", "/static/empty.txt")
-simple("no static file", "GET", "/static/none.txt")
-simple("a way out of the static files", "GET", "/static/%2e%2e/secret")
+simple("a missing static file", "GET", "/static/none.txt")
+simple("a traversal out of the static files", "GET", "/static/%2e%2e/secret")
 for name, value in {
     "bytes=0-9": "the first bytes", "bytes=-5": "the last bytes", "bytes=100-": "the rest",
     "bytes=10000-": "beyond the end", "bytes=5-2": "backwards", "lines=1-2": "another unit",
@@ -127,7 +122,7 @@ for header, value in {
 }.items():  # fmt: skip
     simple(f"a condition: {header}", "GET", "/static/hello.txt", headers={header: value, "Range": "bytes=0-3"})
 simple("a precompressed file", "GET", "/static/packed.js", headers={"Accept-Encoding": "gzip"})
-simple("not the precompressed file", "GET", "/static/packed.js", headers={"Accept-Encoding": "identity"})
+simple("a precompressed file that is not accepted", "GET", "/static/packed.js", headers={"Accept-Encoding": "identity"})
 simple("an unknown path", "GET", "/unknown")
 simple("a wrong method", "POST", "/items/1")
 simple("a redirection", "GET", "/redirect")
@@ -143,52 +138,21 @@ simple("a failing sub-application", "GET", "/sub/fail")
 simple("an unknown path of a sub-application", "GET", "/sub/none")
 simple("a class-based view", "GET", "/items/a%20b")
 simple("a class-based view's DELETE", "DELETE", "/items/1")
-simple("a class-based view's lack of a method", "PUT", "/items/1")
+simple("a method that a class-based view lacks", "PUT", "/items/1")
+simple("a streamed upload", "POST", "/count", content=b"x" * 3_000_000, size=50_000)
+simple("what a handler knows of a streamed upload", "POST", "/facts?read", content=HELLO, size=5)
+simple("a streamed upload that is too large", "POST", "/echo", content=b"x" * (LIMIT + 1), size=2**16)
 simple("an unknown expectation", "POST", "/echo", content=HELLO, headers={"Expect": "a miracle"})
 
 
-@probe
-async def a_streamed_upload(client: httpx.AsyncClient) -> Any:
-    return seen(await client.post("/count", content=pieces(b"x" * 3_000_000, 50_000)))
-
-
-@probe
-async def what_a_handler_knows_of_a_streamed_upload(client: httpx.AsyncClient) -> Any:
-    return seen(await client.post("/facts?read", content=pieces(HELLO, 5)))
-
-
-@probe
-async def a_streamed_upload_that_is_too_large(client: httpx.AsyncClient) -> Any:
-    return seen(await client.post("/echo", content=pieces(b"x" * (LIMIT + 1), 2**16)))
-
-
-@probe
-async def an_unread_body_and_the_next_request(client: httpx.AsyncClient) -> Any:
+async def unread_bodies(client: httpx.AsyncClient) -> Any:
     responses = [await client.post("/unread", content=b"x" * size) for size in (10, 100_000, 900_000)]
-    return [seen(response) for response in responses], seen(await client.post("/echo", content=HELLO))
+    responses += [await client.post(path, content=pieces(b"x" * 3_000_000, 2**16)) for path in ("/unread", "/stream")]
+    return [seen(response) for response in [*responses, await client.post("/echo", content=HELLO)]]
 
 
-@probe
-async def an_unread_streamed_body_and_the_next_request(client: httpx.AsyncClient) -> Any:
-    response = await client.post("/unread", content=pieces(b"x" * 3_000_000, 2**16))
-    return seen(response), seen(await client.post("/echo", content=HELLO))
-
-
-@probe
-async def a_stream_that_does_not_read_and_the_next_request(client: httpx.AsyncClient) -> Any:
-    response = await client.post("/stream", content=pieces(b"x" * 3_000_000, 2**16))
-    return seen(response), seen(await client.post("/echo", content=HELLO))
-
-
-@probe
-async def contexts(client: httpx.AsyncClient) -> Any:
-    large = (await client.post("/body_then_visit", content=b"x" * 500_000)).text
-    return large, [(await client.get(f"/visit/{name}")).json() for name in ("anna", "bob", "carl")]
-
-
-@probe
-async def an_error_after_the_headers(client: httpx.AsyncClient) -> Any:
-    """It must not look like a whole response, whatever the client gets instead."""
+async def errors_after_the_head(client: httpx.AsyncClient) -> Any:
+    """What the client gets must not look like a complete response."""
 
     async def status(path: str) -> int | None:
         try:
@@ -196,31 +160,14 @@ async def an_error_after_the_headers(client: httpx.AsyncClient) -> Any:
         except (httpx.HTTPError, RuntimeError):
             return None
 
-    # At once, since hypercorn closes a connection of HTTP/2 only some time after that.
+    # Concurrent, as hypercorn closes an HTTP/2 connection only some time afterwards.
     return await asyncio.gather(*(status(path) for path in ("/fail_late", "/fail_sized", "/fail_generator")))
 
 
-@probe
-async def a_handler_that_goes_on_after_its_response(client: httpx.AsyncClient) -> Any:
-    return [seen(await client.get(path)) for path in ("/go_on", "/facts", "/go_on", "/facts")]
-
-
-@probe
-async def a_compressed_body_that_goes_bad_half_way(client: httpx.AsyncClient) -> Any:
-    """Its response is aborted; the next one is not affected."""
-    compressor = zlib.compressobj(wbits=31)
-    body = compressor.compress(b"\0" * LIMIT) + compressor.flush(zlib.Z_FULL_FLUSH) + b"\xff" * 1000
-    broken_off = False
-    try:
-        await client.post("/echo_stream", content=body, headers={"Content-Encoding": "gzip"})
-    except (httpx.HTTPError, web.RequestPayloadError):
-        broken_off = True
-    return broken_off, seen(await client.post("/echo", content=HELLO))
-
-
-@probe
-async def upgrades_that_are_no_websockets(client: httpx.AsyncClient) -> Any:
-    return (await client.get("/websocket")).status_code
+PROBES |= {
+    "unread bodies and the next request": unread_bodies,
+    "errors after the head": errors_after_the_head,
+}
 
 
 @contextlib.asynccontextmanager

@@ -27,12 +27,6 @@ class Connection:
         self.writer.write(text)
         await self.writer.drain()
 
-    async def ask(self, line: str, *headers: str, body: bytes = b"") -> int:
-        """Send a request and read its response, which must have a length; return its status."""
-        await self.send("\r\n".join([line, "Host: localhost", *headers, "", ""]).encode() + body)
-        status, _ = await self.response()
-        return status
-
     async def response(self) -> tuple[int, bytes]:
         async with asyncio.timeout(20):
             head = (await self.reader.readuntil(b"\r\n\r\n")).lower()
@@ -83,31 +77,6 @@ async def test_odd_targets_are_handled(kind: Kind, port_of: PortOf) -> None:
     assert (await ask(port, "GET /facts"))[0] == 200
 
 
-@each_server
-async def test_http_1_0_client_sees_the_end_of_a_stream(kind: Kind, port_of: PortOf) -> None:
-    async with connected(port_of(kind)) as connection:
-        await connection.send(b"GET /stream HTTP/1.0\r\n\r\n")
-        response = await asyncio.wait_for(connection.reader.read(), 20)
-    head, _, body = response.partition(b"\r\n\r\n")
-    if b"transfer-encoding: chunked" in head.lower():
-        # uvicorn sends chunks to all clients
-        assert kind.module in {"h11", "httptools"}
-        assert body.endswith(b"0\r\n\r\n")
-    else:
-        assert body.endswith(b"line 4\nend")
-
-
-@each_server
-async def test_unread_body_does_not_affect_the_next_request(kind: Kind, port_of: PortOf) -> None:
-    async with connected(port_of(kind)) as connection:
-        body = b"x" * 300
-        assert await connection.ask("POST /unread HTTP/1.1", "Content-Length: 300", body=body) == 200
-        with contextlib.suppress(asyncio.IncompleteReadError, OSError):  # a server may close the connection instead
-            assert await connection.ask("POST /count HTTP/1.1", "Content-Length: 300", body=body) == 200
-            assert await connection.ask("GET /facts HTTP/1.1") == 200
-    assert (await ask(port_of(kind), "GET /facts"))[0] == 200
-
-
 TRAILED = "POST /read_then_facts HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\nX-Head: 1\r\n"
 CHUNKS = b"1\r\nx\r\n0\r\nX-Trailer: 2\r\n\r\n"
 
@@ -128,35 +97,6 @@ async def test_trailer_fields_are_not_headers(kind: Kind, port_of: PortOf, later
     assert [name for name, _ in json.loads(body)["headers"]] == ["x-head", *["x-trailer"] * known_exception]
 
 
-@each_server
-async def test_pipelined_requests_get_responses_in_order(kind: Kind, port_of: PortOf) -> None:
-    requests = [b"GET /items/%d HTTP/1.1\r\nHost: localhost\r\n\r\n" % number for number in range(5)]
-    async with connected(port_of(kind)) as connection:
-        await connection.send(b"".join(requests))
-        assert [await connection.response() for _ in requests] == [(200, b"got %d" % number) for number in range(5)]
-
-
-@each_server
-async def test_reading_sends_100_continue(kind: Kind, port_of: PortOf) -> None:
-    async with connected(port_of(kind)) as connection:
-        await connection.send(
-            b"POST /echo HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n"
-        )
-        assert (await connection.response())[0] == 100
-        await connection.send(b"hello")
-        assert await connection.response() == (200, b"hello")
-
-
-@each_server
-async def test_websocket_handshake_is_refused(kind: Kind, port_of: PortOf) -> None:
-    async with connected(port_of(kind)) as connection:
-        status = await connection.ask(
-            "GET /websocket HTTP/1.1", "Upgrade: websocket", "Connection: Upgrade", "Sec-WebSocket-Version: 13",
-            "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
-        )  # fmt: skip
-    assert status == 101 if kind is REFERENCE else status in {400, 403, 501}
-
-
 async def outcome(port: int, name: str) -> str:
     return (await ask(port, f"GET /noted/{name}"))[1].decode()
 
@@ -164,8 +104,6 @@ async def outcome(port: int, name: str) -> str:
 @each_server_of_asgi
 async def test_cancel_on_disconnect_ends_a_wait(kind: Kind, port_of: PortOf) -> None:
     port = port_of(kind)
-    await ask(port, "POST /expect/waiting")
-    await ask(port, "POST /expect/waiting%20waits")
     async with connected(port) as connection:
         await connection.send(
             b"POST /wait_for_client?name=waiting HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n\r\n{}"
@@ -188,7 +126,6 @@ async def test_io_fails_after_a_disconnection(
     kind: Kind, port_of: PortOf, *, handler: str, headers: bytes, received: int, sent: bytes
 ) -> None:
     port = port_of(kind)
-    await ask(port, f"POST /expect/{handler}")
     async with connected(port) as connection:
         await connection.send(
             b"POST /%b?name=%b HTTP/1.1\r\nHost: localhost\r\n%b\r\n" % (*[handler.encode()] * 2, headers)
@@ -216,18 +153,28 @@ async def test_handler_that_does_not_read_makes_the_client_stop(kind: Kind, port
     sent = 0
     async with connected(port) as connection:
         connection.writer.transport.set_write_buffer_limits(0)
-        connection.writer.write(
-            b"POST /hold?name=hold HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % size
-        )
+        connection.writer.write(b"POST /hold HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % size)
         with contextlib.suppress(TimeoutError):
             while sent < size:
                 connection.writer.write(piece)
                 sent += len(piece)
                 await asyncio.wait_for(connection.writer.drain(), 0.2)
         assert sent < size, "the server has received all that the handler has not read"
-        await ask(port, "POST /release/hold")
+        await ask(port, "POST /release")
         while sent < size:
             connection.writer.write(piece)
             sent += len(piece)
             await connection.writer.drain()
         assert await connection.response() == (200, b'{"total": %d}' % size)
+
+
+@each_server_of_asgi
+async def test_websocket_handshake_is_refused(kind: Kind, port_of: PortOf) -> None:
+    async with connected(port_of(kind)) as connection:
+        await connection.send(
+            b"GET /facts HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+        )
+        status, _ = await connection.response()
+    # A server without WebSockets serves the handshake as any other request.
+    assert status in {200, 403}

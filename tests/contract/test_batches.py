@@ -8,7 +8,8 @@ from functools import cache, partial
 import pytest
 
 from tests.contract.adapters import Views
-from tests.contract.test_users import person, quiet
+from tests.contract.test_users import quiet
+from tests.fakes import person
 from usersvc.application.keyset import BATCH, in_pages
 from usersvc.application.ports import Store
 from usersvc.application.ports import Store as Users

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from tests.contract.adapters import Views
-from tests.contract.test_users import NOW, add_people, person
+from tests.contract.test_users import add_people
+from tests.fakes import NOW, person
 from usersvc.application.outbox_entries import RATE_LIMITED, OutboxEntry, OutboxState
 from usersvc.application.ports import Outbox, Store
 from usersvc.application.request_context import RequestContext, request_context

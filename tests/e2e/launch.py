@@ -28,7 +28,6 @@ SHORT_LOCKS = _serve_with(
     "usersvc.adapters.sqlite.database:BUSY_TIMEOUT=0.3", "usersvc.adapters.sqlite.database:CALL_TIMEOUT=1"
 )
 SHORT_PAUSE = _serve_with("usersvc.adapters.redis.counts:PAUSE=0.1")
-SHORT_RETRY = _serve_with("usersvc.application.mail_delivery:FIRST_DELAY=0.5")
 SHORT_TIMES = _serve_with(
     "usersvc.server.http_protocol:HEAD_TIMEOUT=0.5",
     "usersvc.server.http_protocol:WRITE_TIMEOUT=0.5",

@@ -9,10 +9,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from typing import IO, Protocol
+from typing import IO
 
 import httpx
 
@@ -30,13 +30,12 @@ def environment(settings: Mapping[str, str]) -> dict[str, str]:
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("USERSVC_")}
     # Without a rate limit, since all clients of the tests have one address.
     ours = {"USERSVC_PORT": "0", "USERSVC_BCRYPT_COST": "4", "USERSVC_REGISTER_RATE": ""}
-    return inherited | ours | dict(settings)
+    return {**inherited, **ours, **settings}
 
 
 def run_to_end(
     folder: Path, settings: Mapping[str, str], command: Sequence[str] = SERVE
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command that ends by itself."""
     return subprocess.run(
         command,
         cwd=folder,
@@ -91,7 +90,6 @@ class Service:
 
     @property
     def address(self) -> tuple[str, int]:
-        """The host and port that it listens on."""
         host, _, port = self.url.removeprefix("http://").partition(":")
         return host, int(port)
 
@@ -104,11 +102,7 @@ class Service:
         return httpx.AsyncClient(base_url=self.url, trust_env=False, timeout=DEADLINE)
 
     def wait_for_output(self, pattern: str | re.Pattern[str], count: int = 1) -> list[str]:
-        """Wait until a pattern has matched ``count`` times, and return the matches.
-
-        Raises:
-            AssertionError: not within the deadline, or the process ended.
-        """
+        """Wait until a pattern has matched ``count`` times, and return the matches."""
         deadline = time.monotonic() + DEADLINE
         while True:
             has_ended = not self._reader.is_alive()
@@ -120,26 +114,24 @@ class Service:
             time.sleep(0.01)
 
     def wait_until_it_responds(self) -> None:
-        """Wait until ``/livez`` responds with ``200``.
-
-        Raises:
-            AssertionError: not within the deadline, or the process ended.
-        """
         # A service that logs little does not print its address: then the test has chosen the port.
         self.url = self.url or self.wait_for_output(_ADDRESS)[0]
         deadline = time.monotonic() + DEADLINE
         # One client for all attempts, since creating one takes CPU time that the service needs.
         with self.client() as client:
-            # With several workers the address is printed before the first of them listens.
-            while not _responds(client):
+            while True:
+                # With several workers the address is printed before the first of them listens.
+                with suppress(httpx.TransportError):
+                    if client.get("/livez").is_success:
+                        return
                 assert self._process.poll() is None, f"ended at start:\n{self.output}"
                 assert time.monotonic() < deadline, f"does not respond:\n{self.output}"
                 time.sleep(0.02)
 
     def talk(self, data: bytes, *, then_half_close: bool = False) -> bytes:
         """Send bytes, and return everything received until the service closes the connection."""
+        received = b""
         with socket.create_connection(self.address, DEADLINE) as connection:
-            received = b""
             # The service may close the connection before it has read everything.
             with suppress(ConnectionError):
                 connection.sendall(data)
@@ -151,7 +143,6 @@ class Service:
         return received
 
     def ask_to_stop(self) -> None:
-        """Send SIGTERM."""
         self._process.send_signal(signal.SIGTERM)
 
     def ended(self) -> int:
@@ -161,7 +152,6 @@ class Service:
         return code
 
     def stop(self) -> int:
-        """Stop it gracefully, and return the exit code."""
         self.ask_to_stop()
         return self.ended()
 
@@ -177,17 +167,8 @@ class Service:
                 self._lines.append(line)
 
 
-def _responds(client: httpx.Client) -> bool:
-    try:
-        return client.get("/livez").status_code == httpx.codes.OK
-    except httpx.TransportError:
-        return False
-
-
-class StartService(Protocol):
-    """Starts a service in the folder of the test."""
-
-    def __call__(self, **settings: str) -> Service: ...
+StartService = Callable[..., Service]
+"""Starts a service with settings, which are keyword arguments, in the folder of the test."""
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import pytest
 
 from tests.e2e.api import RawResponse, person, read_responses
 from tests.e2e.server import DEADLINE, Service, StartService
-from tests.e2e.test_wire_limits import MALFORMED
+from tests.e2e.test_wire_limits import REFUSED
 
 CLOSE = b"Host: test\r\nConnection: close\r\n\r\n"
 LAST = b"GET /livez HTTP/1.1\r\n" + CLOSE
@@ -36,7 +36,7 @@ def statuses(raw: bytes) -> list[int]:
     return [int(piece[:3]) for piece in raw.split(b"HTTP/1.1 ")[1:]]
 
 
-# And MALFORMED, of which test_wire_limits.py looks at the responses.
+MALFORMED = REFUSED[400, "malformed-http"].values()  # test_wire_limits.py checks the responses
 GARBAGE = {
     "header that is not UTF-8": b"GET /livez HTTP/1.1\r\nX-Request-ID: \xff\xfe\r\n" + CLOSE,
     "nothing": b"",
@@ -146,7 +146,7 @@ def vanish(service: Service, after: bytes) -> None:
 def test_faults_of_clients_are_not_logged_as_failures(start: StartService) -> None:
     service = start()
     registration = registration_of(person())
-    for garbage in (*GARBAGE.values(), *MALFORMED.values(), *(registration[:cut] for cut in (1, 20, 60, 120, None))):
+    for garbage in (*GARBAGE.values(), *MALFORMED, *(registration[:cut] for cut in (1, 20, 60, 120, None))):
         service.talk(garbage, then_half_close=True)
         vanish(service, garbage)
     assert RawResponse.read(service.talk(LAST)).status == 200

@@ -1,33 +1,34 @@
 """Hashes made and verified with bcrypt."""
 
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import TypeVar
 
 import bcrypt
 import pytest
+from bcrypt import gensalt, hashpw
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from usersvc.adapters.bcrypt.hasher import BcryptPasswordHasher
 from usersvc.domain.password import Password, PasswordHash
 
+T = TypeVar("T")
+
 
 @pytest.fixture
 async def hasher() -> AsyncIterator[BcryptPasswordHasher]:
     async with BcryptPasswordHasher(cost=4, workers=1) as hasher:
         yield hasher
+    with pytest.raises(RuntimeError, match="shutdown"):
+        await hasher.hash(Password("too late"))
 
 
-async def test_a_hash_names_its_scheme_and_cost_and_verifies(hasher: BcryptPasswordHasher) -> None:
+async def test_a_hash_names_its_scheme_and_cost_and_has_a_salt(hasher: BcryptPasswordHasher) -> None:
     hashed = await hasher.hash(Password("correct horse battery"))
 
     assert hashed.startswith("$hmac-sha384-bcrypt$$2b$04$")
-    assert await hasher.verify(Password("correct horse battery"), hashed)
-    assert not await hasher.verify(Password("correct horse batterx"), hashed)
-
-
-async def test_two_hashes_of_one_password_differ(hasher: BcryptPasswordHasher) -> None:
-    assert await hasher.hash(Password("same")) != await hasher.hash(Password("same"))
+    assert hashed != await hasher.hash(Password("correct horse battery"))
 
 
 @pytest.mark.parametrize("password", ["x" * 256, "🔑" * 256, "NUL\x00 in the middle", "\x00" * 8])
@@ -65,22 +66,6 @@ async def test_a_hash_verifies_only_with_its_pepper() -> None:
             await one.verify(Password("password"), PasswordHash("$2b$04$" + "a" * 53))
 
 
-async def test_bcrypt_does_not_run_on_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
-    threads: set[int] = set()
-    hashpw = bcrypt.hashpw
-
-    def recording_hashpw(password: bytes, salt: bytes) -> bytes:
-        threads.add(threading.get_ident())
-        return hashpw(password, salt)
-
-    monkeypatch.setattr(bcrypt, "hashpw", recording_hashpw)
-    async with BcryptPasswordHasher(cost=5, workers=1) as hasher:
-        await hasher.verify(Password("password"), PasswordHash(hashpw(b"", bcrypt.gensalt(4)).decode()))
-        await hasher.hash(Password("password"))
-    assert len(threads) == 1
-    assert threading.get_ident() not in threads
-
-
 async def test_hashes_stored_by_earlier_versions_verify() -> None:
     async with (
         BcryptPasswordHasher(cost=4, workers=1) as plain,
@@ -97,23 +82,25 @@ async def test_hashes_stored_by_earlier_versions_verify() -> None:
 
 
 @pytest.fixture
-def rounds_done(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The number of rounds of each computation of bcrypt."""
+def rounds_done(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """The number of rounds of each computation of bcrypt; none of them runs in the event loop's thread."""
     rounds: list[int] = []
-    hashpw, checkpw = bcrypt.hashpw, bcrypt.checkpw
+    threads: set[int] = set()
 
-    def counting_hashpw(password: bytes, salt: bytes) -> bytes:
-        rounds.append(2 ** int(salt[4:6]))
-        return hashpw(password, salt)
+    def counting(compute: Callable[[bytes, bytes], T]) -> Callable[[bytes, bytes], T]:
+        def compute_and_count(password: bytes, salt: bytes) -> T:
+            result = compute(password, salt)
+            rounds.append(2 ** int(salt[4:6]))
+            threads.add(threading.get_ident())
+            return result
 
-    def counting_checkpw(password: bytes, hashed: bytes) -> bool:
-        equal = checkpw(password, hashed)
-        rounds.append(2 ** int(hashed[4:6]))
-        return equal
+        return compute_and_count
 
-    monkeypatch.setattr(bcrypt, "hashpw", counting_hashpw)
-    monkeypatch.setattr(bcrypt, "checkpw", counting_checkpw)
-    return rounds
+    for compute in (bcrypt.hashpw, bcrypt.checkpw):
+        monkeypatch.setattr(bcrypt, compute.__name__, counting(compute))
+    yield rounds
+    assert rounds
+    assert threading.get_ident() not in threads
 
 
 @pytest.mark.parametrize(
@@ -126,12 +113,12 @@ def rounds_done(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 async def test_verifying_costs_at_least_what_hashing_costs(
     rounds_done: list[int], stored_cost: int, rounds: int, password: str, foreign: bool
 ) -> None:
-    stored = bcrypt.hashpw(b"the right one", bcrypt.gensalt(stored_cost)).decode()
-    if not foreign:
-        stored = BcryptPasswordHasher(cost=stored_cost, workers=1)._hash(Password("the right one"))
+    async with BcryptPasswordHasher(cost=stored_cost, workers=1) as other:
+        own = await other.hash(Password("the right one"))
+    stored = PasswordHash(hashpw(b"the right one", gensalt(stored_cost)).decode()) if foreign else own
     rounds_done.clear()
     async with BcryptPasswordHasher(cost=8, workers=1) as hasher:
-        assert await hasher.verify(Password(password), PasswordHash(stored)) == (password == "the right one")
+        assert await hasher.verify(Password(password), stored) == (password == "the right one")
         assert sum(rounds_done) == rounds
 
 
@@ -143,14 +130,6 @@ async def test_a_hash_that_cannot_be_verified_costs_as_much(rounds_done: list[in
     assert sum(rounds_done) == 2**8 - 2**4
 
 
-async def test_a_closed_hasher_rejects_passwords() -> None:
-    hasher = BcryptPasswordHasher(cost=4, workers=1)
-    async with hasher:
-        pass
-    with pytest.raises(RuntimeError):
-        await hasher.hash(Password("too late"))
-
-
 # --- hashes of other systems ----------------------------------------------------------------------------------------
 
 LONG = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
@@ -160,13 +139,10 @@ LONG = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789
     ("password", "password_hash"),
     [
         # From crypt_blowfish's own tests.
-        ("U*U", "$2a$05$CCCCCCCCCCCCCCCCCCCCC.E5YPO9kmyuRGyh0XouQYb4YMJKvyOeW"),
-        ("U*U*", "$2a$05$CCCCCCCCCCCCCCCCCCCCC.VGOzA784oUp/Z0DY336zx7pLYAy0lwK"),
         ("U*U*U", "$2a$05$XXXXXXXXXXXXXXXXXXXXXOAcXxm9kjPGEMsLznoKqmqw7tc8WCx4a"),
         (f"{LONG}chars after 72 are ignored", "$2a$05$abcdefghijklmnopqrstuu5s2v8.iXieOjg/.AySBTTZIIVFJeBui"),
         # Made with crypt() of libxcrypt.
         ("rasmuslerdorf", "$2y$07$BCryptRequires22Chrcte/VlQH0piJtjXl.0t1XkA8pw9dMXTpOq"),
-        ("pässwörd 🔑", "$2y$05$abcdefghijklmnopqrstuuJle.iZ0HydI0pt1p.fYQNcC2ygoDkde"),
         ("pässwörd 🔑", "$2a$05$abcdefghijklmnopqrstuuJle.iZ0HydI0pt1p.fYQNcC2ygoDkde"),
         ("é" * 40, "$2b$05$abcdefghijklmnopqrstuu9CyuiEyTnupb4rnoYIlshaDzoYa6ZaS"),
     ],
@@ -187,7 +163,7 @@ async def test_hashes_of_other_systems_verify_with_or_without_a_pepper(
 async def test_only_the_first_72_bytes_count_in_hashes_of_other_systems(
     password: str, read: str, hasher: BcryptPasswordHasher
 ) -> None:
-    foreign = PasswordHash(bcrypt.hashpw(read.encode()[:72], bcrypt.gensalt(4)).decode())
+    foreign = PasswordHash(hashpw(read.encode()[:72], gensalt(4)).decode())
     assert await hasher.verify(Password(password), foreign)
     assert not await hasher.verify(Password(f"y{password}"), foreign)
 
@@ -197,7 +173,7 @@ async def test_only_the_first_72_bytes_count_in_hashes_of_other_systems(
 async def test_a_password_with_a_nul_does_not_match_a_hash_of_another_system(
     password: str, hashed: bytes, hasher: BcryptPasswordHasher
 ) -> None:
-    foreign = PasswordHash(bcrypt.hashpw(hashed, bcrypt.gensalt(4)).decode())
+    foreign = PasswordHash(hashpw(hashed, gensalt(4)).decode())
     assert not await hasher.verify(Password(password), foreign)
 
 

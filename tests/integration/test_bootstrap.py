@@ -33,10 +33,12 @@ async def test_the_service_is_assembled_from_settings(
         registered = await client.post("/register", json=ALICE)
         listed = await (await client.get("/users")).json()
         short = await client.post("/register", json={**ALICE, "password": "8 chars!"})
+        flaws = await (await client.post("/register", json={**ALICE, "password": "8 chars!", "age": "x"})).json()
         large = await client.post("/register", json={**ALICE, "password": "x" * 1024})
         openapi = await (await client.get("/openapi.json")).json()
 
     assert (registered.status, short.status, large.status) == (201, 422, 413)
+    assert {flaw["field"] for flaw in flaws["errors"]} == {"password", "age"}
     assert [user["email"] for user in listed["data"]] == ["alice@example.com"]
     assert openapi["components"]["schemas"]["Registration"]["properties"]["password"]["minLength"] == 9
     assert "sent a welcome mail to alice@example.com" in caplog.text

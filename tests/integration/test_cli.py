@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -11,13 +12,13 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import click
 import pytest
 
 from tests.integration.commands import ID, NOW, Commands, Outcome, people
+from tests.unit.test_documentation import COMMANDS
 from usersvc.adapters.sqlite import SqliteUsers
 from usersvc.application import keyset
-from usersvc.cli.program import program
+from usersvc.config import Settings
 
 
 def fail_first(usersvc: Commands, *, dead_letter: bool, reason: str = "mailbox unavailable") -> None:
@@ -115,21 +116,7 @@ def test_retry_of_a_leased_mail_is_refused(usersvc: Commands) -> None:
 # --- all commands ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        "",
-        "outbox",
-        "outbox show",
-        "outbox show one",
-        "outbox retry",
-        "outbox retry 1 --all",
-        "outbox drop",
-        "db",
-        "db backup",
-        "db check users.db",
-    ],
-)
+@pytest.mark.parametrize("arguments", ["", "outbox retry", "outbox retry 1 --all", "outbox drop", "db check users.db"])
 def test_wrong_arguments_exit_with_2(usersvc: Commands, arguments: str) -> None:
     code, out, err = usersvc(*arguments.split())
     assert (code, out) == (2, "")
@@ -139,12 +126,9 @@ def test_wrong_arguments_exit_with_2(usersvc: Commands, arguments: str) -> None:
 DB = ["db backup copy.db", "db check"]
 ON_A_STORE = [
     "outbox list",
-    "outbox show 1",
     "outbox retry --all",
-    "users list",
     f"users show {ID}",
     f"users delete --yes {ID}",
-    "users export",
     "users export copy.csv",
 ]
 IMPORT = "users import people.csv"
@@ -170,8 +154,7 @@ def test_an_unusable_database_is_reported_in_one_line_and_left_unchanged(
 
     monkeypatch.setenv("USERSVC_DATABASE_URL", "sqlite:///users.db")
     if arguments != IMPORT:
-        expected = "unable to open database file" if arguments in DB else f"no database at {usersvc.database}"
-        assert expected in usersvc.fails(*command)
+        assert usersvc.fails(*command) == f"no database at {usersvc.database}"
         assert [*usersvc.folder.iterdir()] == [file]
     usersvc.database.write_bytes(b"not a database" * 100)
     assert "file is not a database" in usersvc.fails(*command)
@@ -179,12 +162,12 @@ def test_an_unusable_database_is_reported_in_one_line_and_left_unchanged(
     assert {*usersvc.folder.iterdir()} == {file, usersvc.database}
 
 
-@pytest.mark.parametrize("arguments", ["db check", "outbox list"])
-def test_a_newer_schema_is_reported_but_can_be_backed_up(usersvc: Commands, arguments: str) -> None:
+def test_a_newer_schema_is_reported_but_can_be_backed_up(usersvc: Commands) -> None:
     usersvc.register()
     with closing(sqlite3.connect(usersvc.database)) as file:
         file.execute("PRAGMA user_version = 99")
-    assert "99" in usersvc.fails(*arguments.split())
+    assert "99" in usersvc.fails("db", "check")
+    assert "99" in usersvc.fails("outbox", "list")
     assert usersvc("db", "backup", "copy.db").code == 0
 
 
@@ -218,7 +201,7 @@ OTHER_INDEX = "UPDATE sqlite_schema SET sql = replace(sql, 'due_at)', 'attempts)
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (OTHER_INDEX, "^the database is damaged: row 1 missing from index outbox_due_at; row 2 .*row 5 [^;]*$"),
+        (OTHER_INDEX, r"^the database is damaged \(21 findings\): row 1 missing from index outbox_.*; row 5 [^;]*$"),
         ("DROP TABLE outbox", "table outbox is missing or changed"),
     ],
 )
@@ -230,6 +213,11 @@ def test_check_reports_damage_in_one_line(usersvc: Commands, damage: str, messag
         file.execute(damage)
         file.commit()
     assert re.search(message, usersvc.fails("db", "check"))
+
+
+def test_ctrl_c_exits_with_130(usersvc: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Settings, "from_environment", lambda _: signal.raise_signal(signal.SIGINT))
+    assert usersvc("config", "check") == (130, "", "\nusersvc: stopped\n")
 
 
 # --- the process ----------------------------------------------------------------------------------------------------
@@ -271,11 +259,15 @@ def test_a_full_disk_behind_standard_output_is_reported_in_one_line(
     assert ended == (1, "", "usersvc: standard output or input failed: No space left on device\n")
 
 
+CLOSED = "usersvc: standard output or input failed: Bad file descriptor\n"
+
+
 @pytest.mark.parametrize(
     ("line", "ended"),
     [
-        ("users export >&-", (0, "", "")),
-        ("users import --format ndjson - <&-", (0, "0 imported, 0 already there, 0 rejected\n", "")),
+        ("users export >&-", (1, "", CLOSED)),
+        ("config check >&-", (1, "", CLOSED)),
+        ("users import --format ndjson - <&-", (1, "", CLOSED)),
         ("users show bob@example.com 2>&-", (1, "", "")),
         ("users list --limit 1 2>&- | wc -l", (0, "1\n", "")),
     ],
@@ -287,40 +279,15 @@ def test_closed_standard_streams_are_handled(usersvc: Commands, line: str, ended
     assert (found.returncode, found.stdout.strip(" "), found.stderr) == ended
 
 
-def test_control_characters_of_a_file_name_are_escaped(usersvc: Commands) -> None:
-    assert usersvc.fails("users", "import", "no\n\x1b[2Jwhere.csv") == (
-        r"cannot read no\n\x1b[2Jwhere.csv: No such file or directory"
-    )
+# --- help -----------------------------------------------------------------------------------------------------------
 
 
-# --- help and completion --------------------------------------------------------------------------------------------
-
-
-def paths(command: click.Command, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
-    """The names that lead to a command and to those below it."""
-    found = [path]
-    if isinstance(command, click.Group):
-        context = click.Context(command)
-        for name in command.list_commands(context):
-            below = command.get_command(context, name)
-            assert below is not None
-            found += paths(below, (*path, name))
-    return found
-
-
-@pytest.mark.parametrize("command", paths(program), ids=" ".join)
-def test_every_command_has_help(usersvc: Commands, command: tuple[str, ...]) -> None:
-    long, short = usersvc(*command, "--help"), usersvc(*command, "-h")
-    assert long == short
-    assert (long.code, long.err) == (0, "")
-    assert long.out.startswith("Usage: usersvc")
+@pytest.mark.parametrize("command", sorted({*COMMANDS, *(name.rpartition(" ")[0] for name in COMMANDS)}))
+def test_every_command_has_help(usersvc: Commands, command: str) -> None:
+    words = command.split()[1:]
+    long, short = usersvc(*words, "--help"), usersvc(*words, "-h")
+    assert (long.code, long.err, long) == (0, "", short)
+    assert long.out.startswith(f"Usage: {command} ")
     assert "\\b" not in long.out
     # Examples stand on lines of their own.
     assert ("Example" in long.out) == bool(re.search(r"^ +Examples?:\n +\S", long.out, re.MULTILINE))
-
-
-def test_command_lines_are_completed(usersvc: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("_USERSVC_COMPLETE", "bash_complete")
-    monkeypatch.setenv("COMP_WORDS", "usersvc users ex")
-    monkeypatch.setenv("COMP_CWORD", "2")
-    assert usersvc().out == "plain,export\n"

@@ -24,11 +24,12 @@ from aiohttp.test_utils import TestServer
 
 from docs.examples.journal_users import JournalUsers
 from docs.examples.webhook_notifier import WebhookNotifier
+from tests.e2e.api import register
 from tests.e2e.server import DEADLINE, free_port, running
 from tests.fakes import NOW, person
 from usersvc.application.errors import StorageUnavailable, Undeliverable
 from usersvc.application.idempotency import IdempotencyKey
-from usersvc.application.read_models import Order, view_of
+from usersvc.application.read_models import Order
 from usersvc.domain.events import UserRegistered
 
 EVENT = UserRegistered(UUID("01936f3c-5e1a-7b3c-9d2e-4f5a6b7c8d9e"), "alice@example.com", NOW)
@@ -53,13 +54,16 @@ async def webhook(*statuses: int) -> AsyncIterator[tuple[list[tuple[Mapping[str,
         yield messages, notifier
 
 
-async def test_a_message_has_the_event_and_is_signed() -> None:
-    async with webhook(204) as (messages, notifier):
+async def test_a_message_has_the_event_is_signed_and_keeps_its_id_when_repeated() -> None:
+    async with webhook(503, 204) as (messages, notifier):
+        with pytest.raises(ConnectionError, match="503"):
+            await notifier.welcome(EVENT)
         await notifier.welcome(EVENT)
-    [(headers, body)] = messages
+    [(first, _), (headers, body)] = messages
+    assert first["webhook-id"] == headers["webhook-id"]
     assert json.loads(body) == {
         "type": "user.registered",
-        "timestamp": "2026-01-31T09:30:00.000000Z",
+        "timestamp": "2026-01-31T09:30:00.000123Z",
         "data": {"id": str(EVENT.user_id), "email": "alice@example.com"},
     }
     signed = f"{headers['webhook-id']}.{headers['webhook-timestamp']}.".encode() + body
@@ -67,20 +71,11 @@ async def test_a_message_has_the_event_and_is_signed() -> None:
     assert headers["webhook-signature"] == f"v1,{expected}"
 
 
-async def test_a_repeated_message_has_the_same_id() -> None:
-    async with webhook(503, 200) as (messages, notifier):
-        with pytest.raises(ConnectionError, match="503"):
-            await notifier.welcome(EVENT)
-        await notifier.welcome(EVENT)
-    first, second = (headers["webhook-id"] for headers, _ in messages)
-    assert first == second
-
-
 @pytest.mark.parametrize(
     ("status", "error"),
     [
         *((status, Undeliverable) for status in (400, 410, 413, 422)),
-        *((status, ConnectionError) for status in (302, 401, 404, 429, 500)),
+        *((status, ConnectionError) for status in (302, 404, 500)),
     ],
 )
 async def test_only_a_rejected_message_is_final_and_no_redirect_is_followed(
@@ -91,12 +86,6 @@ async def test_only_a_rejected_message_is_final_and_no_redirect_is_followed(
             await notifier.welcome(EVENT)
     assert not re.search(r"alice|127\.0\.0\.1", str(refused.value))
     assert len(messages) == 1
-
-
-async def test_a_refused_connection_is_not_final() -> None:
-    async with WebhookNotifier(f"http://127.0.0.1:{free_port()}/hook", secret=b"shared") as notifier:
-        with pytest.raises(OSError, match="Cannot connect"):
-            await notifier.welcome(EVENT)
 
 
 # --- the store ---
@@ -113,19 +102,21 @@ async def names(users: JournalUsers) -> list[str]:
 
 
 async def test_everything_is_restored(path: Path) -> None:
-    alice, bob = person(), person("bob@example.com")
+    async def read(users: JournalUsers) -> list[object]:
+        return [
+            await users.outbox.entries(),
+            await users.users(after=None, limit=10),
+            await users.registered_with(KEY, at=NOW),
+        ]
+
     async with JournalUsers(path) as users:
-        await users.add(alice, key=KEY)
-        await users.add(bob)
+        await users.add(person(), key=KEY)
         [entry] = await users.outbox.lease(now=NOW, until=NOW + timedelta(minutes=1), limit=1)
         await users.outbox.reschedule(entry, due_at=NOW + timedelta(hours=1), reason="busy")
-        before = await users.outbox.entries(), await users.users(after=None, limit=10)
+        before = await read(users)
     async with JournalUsers(path) as users:
-        assert (await users.outbox.entries(), await users.users(after=None, limit=10)) == before
-        assert await users.find(bob.id) == view_of(bob)
-        earlier = await users.registered_with(KEY, at=NOW)
-        assert earlier is not None
-        assert earlier.user == view_of(alice)
+        assert await read(users) == before
+        assert None not in before
 
 
 async def test_positions_and_ids_are_not_reused_after_a_restart(path: Path) -> None:
@@ -141,7 +132,7 @@ async def test_positions_and_ids_are_not_reused_after_a_restart(path: Path) -> N
     assert (after.position, second.id) > (before.position, first.id)
 
 
-@pytest.mark.parametrize("cut", [1, 10, 100])
+@pytest.mark.parametrize("cut", [1, 100])
 async def test_a_truncated_line_is_ignored(path: Path, cut: int) -> None:
     async with JournalUsers(path) as users:
         await users.add(person())
@@ -242,15 +233,12 @@ def test_the_service_delivers_after_a_kill(tmp_path: Path) -> None:
         "delivery.FIRST_DELAY = datetime.timedelta(seconds=0.5); uvicorn.main()"
     )
     command = [sys.executable, "-c", program, "--factory", "docs.examples.service:create_asgi_app", "--port", "0"]
-    body = {"email": "alice@example.com", "password": "correct horse battery staple", "age": 30}
     with running(tmp_path, settings, command) as first, first.client() as client:
-        registered = client.post("/register", json=body)
-        assert registered.status_code == 201
-        assert client.post("/register", json=body).status_code == 409
+        registered = register(client, email="alice@example.com")
         first.wait_for_output(r"attempt 1 to welcome")
         first.kill()
 
     with webhook_in_thread(hook, messages), running(tmp_path, settings, command) as second, second.client() as client:
-        assert client.get("/users").json()["data"] == [registered.json()["data"]]
+        assert client.get("/users").json()["data"] == [registered]
         message = messages.get(timeout=DEADLINE)
-    assert message["data"] == {"id": registered.json()["data"]["id"], "email": "alice@example.com"}
+    assert message["data"] == {"id": registered["id"], "email": "alice@example.com"}

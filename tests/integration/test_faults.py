@@ -14,7 +14,7 @@ from uuid import uuid4
 
 import pytest
 
-from tests.contract.test_users import person as registered
+from tests import fakes
 from usersvc.adapters.sqlite import SqliteUsers, maintenance
 from usersvc.adapters.sqlite import database as sqlite_file
 from usersvc.application.errors import StorageUnavailable
@@ -28,7 +28,7 @@ async def names(users: SqliteUsers) -> list[str]:
 
 
 def person(name: str) -> User:
-    return registered(f"{name}@example.com")
+    return fakes.person(f"{name}@example.com")
 
 
 async def open_and_close(path: Path) -> None:
@@ -65,7 +65,7 @@ async def test_a_moved_file_is_unavailable_until_it_is_back(path: Path, users: S
     path.rename(elsewhere)
 
     await assert_unavailable(users, "bob")
-    assert not path.exists(), "an empty file in its place would let everybody in again"
+    assert not path.exists(), "an empty file in its place would accept registered mailboxes again"
 
     elsewhere.rename(path)
     await users.add(person("carol"))

@@ -21,10 +21,10 @@ from usersvc.application.errors import StorageUnavailable
 from usersvc.application.idempotency import IdempotencyKey
 from usersvc.application.read_models import Order, Page, UserView
 from usersvc.application.request_context import RequestContext
-from usersvc.application.user_queries import UserQueryService
 from usersvc.asgi import AiohttpASGI, Message
 from usersvc.domain.user import User
 from usersvc.web.problems import PROBLEMS
+from usersvc.web.responses import stream_response
 
 Client = TestClient[web.Request, web.Application]
 Connect = Callable[[web.Application], Awaitable[Client]]
@@ -447,27 +447,22 @@ class BrokenUsers(InMemoryUsers):
         raise self._error
 
 
-class EndlessQueries(UserQueryService):
-    """An export without an end, which records that it was closed."""
+async def test_stream_is_closed_and_reported_at_once_when_the_client_disconnects() -> None:
+    happened: list[object] = []
 
-    def __init__(self, happened: list[object]) -> None:
-        super().__init__(InMemoryUsers())
-        self._happened = happened
-
-    async def stream(self, **_: object) -> AsyncGenerator[bytes, None]:
+    async def endless() -> AsyncGenerator[bytes, None]:
         try:
             while True:
                 yield b"{}\n"
         finally:
-            self._happened.append("freed")
+            happened.append("freed")
 
+    async def stream(_: web.Request) -> web.Response:
+        return await stream_response(endless(), "application/json")
 
-async def test_export_is_freed_and_reported_at_once_when_the_client_disconnects() -> None:
-    happened: list[object] = []
-    app = AiohttpASGI(
-        quick_app(queries=EndlessQueries(happened), observe=lambda *request: happened.append(request[:3]))
-    )
-    server = FakeServer(path="/users", headers=[(b"accept", b"application/x-ndjson")])
+    app = quick_app(observe=lambda *request: happened.append(request[:3]))
+    app.router.add_get("/endless", stream)
+    server = FakeServer(path="/endless")
 
     async def send(message: Message) -> None:
         if message["type"] == "http.response.body":
@@ -477,8 +472,8 @@ async def test_export_is_freed_and_reported_at_once_when_the_client_disconnects(
     gc.collect()
     gc.disable()
     try:
-        await app(server.scope, server.receive, send)
-        assert happened == ["freed", ("GET", "/users", 200)]
+        await AiohttpASGI(app)(server.scope, server.receive, send)
+        assert happened == ["freed", ("GET", "/endless", 200)]
     finally:
         gc.enable()
 

@@ -6,8 +6,6 @@ from datetime import UTC, datetime
 from uuid import UUID
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from usersvc.adapters.mail.logging_notifier import LoggingNotifier
 from usersvc.application.request_context import RequestContext, request_context
@@ -35,17 +33,11 @@ async def test_the_line_for_a_mail_has_address_and_user_at_any_level(capsys: pyt
 
 def test_a_message_cannot_forge_a_line(capsys: pytest.CaptureFixture[str]) -> None:
     configure_logging("info", "console")
+    log.debug("dropped")
     log.info("one\r\ntwo \ud800 \x1b[31m \u2028 ü 🔑", extra={"client": "a\nb\x1b[31m"})
     [line] = capsys.readouterr().err.splitlines()
-    assert " one\\r\\ntwo \\ud800 \\x1b[31m \\u2028 ü 🔑 " in line
-    assert "client=a\\nb\\x1b[31m" in line
-
-
-def test_lines_below_the_level_are_dropped(capsys: pytest.CaptureFixture[str]) -> None:
-    configure_logging("warning", "console")
-    log.info("dropped")
-    log.warning("kept")
-    assert re.fullmatch(r"\S+Z \[warning *\] kept +\[x\]\n", capsys.readouterr().err)
+    text, fields = r"one\r\ntwo \ud800 \x1b[31m \u2028 ü 🔑", r"client=a\nb\x1b[31m"
+    assert re.fullmatch(rf"\S+Z \[info *\] {re.escape(text)} +\[x\] {re.escape(fields)}", line)
 
 
 @pytest.mark.parametrize("log_format", ["console", "json"])
@@ -67,14 +59,6 @@ def test_an_error_is_logged_with_type_and_frames_but_without_its_text(
         assert secret not in line.partition("it failed")[2]
 
 
-def test_json_is_one_object_a_line(capsys: pytest.CaptureFixture[str]) -> None:
-    configure_logging("info", "json")
-    log.error("it\nfailed \ud800 ü")
-    [line] = map(json.loads, capsys.readouterr().err.splitlines())
-    assert (line["level"], line["logger"], line["message"]) == ("error", "x", "it\nfailed \\ud800 ü")
-    assert datetime.fromisoformat(line["time"]).tzinfo == UTC
-
-
 # Statements with their values, and queries with addresses.
 @pytest.mark.parametrize("logger", ["aiosqlite", "uvicorn.access"])
 def test_lines_that_contain_input_are_dropped(logger: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -84,20 +68,20 @@ def test_lines_that_contain_input_are_dropped(logger: str, capsys: pytest.Captur
 
 
 def test_every_line_has_the_id_of_its_request(capsys: pytest.CaptureFixture[str]) -> None:
+    trace = "0af7651916cd43dd8448eb211c80319c"
     for log_format in ("console", "json"):
         configure_logging("info", log_format)
         log.info("outside a request")
-        before = request_context.set(RequestContext("one", "0af7651916cd43dd8448eb211c80319c"))
+        before = request_context.set(RequestContext("one", trace))
         log.info("inside")
         log.info("of another request", extra={"request_id": "two"})
         request_context.reset(before)
 
     outside, inside, another, *json_lines = capsys.readouterr().err.splitlines()
     assert "request_id" not in outside
-    assert "request_id=one trace_id=0af7651916cd43dd8448eb211c80319c" in inside
+    assert f"request_id=one trace_id={trace}" in inside
     assert "request_id=two" in another
     ids = [(line.get("request_id"), line.get("trace_id")) for line in map(json.loads, json_lines)]
-    trace = "0af7651916cd43dd8448eb211c80319c"
     assert ids == [(None, None), ("one", trace), ("two", trace)]
 
 
@@ -113,31 +97,30 @@ def test_a_terminal_has_colours_unless_no_color_is_set(monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize(
-    "logger", ["uvicorn", "uvicorn.error", "aiohttp.server", "aiohttp.web", "asyncio", "py.warnings"]
+    "logger", ["x", "uvicorn", "uvicorn.error", "aiohttp.server", "aiohttp.web", "asyncio", "py.warnings"]
 )
-def test_lines_of_libraries_have_the_same_format(logger: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_is_one_object_a_line_also_of_libraries(logger: str, capsys: pytest.CaptureFixture[str]) -> None:
     # As uvicorn's own command does.
     logging.getLogger("uvicorn").addHandler(logging.StreamHandler())
     configure_logging("info", "json")
-    logging.getLogger(logger).info("running on %s", "x", extra={"color_message": "\x1b[1m%s"})
-    logged = json.loads(capsys.readouterr().err)
-    assert set(logged) == {"time", "level", "logger", "message"}
-    assert logged["message"] == "running on x"
+    logging.getLogger(logger).info("running\non %s \ud800", "ü", extra={"color_message": "\x1b[1m%s"})
+    [logged] = map(json.loads, capsys.readouterr().err.splitlines())
+    assert datetime.fromisoformat(logged.pop("time")).tzinfo == UTC
+    assert logged == {"level": "info", "logger": logger, "message": "running\non ü \\ud800"}
 
 
-MASKED = [
-    ("alice@example.com", "a***@example.com"),
-    ("for <alice@example.com>, bob@example.org!", "for <a***@example.com>, b***@example.org!"),
-    ("to 'very long.one+tag@example.com'", "to 'very l***@example.com'"),
-    ("@ a @b x@", "@ a @b x***@"),
-    ("nothing to hide", "nothing to hide"),
-    ('for "alice smith"@example.com', 'for "***@example.com'),
-    (r'for "al \" ice, [b"@example.com', 'for "***@example.com'),
-    ('"a" and "alice@home"@example.com', '"a" and "a***@h***@example.com'),
-]
-
-
-@pytest.mark.parametrize(("text", "shown"), MASKED)
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("alice@example.com", "a***@example.com"),
+        ("for <alice@example.com>, bob@example.org!", "for <a***@example.com>, b***@example.org!"),
+        ("to 'very long.one+tag@example.com'", "to 'very l***@example.com'"),
+        ("@ a @b x@ and", "@ a @b x***@ and"),
+        ('for "alice smith"@example.com', 'for "***@example.com'),
+        (r'for "al \" ice, [b"@example.com', 'for "***@example.com'),
+        ('"a" and "alice@home"@example.com', '"a" and "a***@h***@example.com'),
+    ],
+)
 def test_addresses_are_masked(text: str, shown: str) -> None:
     assert masked(text) == shown
 
@@ -146,11 +129,3 @@ def test_addresses_are_masked_in_messages_and_fields(capsys: pytest.CaptureFixtu
     configure_logging("info", "json")
     log.info("%s", "alice@example.com", extra={"field": "alice@example.com"})
     assert capsys.readouterr().err.count("a***@example.com") == 2
-
-
-@given(st.text(), st.text())
-def test_masking_keeps_the_first_character_and_the_rest_of_the_text(before: str, after: str) -> None:
-    shown = masked(f"{before} alice.b@example.com {after}")
-    assert " a***@example.com " in shown
-    assert "lice.b" not in shown
-    assert masked(before.replace("@", "")) == before.replace("@", "")

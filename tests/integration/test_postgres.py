@@ -14,8 +14,8 @@ from uuid import uuid4
 import asyncpg
 import pytest
 
-from tests.contract.test_users import NOW, person
 from tests.e2e.server import DEADLINE, free_port
+from tests.fakes import NOW, person
 from tests.postgres import connector, execute, fresh_database, on_ports, open_and_close, query
 from tests.tcp_proxy import Proxy, proxy
 from usersvc.adapters.memory import InMemoryUsers

@@ -1,10 +1,8 @@
 """Mail through a real SMTP server, which fails in every way that servers and networks do."""
 
 import asyncio
-import os
 import re
 import ssl
-from contextlib import ExitStack
 from datetime import UTC, datetime
 from email.headerregistry import AddressHeader
 from email.message import EmailMessage
@@ -21,9 +19,6 @@ from aiosmtplib.email import quote_address
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from tests.e2e.api import person
-from tests.e2e.launch import SHORT_RETRY
-from tests.e2e.server import DEADLINE, running
 from tests.smtp_server import HANG_UP, PASSWORD, STALL, USER, Mailbox, parsed, smtp_server
 from usersvc.adapters.mail import SmtpNotifier, smtp_notifier
 from usersvc.adapters.server_url import Security, SmtpServer
@@ -231,13 +226,6 @@ async def test_a_cancelled_delivery_does_not_wait_for_the_server(stage: str) -> 
     assert "QUIT" not in mailbox.commands
 
 
-async def test_an_unreachable_server_is_retried() -> None:
-    async with smtp_server() as mailbox:
-        pass
-    with pytest.raises(OSError, match="Error connecting to localhost"):
-        await notifier(mailbox).welcome(event())
-
-
 async def test_a_domain_beyond_ascii_is_sent_in_ascii() -> None:
     async with smtp_server() as mailbox:
         await notifier(mailbox, sender="service@bücher.example").welcome(event("Alice@BÜCHER.example"))
@@ -275,9 +263,7 @@ async def test_an_address_beyond_ascii_is_undeliverable_without_smtputf8() -> No
 @pytest.mark.parametrize(
     "email",
     [
-        '"a b@<>,;:()"@example.com',
         '"a\\"b\\\\c"@example.com',
-        "o'neil+x@example.com",
         "alice@[IPv6:2606:4700:4700::1111]",
         f"{'x' * 64}@{'.'.join(['y' * 60] * 3)}.com",
     ],
@@ -365,29 +351,3 @@ def test_no_valid_address_injects_headers(email: str) -> None:
         header = message["To"]
         assert isinstance(header, AddressHeader)
         assert len(header.addresses) == 1
-
-
-AWAY = float(os.environ.get("TEST_MAIL_AWAY", "0"))
-"""How much longer than one attempt the mail server is down, in seconds: minutes are for a manual run."""
-
-
-async def test_a_mail_arrives_although_the_mail_server_was_down_at_registration(tmp_path: Path) -> None:
-    async with smtp_server() as away:
-        port = away.port
-    settings = {"USERSVC_SMTP_URL": f"smtp://localhost:{port}", "USERSVC_MAIL_FROM": "service@example.com"}
-    with ExitStack() as stack:
-        service = await asyncio.to_thread(stack.enter_context, running(tmp_path, settings, SHORT_RETRY))
-        async with service.async_client() as client:
-            registered = await client.post("/register", json=person(email="alice@example.com"))
-        assert registered.status_code == 201
-        await asyncio.to_thread(service.wait_for_output, "attempt 1 to welcome user .* failed")
-        await asyncio.sleep(AWAY)
-        # The delays double, so the next one is at most about as long as all those before.
-        async with smtp_server(port=port) as mailbox, asyncio.timeout(DEADLINE + 1.5 * AWAY):
-            await mailbox.arrived.wait()
-        assert await asyncio.to_thread(service.stop) == 0
-
-    [envelope], [message] = mailbox.envelopes, mailbox.messages
-    assert envelope.rcpt_tos == ["alice@example.com"]
-    assert registered.json()["data"]["id"] in message["Message-ID"]
-    assert "alice" not in service.output

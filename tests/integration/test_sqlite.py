@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.contract.test_users import NOW, person
+from tests.fakes import NOW, person
 from tests.integration.test_faults import open_and_close
 from usersvc.adapters.sqlite import SqliteUsers
 from usersvc.adapters.sqlite import database as sqlite_file

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.contract.test_users import person
+from tests.fakes import person
 from tests.integration.test_faults import open_and_close
 from usersvc.adapters.sqlite import SqliteUsers, maintenance
 from usersvc.adapters.sqlite import database as sqlite_file

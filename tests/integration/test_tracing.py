@@ -1,6 +1,7 @@
 """The spans of the service in this process, as a collector receives them; `tests/soak` runs it as a process."""
 
 import asyncio
+import logging
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,10 +11,12 @@ from uuid import UUID
 import httpx
 import pytest
 from aiohttp.test_utils import TestServer
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 
 from tests.collector import Collector, collecting
 from tests.e2e.api import PASSWORD, person, register
 from tests.e2e.server import DEADLINE, break_reads, free_port
+from usersvc.adapters.telemetry.opentelemetry import OpenTelemetryTracing
 from usersvc.bootstrap import create_service_app
 from usersvc.config import Settings
 
@@ -108,3 +111,14 @@ def test_a_streamed_list_is_one_span_that_contains_every_read(client: httpx.Clie
     request, batch = spans["GET /users"], spans["storage page"]
     assert (batch.trace_id, batch.parent_id) == (request.trace_id, request.span_id)
     assert batch.ended <= request.ended
+
+
+def test_a_failing_collector_is_logged_once_a_minute(collector: Collector, caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.MonkeyPatch.context() as patched:
+        for name, value in collector.settings.items():
+            patched.setenv(name, value)
+        OpenTelemetryTracing()
+    exporter_log = logging.getLogger(OTLPSpanExporter.__module__)
+    for seconds in (60, 61, 119, 120, 179, 3600):
+        exporter_log.handle(logging.makeLogRecord({"created": float(seconds), "levelno": logging.ERROR}))
+    assert [record.created for record in caplog.records] == [60, 120, 3600]

@@ -191,7 +191,7 @@ def _crowd(people: People, service: Service) -> list[threading.Thread]:
 
 
 def _copy(folder: Path) -> Path:
-    """The file as the kill left it, elsewhere: to look at it here would mend it before the service had to."""
+    """A copy of the file as the kill left it: opening the file itself would repair it before the service has to."""
     copy = folder.with_name(f"{folder.name}-copy")
     shutil.rmtree(copy, ignore_errors=True)
     # The third file, -shm, is what the first one to open the others makes of them.
@@ -202,7 +202,7 @@ def _copy(folder: Path) -> Path:
 def _look(path: Path, people: People, mails: Counter[str]) -> Stored:
     with closing(sqlite3.connect(path)) as database:
         if database.execute("PRAGMA user_version").fetchone() == (0,):
-            # Killed while it made the file, which nobody was promised anything in.
+            # Killed while it created the file, before any registration was acknowledged.
             assert not people.acknowledged
             assert database.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
             return Stored(Counter(), Counter(), set(), Counter(), ["ok"])

@@ -98,8 +98,10 @@ class Terminal(AbstractContextManager["Terminal"]):
     def execute(self, example: Example | Seen) -> None:
         """Do what an example shows; raises AssertionError if the output differs."""
         if isinstance(example, Seen):
-            for line in filter(str.strip, example.lines):
-                self._wait_for(example.where, line)
+            assert example.where in self._running, f"{example.where.lower()} does not run"
+            process = self._running[example.where]
+            lines = [alike(line.strip()) for line in example.lines]
+            _wait_until(lambda: all(line in alike(self._to_shown(process.output)) for line in lines), f"{lines}")
             return
         words = [word.removeprefix(BIN) for word in shlex.split(example.command)]
         settings = dict(word.split("=", 1) for word in words if _SETTING.match(word))
@@ -124,15 +126,17 @@ class Terminal(AbstractContextManager["Terminal"]):
         # Documents show the default rate.
         ours = {"USERSVC_PORT": port, "USERSVC_REGISTER_RATE": "60/minute"}
         command = (sys.executable, "-m", "usersvc", "serve")
-        service = self._start(SERVICE, ours | self._to_real(self._exported | settings), command)
+        service = Service(self._folder, ours | self._to_real(self._exported | settings), command)
+        self._running[SERVICE] = service
         service.wait_until_it_responds()
         return self._to_shown("\n".join(service.output.splitlines()[:lines]))
 
     def _take_mail(self, command: list[str]) -> str:
-        _, *arguments = map(self._to_real_text, command)
-        self._start(MAIL_SERVER, {"PYTHONUNBUFFERED": "1"}, (sys.executable, *arguments))
+        self._stop(MAIL_SERVER)
+        command = [sys.executable, *map(self._to_real_text, command[1:])]
+        self._running[MAIL_SERVER] = Service(self._folder, {"PYTHONUNBUFFERED": "1"}, tuple(command))
         host, _, port = self._real[ADDRESSES[1]].partition(":")
-        _wait_until(lambda: _listens(host, int(port)))
+        _wait_until(lambda: _listens(host, int(port)), "the mail server does not listen")
         return ""
 
     def _output_of(self, command: str) -> str:
@@ -155,16 +159,6 @@ class Terminal(AbstractContextManager["Terminal"]):
         )
         assert ended.returncode == 0, f"{command}\n{ended.stderr}"
         return self._to_shown(ended.stdout).rstrip()
-
-    def _wait_for(self, where: str, line: str) -> None:
-        assert where in self._running, f"{where.lower()} does not run"
-        process, wanted = self._running[where], alike(line.strip())
-        _wait_until(lambda: wanted in alike(self._to_shown(process.output)), f"{wanted}\n\n{process.output}")
-
-    def _start(self, name: str, settings: dict[str, str], command: tuple[str, ...]) -> Service:
-        self._stop(name)
-        self._running[name] = started = Service(self._folder, settings, command)
-        return started
 
     def _stop(self, name: str) -> None:
         process = self._running.pop(name, None)
@@ -191,7 +185,7 @@ def _listens(host: str, port: int) -> bool:
     return False
 
 
-def _wait_until(true: Callable[[], bool], otherwise: str = "timeout") -> None:
+def _wait_until(true: Callable[[], bool], otherwise: str) -> None:
     deadline = time.monotonic() + DEADLINE
     while not true():
         assert time.monotonic() < deadline, otherwise

@@ -48,7 +48,7 @@ def assert_readiness(client: httpx.Client, status: int) -> None:
 
 
 def assert_fault_is_reported(service: Service) -> None:
-    """Nothing is stored, many at once are told so, and the process lives."""
+    """Concurrent registrations get 503, nothing is stored, and the process keeps running."""
     with bounded_client(service) as client, ThreadPoolExecutor(24) as crowd:
         answers = list(crowd.map(lambda sent: client.post("/register", json=sent), [person() for _ in range(24)]))
         for answer in answers:
@@ -58,7 +58,7 @@ def assert_fault_is_reported(service: Service) -> None:
 
 
 def assert_well(service: Service, registered: list[str]) -> None:
-    """The service takes somebody new, and has all who were registered before and nobody else."""
+    """The service registers a new user, and has exactly the users who were registered before."""
     with bounded_client(service) as client:
         assert_readiness(client, 200)
         registered.append(register(client)["id"])
@@ -233,8 +233,8 @@ def test_stopping_under_load_keeps_all_acknowledged_users(start: StartService) -
         assert enough.wait(30)
         service.ask_to_stop()
         assert service.ended() == 0
-        for somebody in people:
-            somebody.result()
+        for client in people:
+            client.result()
 
     assert "Application shutdown complete" in service.output
     assert "Traceback" not in service.output

@@ -212,15 +212,11 @@ def prometheus(folder: Path, service: Service) -> Iterator[httpx.Client]:
     configuration = configuration.replace("127.0.0.1:8000", f"{host}:{target}").replace("15s", "200ms")
     folder.joinpath("prometheus.yaml").write_text(configuration, "utf-8")
     port = free_port()
+    command = ("prometheus", "--config.file=prometheus.yaml", "--storage.tsdb.path=data")
     with (
         folder.joinpath("prometheus.log").open("wb") as log,
         subprocess.Popen(
-            [
-                "prometheus",
-                "--config.file=prometheus.yaml",
-                "--storage.tsdb.path=data",
-                f"--web.listen-address=127.0.0.1:{port}",
-            ],
+            [*command, f"--web.listen-address=127.0.0.1:{port}"],
             cwd=folder,
             stdout=log,
             stderr=log,

@@ -16,10 +16,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.contract.test_users import person as user_of
 from tests.e2e.api import assert_problem
 from tests.e2e.launch import SHORT_LEASE
 from tests.e2e.server import DEADLINE, SERVE, Service, free_port, run_to_end, running
+from tests.fakes import person
 from tests.postgres import on_ports, query
 from tests.postgres_server import Server, own_server, standby_of
 from tests.soak.many_hosts import MAIL, Clients, registrations
@@ -126,7 +126,7 @@ async def test_a_user_is_acknowledged_only_when_the_standby_has_it_also_after_a_
     monkeypatch.setattr(postgres_pool, "CALL_TIMEOUT", 1.0)
     monkeypatch.setattr(postgres_pool, "RESPONSE_TIMEOUT", 0.7)
     waiting = "FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
-    user = user_of("alice@example.com", at=datetime.now(UTC))
+    user = person("alice@example.com", at=datetime.now(UTC))
     with own_server() as primary, standby_of(primary) as standby:
         async with PostgresUsers(primary.url) as users:
             standby.freeze()

@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from ipaddress import ip_network
 from pathlib import Path
 
@@ -18,6 +19,13 @@ from usersvc.setting_parsers import PostgresDatabase, SqliteDatabase
 
 def read(**settings: str) -> Settings:
     return Settings.from_environment({f"USERSVC_{name.upper()}": value for name, value in settings.items()})
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
 def test_an_empty_variable_means_the_default() -> None:
@@ -67,11 +75,9 @@ def test_a_value_is_parsed_and_a_secret_is_not_displayed(name: str, text: str, v
 @pytest.mark.parametrize(
     "url",
     [
-        "postgresql://host/database",
-        "postgres://user:hunter2@host:5433/database",
         "postgresql:///database?host=/var/run/postgresql",
         "postgresql://user:p%40ss%2Fw%3Ard@one:5433,two,[2001:db8::1]:5434/data%20base?sslmode=verify-full",
-        "postgresql://user:hunter2@one,two/database?target_session_attrs=read-write&search_path=usersvc",
+        "postgres://user:hunter2@one,two/database?target_session_attrs=read-write&search_path=usersvc",
     ],
 )
 def test_the_url_of_a_postgresql_server_is_a_secret(url: str) -> None:
@@ -98,21 +104,16 @@ INVALID = {
     "database_pool_size": ["0"],
     "database_url": [
         "users.db",
-        "sqlite://",
         "sqlite:///",
         "sqlite:///:memory:",
-        "sqlite:////",
-        "sqlite:///.",
         "sqlite:///users.db?mode=ro",
         "sqlite:///users\0.db",
         "mysql://user:hunter2@host/db",
-        "postgresql://user:hunter2@host",
         "postgresql://user:hunter2@host/",
         "postgresql://user:hunter2@host/database/table",
         "postgresql:user:hunter2@host/database",
         "postgresql://user:hunter2@host:port/database",
         "postgresql://user:hunter2\udcff@host/database",
-        "postgresql://user:hunter2@host/database?sslmode",
         "postgresql://user:hunter2@host/database?sslmode=perhaps",
         "postgresql://user:hunter2@host/database?target_session_attrs=standby",
         "postgresql:///database?user=user&password=hunter2&host=one,two",
@@ -130,24 +131,19 @@ INVALID = {
     "trusted_proxies": ["10.0.0.0/8,proxy.example.com", "10.0.0.1/8", "*", "10.0.0.1,"],
     "cors_origins": [
         "*",
-        "null",
         "https://app.example.com/",
         "https://APP.example.com",
         "https://app.example.com:443",
         "https://app.example.com:65536",
-        "https://*.example.com",
-        "app.example.com",
         "https://user:hunter2@app.example.com",
     ],
     "smtp_url": [
-        "mail.example.com",
         "http://mail.example.com",
         "smtp://",
         "smtp://user@host",
         "smtp://user:@host",
         "smtp://:hunter2@host",
         "smtp://user:hunter2@host/path",
-        "smtp://user:hunter2@host:port",
         "smtp://user:hunter2@one,two",
         "smtp://user:hunter2@host?tls=no",
     ],
@@ -167,10 +163,8 @@ def test_an_invalid_value_is_refused_by_name_and_not_repeated(name: str, value: 
 
 
 def test_the_range_of_costs_is_the_hashers() -> None:
-    assert [read(bcrypt_cost=str(cost)).bcrypt_cost for cost in (MIN_COST, MAX_COST)] == [MIN_COST, MAX_COST]
-    for cost in (MIN_COST - 1, MAX_COST + 1):
-        with pytest.raises(InvalidSetting):
-            read(bcrypt_cost=str(cost))
+    with pytest.raises(InvalidSetting, match=rf"a whole number from {MIN_COST} to {MAX_COST}\."):
+        read(bcrypt_cost="0")
 
 
 def test_settings_and_the_composition_root_are_imported_without_extras() -> None:
@@ -178,16 +172,11 @@ def test_settings_and_the_composition_root_are_imported_without_extras() -> None
     assert subprocess.check_output([sys.executable, "-c", program], text=True) == "set()\n"
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"database_url": "memory://", "workers": "2"}, "USERSVC_WORKERS accepts 1"),
-        ({"smtp_url": "smtp://host"}, "USERSVC_MAIL_FROM accepts an email address, and is needed"),
-    ],
-)
-def test_settings_that_contradict_each_other_are_refused(settings: dict[str, str], message: str) -> None:
-    with pytest.raises(InvalidSetting, match=message):
-        read(**settings)
+def test_settings_that_contradict_each_other_are_refused() -> None:
+    with pytest.raises(InvalidSetting, match="USERSVC_WORKERS accepts 1"):
+        read(database_url="memory://", workers="2")
+    with pytest.raises(InvalidSetting, match="USERSVC_MAIL_FROM accepts an email address, and is needed"):
+        read(smtp_url="smtp://host")
 
 
 @given(
@@ -205,20 +194,13 @@ def test_any_text_is_accepted_or_refused(name: str, start: str, text: str) -> No
         assert settings.smtp is None or settings.smtp.host
 
 
-@pytest.mark.parametrize(
-    ("host", "minimum"),
-    [
-        *((host, 1) for host in ("127.0.0.1", "127.8.9.10", "::1", "localhost", "LOCALHOST")),
-        *((host, 22) for host in ("0.0.0.0", "::", "192.0.2.1", "localhost.example.com", "users.example.com")),
-    ],
-)
-def test_a_short_admin_token_is_accepted_on_loopback_addresses_only(host: str, minimum: int) -> None:
-    assert read(host=host, admin_token="x" * minimum).admin_token == "x" * minimum
-    if minimum > 1:
-        with pytest.raises(
-            InvalidSetting, match=r"^USERSVC_ADMIN_TOKEN accepts .* at least 22 unless USERSVC_HOST is a loop"
-        ):
-            read(host=host, admin_token="x" * (minimum - 1))
+@pytest.mark.parametrize("host", ["127.8.9.10", "::1", "LOCALHOST", "0.0.0.0", "::", "localhost.example.com"])
+def test_a_short_admin_token_is_accepted_on_loopback_addresses_only(host: str) -> None:
+    assert read(host=host, admin_token="x" * 22).admin_token == "x" * 22
+    is_loopback = host in {"127.8.9.10", "::1", "LOCALHOST"}
+    message = r"^USERSVC_ADMIN_TOKEN accepts .* at least 22 unless USERSVC_HOST is a loop"
+    with nullcontext() if is_loopback else pytest.raises(InvalidSetting, match=message):
+        read(host=host, admin_token="x" * 21)
 
 
 @pytest.mark.parametrize("end", ["", "\n", "\r\n"])
@@ -241,25 +223,17 @@ def test_a_secret_may_be_in_a_file(tmp_path: Path, end: str) -> None:
     assert settings.without_effect == ()
 
 
-@pytest.mark.parametrize(
-    ("content", "file"), [(b"", "token"), (b"\n", "token"), (b"hunter2", "no such file"), (b"", "\0")]
-)
+@pytest.mark.parametrize(("content", "file"), [(b"\n", "token"), (b"hunter2", "no such file"), (b"", "\0")])
 def test_a_file_without_a_secret_is_refused(tmp_path: Path, content: bytes, file: str) -> None:
     (tmp_path / "token").write_bytes(content)
     with pytest.raises(InvalidSetting, match=r"^USERSVC_ADMIN_TOKEN_FILE accepts the path of a file that can be read"):
         read(admin_token_file=str(tmp_path / file))
 
 
-def test_a_secret_as_variable_and_file_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "token").write_text("hunter2")
-    with pytest.raises(
-        InvalidSetting, match=r"^USERSVC_ADMIN_TOKEN_FILE accepts a file only when USERSVC_ADMIN_TOKEN is"
-    ):
-        read(admin_token="hunter2", admin_token_file=str(tmp_path / "token"))
-
-
-def test_only_secrets_are_read_from_files() -> None:
+def test_a_setting_is_read_from_a_file_only_if_it_is_a_secret_without_a_variable() -> None:
     assert read(port_file="/etc/hostname").without_effect == ("USERSVC_PORT_FILE",)
+    with pytest.raises(InvalidSetting, match=r"^USERSVC_ADMIN_TOKEN_FILE accepts a file only when USERSVC_ADMIN_TOKEN"):
+        read(admin_token="hunter2", admin_token_file="/etc/hostname")
 
 
 @pytest.mark.parametrize(
@@ -287,21 +261,15 @@ def test_a_setting_that_needs_a_missing_extra_names_it(
     ("variables", "extras"),
     [
         ({}, ""),
-        ({"USERSVC_DATABASE_URL": "sqlite:///users.db", "USERSVC_TRACING": "off"}, ""),
-        ({"USERSVC_DATABASE_URL": "postgresql://host/db"}, "postgres"),
         ({"USERSVC_DATABASE_URL_FILE": "url.txt"}, "postgres"),
         ({"USERSVC_RATE_LIMIT_STORE": "redis://host", "USERSVC_TRACING": "otlp"}, "redis otel"),
         ({"USERSVC_PORT": "many", "USERSVC_TRACING": "otlp"}, ""),
     ],
 )
+@pytest.mark.usefixtures("folder")
 def test_needed_extras_are_printed_whether_or_not_they_are_installed(
-    variables: dict[str, str],
-    extras: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    variables: dict[str, str], extras: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("usersvc.config.find_spec", lambda _: None)
     Path("url.txt").write_text("postgresql://host/db\n")
     Path(".env").write_text("".join(f"{name}={value}\n" for name, value in variables.items()))
@@ -309,11 +277,9 @@ def test_needed_extras_are_printed_whether_or_not_they_are_installed(
     assert capsys.readouterr().out == f"{extras}\n"
 
 
-def test_the_environment_wins_over_the_env_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / ".env").write_text(
-        "USERSVC_PORT=8001\nUSERSVC_PASSWORD_PEPPER='with $DOLLAR and ${BRACES}'\n# done\n", "utf-8-sig"
-    )
-    monkeypatch.chdir(tmp_path)
+def test_the_environment_wins_over_the_env_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "USERSVC_PORT=8001\nUSERSVC_PASSWORD_PEPPER='with $DOLLAR and ${BRACES}'\n# done\n"
+    (folder / ".env").write_text(text, "utf-8-sig")
     monkeypatch.delenv("USERSVC_PORT", raising=False)
     assert Settings.from_environment().port == 8001
     assert Settings.from_environment().password_pepper == b"with $DOLLAR and ${BRACES}"
@@ -322,24 +288,21 @@ def test_the_environment_wins_over_the_env_file(tmp_path: Path, monkeypatch: pyt
     assert Settings.from_environment().port == 8002
 
 
-@pytest.mark.parametrize("line", ["USERSVC_PASSWORD_PEPPER hunter2hunter2", "USERSVC_PORT", "'unclosed", "=8000"])
-def test_a_malformed_line_of_the_env_file_is_refused(
-    line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / ".env").write_text(f"USERSVC_WORKERS=2\n{line}\n")
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(InvalidSetting, match=r"^\.env accepts lines NAME=value; see its line 2\.$"):
-        Settings.from_environment()
-
-
-@pytest.mark.parametrize("content", [None, b"USERSVC_PORT=\xff"])
-def test_an_unreadable_env_file_is_refused(
-    content: bytes | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    file = tmp_path / ".env"
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        *(
+            (f"USERSVC_WORKERS=2\n{line}\n".encode(), r"lines NAME=value; see its line 2")
+            for line in ("USERSVC_PASSWORD_PEPPER hunter2hunter2", "USERSVC_PORT", "'unclosed", "=8000")
+        ),
+        (b"USERSVC_PORT=\xff", r"a file in UTF-8 that can be read"),
+        (None, r"a file in UTF-8 that can be read"),
+    ],
+)
+def test_a_malformed_or_unreadable_env_file_is_refused(folder: Path, content: bytes | None, message: str) -> None:
+    file = folder / ".env"
     file.mkdir() if content is None else file.write_bytes(content)
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(InvalidSetting, match=r"^\.env accepts a file in UTF-8 that can be read\.$"):
+    with pytest.raises(InvalidSetting, match=rf"^\.env accepts {message}\.$"):
         Settings.from_environment()
 
 

@@ -1,4 +1,4 @@
-"""The files in ``deploy/`` agree with the code and with each other, and grant no unnecessary rights."""
+"""The files in ``deploy/`` and ``.github/`` agree with the code and each other, and grant no unnecessary rights."""
 
 import re
 import shutil
@@ -11,6 +11,7 @@ import orjson
 import pytest
 import yaml
 
+import usersvc
 from usersvc.config import SECRETS, Settings
 from usersvc.setting_parsers import PostgresDatabase
 from usersvc.web.app import ROUTES
@@ -18,6 +19,7 @@ from usersvc.web.problems import PROBLEMS
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
+MAKEFILE, DOCKERFILE = (ROOT.joinpath(name).read_text("utf-8") for name in ("Makefile", "Dockerfile"))
 COMPOSE: dict[str, Any] = yaml.safe_load((DEPLOY / "compose.yaml").read_text("utf-8"))
 NGINX = (DEPLOY / "nginx" / "nginx.conf").read_text("utf-8")
 MANIFESTS: dict[str, Any] = {
@@ -28,6 +30,10 @@ MANIFESTS: dict[str, Any] = {
 POD: dict[str, Any] = MANIFESTS["Deployment"]["spec"]["template"]["spec"]
 CONTAINER: dict[str, Any] = POD["containers"][0]
 PATHS = {route.path for route in ROUTES}
+WORKFLOWS: dict[str, Any] = {
+    path.stem: yaml.safe_load(path.read_text("utf-8")) for path in (ROOT / ".github/workflows").glob("*.yml")
+}
+STEPS = [step for workflow in WORKFLOWS.values() for job in workflow["jobs"].values() for step in job["steps"]]
 
 
 def test_every_named_setting_exists() -> None:
@@ -35,6 +41,32 @@ def test_every_named_setting_exists() -> None:
     named = dict.fromkeys(re.findall(r"USERSVC_[A-Z_]+", text), "")
     assert len(named) > 10
     assert Settings.from_environment(named).without_effect == ()
+
+
+def test_the_examples_of_the_settings_file_are_accepted() -> None:
+    examples = dict(re.findall(r"^# (USERSVC_\w+)=(.*)$", (ROOT / ".env.example").read_text("utf-8"), re.MULTILINE))
+    assert len(examples) > 5
+    assert Settings.from_environment(examples).without_effect == ()
+
+
+def test_workflows_only_read_by_default_and_use_existing_targets_and_files() -> None:
+    assert all(workflow["permissions"] == {"contents": "read"} for workflow in WORKFLOWS.values())
+    commands = "\n".join(step.get("run", "") for step in STEPS)
+    made = {target for line in re.findall(r"^make (.+)$", commands, re.MULTILINE) for target in line.split()}
+    assert {"docs", "audit", "build", "sbom", "docker"} <= made
+    assert made <= set(re.findall(r"^([a-z-]+):", MAKEFILE, re.MULTILINE))
+    [written] = [step["with"]["sbom-path"] for step in STEPS if "sbom-path" in step.get("with", {})]
+    assert f"--output-file {written} " in MAKEFILE
+    passed = "\n".join(step["with"]["build-args"] for step in STEPS if "build-args" in step.get("with", {}))
+    arguments = re.findall(r"--build-arg (\w+)", MAKEFILE) + re.findall(r"^(\w+)=", passed, re.MULTILINE)
+    declared = set(re.findall(r"^ARG (\w+)", DOCKERFILE, re.MULTILINE))
+    assert {"SOURCE", "VERSION", "REVISION"} <= set(arguments) <= declared
+
+
+@pytest.mark.parametrize(("tag", "code"), [(f"v{usersvc.__version__}", 0), ("v0.0", 1)])
+def test_only_the_tag_of_the_version_is_released(tag: str, code: int) -> None:
+    [command] = [step["run"] for step in STEPS if step.get("name") == "The tag is the version"]
+    assert subprocess.run(["sh", "-c", command], cwd=ROOT, env={"GITHUB_REF_NAME": tag}, check=False).returncode == code
 
 
 def settings_in_compose() -> dict[str, str]:
@@ -70,14 +102,13 @@ def test_every_secret_of_compose_is_created_and_mounted(tmp_path: Path) -> None:
         text = str(service) + (NGINX if "nginx" in service["image"] else "")
         assert set(re.findall(r"/run/secrets/([\w.-]+)", text)) == set(service.get("secrets", ()))
 
-    pepper, token, store = (made[name].strip() for name in ("password-pepper", "admin-token", "rate-limit-store"))
-    settings = Settings.from_environment(
-        {"USERSVC_PASSWORD_PEPPER": pepper, "USERSVC_ADMIN_TOKEN": token, "USERSVC_RATE_LIMIT_STORE": store}
-    )
+    names = ("password-pepper", "admin-token", "rate-limit-store")
+    variables = {f"USERSVC_{name.upper().replace('-', '_')}": made[name].strip() for name in names}
+    settings = Settings.from_environment(variables)
     assert len(settings.admin_token or "") >= 43
     addresses = {name: service["networks"]["inside"]["ipv4_address"] for name, service in COMPOSE["services"].items()}
     assert f":{made['postgres-password']}@{addresses['postgres']}:5432/" in made["database-url"]
-    assert f":{made['redis-password']}@{addresses['redis']}:6379/" in store
+    assert f":{made['redis-password']}@{addresses['redis']}:6379/" in made["rate-limit-store"]
     assert made["redis-password"] in made["redis.conf"]
     assert settings_in_compose()["USERSVC_TRUSTED_PROXIES"] == addresses["proxy"]
     upstreams = re.findall(r"^ +server ([\d.]+):(\d+)", NGINX, re.MULTILINE)
@@ -98,17 +129,16 @@ def test_services_of_compose_have_no_unnecessary_rights() -> None:
 
 
 def test_base_images_are_pinned_by_digest_with_the_version_in_a_comment() -> None:
-    compose, makefile = (DEPLOY / "compose.yaml").read_text("utf-8"), (ROOT / "Makefile").read_text("utf-8")
+    compose = (DEPLOY / "compose.yaml").read_text("utf-8")
     images = re.findall(r"^(.*)\n +image: (?!usersvc$)(\S+)", compose, re.MULTILINE)
     [base] = re.findall(r"^(.*)\n +python:3.13-slim: docker-image://(\S+)", compose, re.MULTILINE)
-    assert f"BASE_IMAGE := {base[1]}\n" in makefile
+    assert f"BASE_IMAGE := {base[1]}\n" in MAKEFILE
     assert {re.split("[:@]", image)[0] for _, image in [*images, base]} == {"python", "nginx", "postgres", "redis"}
     for comment, image in [*images, base]:
         assert re.fullmatch(r"[a-z]+(:[\w.-]+)?@sha256:[0-9a-f]{64}", image), image
         assert re.search(r"# \w+ \d+\.\d+", comment), image
     # The build context replaces this tag by the digest.
-    dockerfile = (ROOT / "Dockerfile").read_text("utf-8")
-    assert re.findall(r"^FROM (?!base\b)(\S+)", dockerfile, re.MULTILINE) == ["python:3.13-slim"]
+    assert re.findall(r"^FROM (?!base\b)(\S+)", DOCKERFILE, re.MULTILINE) == ["python:3.13-slim"]
 
 
 def test_the_build_tool_is_installed_only_with_pinned_hashes() -> None:
@@ -117,30 +147,21 @@ def test_the_build_tool_is_installed_only_with_pinned_hashes() -> None:
         assert f"{requirement} " in pinned
     # No address of an index.
     assert "://" not in pinned
-    for file in ("Makefile", "Dockerfile"):
-        for line in re.findall(r".*-requirement tools/poetry\.txt", (ROOT / file).read_text("utf-8")):
-            assert "--require-hashes" in line
+    assert all("--require-hashes" in line for line in re.findall(r".*-requirement tools/.*", MAKEFILE + DOCKERFILE))
 
 
 def test_ports_agree() -> None:
-    dockerfile = (ROOT / "Dockerfile").read_text("utf-8")
-    assert "EXPOSE 8000" in dockerfile
-    assert "USERSVC_PORT=8000" in dockerfile
-    [port] = CONTAINER["ports"]
-    assert (port["name"], port["containerPort"]) == ("http", 8000)
-    [served] = MANIFESTS["Service"]["spec"]["ports"]
-    assert (served["name"], served["targetPort"]) == ("http", "http")
+    assert "EXPOSE 8000" in DOCKERFILE
+    assert "USERSVC_PORT=8000" in DOCKERFILE
+    [port], [served] = CONTAINER["ports"], MANIFESTS["Service"]["spec"]["ports"]
+    assert (port["name"], port["containerPort"], served["name"], served["targetPort"]) == ("http", 8000, "http", "http")
     assert COMPOSE["services"]["proxy"]["ports"] == ["127.0.0.1:8443:8443"]
     assert "listen 8443 ssl" in NGINX
 
 
 def test_named_paths_exist() -> None:
-    probes = {name: CONTAINER[name]["httpGet"] for name in ("startupProbe", "livenessProbe", "readinessProbe")}
-    assert {name: (probe["path"], probe["port"]) for name, probe in probes.items()} == {
-        "startupProbe": ("/livez", "http"),
-        "livenessProbe": ("/livez", "http"),
-        "readinessProbe": ("/readyz", "http"),
-    }
+    for name, path in (("startup", "/livez"), ("liveness", "/livez"), ("readiness", "/readyz")):
+        assert CONTAINER[f"{name}Probe"]["httpGet"] == {"path": path, "port": "http"}
     [rule] = MANIFESTS["Ingress"]["spec"]["rules"]
     reached = [{path for path in PATHS if admits(each, path)} for each in rule["http"]["paths"]]
     assert all(reached)
@@ -155,12 +176,16 @@ def admits(rule: dict[str, Any], path: str) -> bool:
 
 def test_the_pod_has_no_unnecessary_rights() -> None:
     security = POD["securityContext"] | CONTAINER["securityContext"]
-    assert security["runAsNonRoot"] is True
-    assert f"USER {security['runAsUser']}:{security['runAsGroup']}" in (ROOT / "Dockerfile").read_text("utf-8")
-    assert security["readOnlyRootFilesystem"] is True
-    assert security["allowPrivilegeEscalation"] is False
-    assert security["capabilities"] == {"drop": ["ALL"]}
-    assert security["seccompProfile"] == {"type": "RuntimeDefault"}
+    user, group = security.pop("runAsUser"), security.pop("runAsGroup")
+    assert f"USER {user}:{group}" in DOCKERFILE
+    assert security == {
+        "runAsNonRoot": True,
+        "fsGroup": group,
+        "readOnlyRootFilesystem": True,
+        "allowPrivilegeEscalation": False,
+        "capabilities": {"drop": ["ALL"]},
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
     assert POD["automountServiceAccountToken"] is False
     assert set(CONTAINER["resources"]) == {"requests", "limits"}
 
@@ -179,19 +204,6 @@ def test_every_secret_of_the_pod_is_in_the_example_and_mounted() -> None:
     assert {file.name for file in files} == set(example)
     [mount] = [each for each in CONTAINER["volumeMounts"] if each["name"] == "secrets"]
     assert {str(file.parent) for file in files} == {mount["mountPath"]}
-
-
-def test_the_proxy_neither_logs_nor_returns_an_idempotency_key() -> None:
-    secrets = r"\$(request_id|generated_key|key|http_idempotency_key)\b"
-    used = [line.strip() for line in NGINX.splitlines() if re.search(secrets, line.partition("#")[0])]
-    assert used == [
-        "map $request_id $generated_id {",
-        "map $request_id $generated_key {",
-        "map $http_idempotency_key $key {",
-        "default $http_idempotency_key;",
-        '"" $generated_key;',
-        "proxy_set_header Idempotency-Key $key;",
-    ]
 
 
 def test_problems_of_the_proxy_equal_those_of_the_service() -> None:

@@ -56,11 +56,6 @@ def test_a_setting_has_the_default_and_the_values_of_the_table(name: str) -> Non
         assert str(refused.value) == f"{name} accepts {accepts.replace('`', '')}."
 
 
-def test_every_named_setting_exists() -> None:
-    in_files = {f"{name}_FILE" for name in SECRETS}
-    assert set(re.findall(r"\bUSERSVC_[A-Z_]+[A-Z]\b", EVERYTHING)) <= set(VARIABLES) | in_files
-
-
 def test_the_settings_that_hold_secrets_are_listed() -> None:
     [named] = re.findall(r"^Settings that hold secrets \(([^)]*)\)", TEXT_OF["configure.md"], re.MULTILINE)
     assert re.findall(r"USERSVC_[A-Z_]+", named) == list(SECRETS)
@@ -124,18 +119,23 @@ def test_the_table_of_commands_equals_the_code() -> None:
     assert documented == COMMANDS
 
 
-def test_every_named_command_exists() -> None:
-    groups = "|".join(sorted({name.split()[1] for name in COMMANDS if name.count(" ") > 1}))
-    named = set(re.findall(rf"\busersvc (?:{groups}) [a-z]+\b", EVERYTHING))
-    assert len(named) > 5
-    assert named <= set(COMMANDS)
+GROUPS = "|".join(sorted({name.split()[1] for name in COMMANDS if name.count(" ") > 1}))
+TARGETS = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
 
 
-def test_every_named_target_of_make_exists() -> None:
-    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
-    named = set(re.findall(r"(?:`|^)make ([a-z][a-z-]*)", EVERYTHING, re.MULTILINE))
+@pytest.mark.parametrize(
+    ("pattern", "existing"),
+    [
+        (r"\bUSERSVC_[A-Z_]+[A-Z]\b", {*VARIABLES, *(f"{name}_FILE" for name in SECRETS)}),
+        (rf"\busersvc (?:{GROUPS}) [a-z]+\b", set(COMMANDS)),
+        (r"(?:`|^)make ([a-z][a-z-]*)", set(TARGETS)),
+    ],
+    ids=["settings", "commands", "targets of make"],
+)
+def test_what_documents_name_exists(pattern: str, existing: set[str]) -> None:
+    named = set(re.findall(pattern, EVERYTHING, re.MULTILINE))
     assert len(named) > 5
-    assert named <= targets
+    assert named <= existing
 
 
 def test_every_schema_version_is_listed() -> None:
@@ -162,28 +162,22 @@ QUOTED = {
 }
 
 
-def test_every_test_that_a_security_document_names_exists() -> None:
-    named = {each for each in QUOTED if re.match(r"(unit|contract|integration|asgi|e2e|soak)/", each)}
-    assert len(named) > 20
-    for each in named:
+def test_every_test_and_module_that_a_security_document_names_exists() -> None:
+    tests = {each for each in QUOTED if re.match(r"(unit|contract|integration|asgi|e2e|soak)/", each)}
+    modules = {
+        each for each in QUOTED if re.fullmatch(r"(web|adapters|application|domain|server)/(\S+\.(py|txt))?", each)
+    }
+    assert (len(tests) > 20, len(modules) > 10) == (True, True)
+    for each in tests:
         file, _, test = each.partition("::")
         assert f"def {test}" in (ROOT / "tests" / file).read_text("utf-8"), each
+    assert [each for each in modules if not (ROOT / "usersvc" / each).exists()] == []
 
 
-def test_every_module_that_a_security_document_names_exists() -> None:
-    paths = r"(web|adapters|application|domain|server)/(\S+\.(py|txt))?"
-    named = {each for each in QUOTED if re.fullmatch(paths, each)}
-    assert len(named) > 10
-    assert [each for each in named if not (ROOT / "usersvc" / each).exists()] == []
-
-
-@pytest.mark.parametrize(
-    "document", ["README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", "benchmarks/README.md"]
-)
-def test_every_link_of_a_document_outside_the_site_resolves(document: str) -> None:
-    file = ROOT / document
-    for target in re.findall(r"\]\((?!https?://)([^)#]+)", file.read_text("utf-8")):
-        assert (file.parent / target).exists(), target
+@pytest.mark.parametrize("document", [*ROOT.glob("*.md"), ROOT / "benchmarks/README.md"], ids=lambda path: path.name)
+def test_every_link_of_a_document_outside_the_site_resolves(document: Path) -> None:
+    for target in re.findall(r"\]\((?!https?://)([^)#]+)", document.read_text("utf-8")):
+        assert (document.parent / target).exists(), target
 
 
 def test_every_class_in_the_diagram_and_on_the_architecture_page_exists() -> None:

@@ -8,9 +8,8 @@ import pytest
 from tests.fakes import QuickHasher, quick_service
 from usersvc.adapters.memory import InMemoryUsers
 from usersvc.application.idempotency import EarlierRegistration, IdempotencyKey, IdempotencyKeyUsed
-from usersvc.application.read_models import UserView
+from usersvc.application.read_models import Order, UserView
 from usersvc.application.registration import IdempotencyKeyReused, Registered, UserRegistrationService
-from usersvc.application.user_queries import UserQueryService
 from usersvc.domain.errors import EmailAlreadyRegistered, ValidationFailed
 from usersvc.domain.password import Password, PasswordHash
 from usersvc.domain.user import User
@@ -21,8 +20,6 @@ NOW = datetime(2026, 1, 31, 9, 30, 0, 123, tzinfo=UTC)
 
 
 class CountingHasher(QuickHasher):
-    """Keeps the passwords that it is given."""
-
     def __init__(self) -> None:
         self.hashed: list[Password] = []
         self.verified: list[Password] = []
@@ -37,7 +34,7 @@ class CountingHasher(QuickHasher):
 
 
 async def stored(users: InMemoryUsers) -> list[UserView]:
-    return (await UserQueryService(users).page(limit=9)).users
+    return (await users.page(limit=9, order=Order.ASC, after=None, mailbox=None)).users
 
 
 async def test_registered_user_and_event_are_stored() -> None:
@@ -51,23 +48,11 @@ async def test_registered_user_and_event_are_stored() -> None:
 
     assert user["registered_at"] == "2026-01-31T09:30:00.000123Z"
     assert await stored(users) == [user]
+    assert set(UserView.__annotations__) == {"id", "email", "age", "registered_at"}
     [entry] = await users.outbox.entries()
     assert (str(entry.event.user_id), entry.event.email) == (user["id"], "Alice@example.com")
     # After the entry was stored.
     assert woken == [1]
-
-
-async def test_refused_registration_stores_no_event() -> None:
-    users = InMemoryUsers()
-    service = quick_service(users)
-    await service.register(**ALICE)
-
-    with pytest.raises(EmailAlreadyRegistered):
-        await service.register(**ALICE | {"email": "ALICE@example.com"})
-    with pytest.raises(ValidationFailed):
-        await service.register(**BOB | {"age": 3})
-
-    assert len(await users.outbox.entries()) == 1
 
 
 async def test_password_is_hashed_only_if_no_rule_is_broken() -> None:
@@ -78,13 +63,6 @@ async def test_password_is_hashed_only_if_no_rule_is_broken() -> None:
     assert hasher.hashed == []
     await service.register(**ALICE | {"password": "e\u0301" * 8})
     assert hasher.hashed == [Password("é" * 8)]
-
-
-async def test_minimum_length_can_be_raised() -> None:
-    service = UserRegistrationService(InMemoryUsers(), QuickHasher(), password_min_length=15)
-    with pytest.raises(ValidationFailed, match="password: too-short"):
-        await service.register(**ALICE | {"password": "x" * 14})
-    assert [violation.code for violation in service.violations(password="x" * 14)] == ["too-short"]
 
 
 async def test_time_of_registration_is_read_after_hashing() -> None:
@@ -147,11 +125,9 @@ async def test_repeat_returns_the_first_result() -> None:
     "other",
     [
         {},
-        {"email": "bob@example.com"},
         {"email": "alice@example.com"},
         {"age": 31},
         {"password": "another horse battery"},
-        {"email": "bob@example.com", "age": 31, "password": "another horse battery"},
     ],
 )
 async def test_another_registration_is_refused_and_any_repeat_costs_one_hash(other: dict[str, Any]) -> None:

@@ -2,7 +2,6 @@
 
 import pytest
 
-from benchmarks.simulation.engine import Process, Resource, Simulation, use
 from benchmarks.simulation.model import Costs, arriving, saturated
 
 COSTS = Costs(
@@ -19,33 +18,19 @@ COSTS = Costs(
 )
 
 
-def test_a_free_unit_is_taken_at_once_and_urgent_processes_wait_less() -> None:
-    simulation, seen = Simulation(), list[tuple[str, float]]()
-    resource = Resource(simulation, 1)
-
-    def process(name: str, urgency: int) -> Process:
-        yield from use(resource, 2, urgency)
-        seen.append((name, simulation.now))
-
-    for name, urgency in (("first", 1), ("patient", 1), ("urgent", 0)):
-        simulation.start(process(name, urgency))
-    simulation.run(0)
-    assert (resource.free, resource.waiting) == (0, 2)
-    simulation.run(10)
-    assert seen == [("first", 2), ("urgent", 4), ("patient", 6)]
-    assert (resource.free, resource.busy, simulation.now) == (1, 6, 10)
-
-
-@pytest.mark.parametrize(("processes", "cores", "rate"), [(1, 1, 4), (1, 2, 8), (2, 2, 8), (2, 4, 16)])
-def test_slow_hashes_use_all_cores(processes: int, cores: int, rate: float) -> None:
-    simulated = saturated(COSTS, what="registrations", processes=processes, cost=12, cores=cores)
+@pytest.mark.parametrize(
+    ("what", "processes", "cores", "rate", "seconds"),
+    # Slow hashes use all cores; pages are bound by the event loops.
+    [
+        *(("registrations", processes, cores, 4 * cores, 60) for processes, cores in ((1, 1), (1, 2), (2, 2), (2, 4))),
+        *(("pages", processes, 8, 5000 * processes, 3) for processes in (1, 2)),
+    ],
+)
+def test_the_scarcest_resource_limits_the_rate(
+    what: str, processes: int, cores: int, rate: float, seconds: float
+) -> None:
+    simulated = saturated(COSTS, what=what, processes=processes, cost=12, cores=cores, seconds=seconds)
     assert simulated == pytest.approx(rate, rel=0.03)
-
-
-@pytest.mark.parametrize("processes", [1, 2])
-def test_pages_are_bound_by_the_event_loops(processes: int) -> None:
-    rate = saturated(COSTS, what="pages", processes=processes, cost=12, cores=8, seconds=3)
-    assert rate == pytest.approx(5000 * processes, rel=0.02)
 
 
 def test_random_arrivals_wait_as_in_queueing_theory() -> None:
@@ -62,8 +47,3 @@ def test_an_overloaded_database_is_detected(shards: int, is_overloaded: bool) ->
     outcome = arriving(COSTS, rate=100, instances=40, cost=12, shards=shards, seconds=60)
     assert (outcome.storing > 0.95) is is_overloaded
     assert (outcome.unstored > 1000) is is_overloaded
-
-
-def test_registrations_beyond_the_hashing_capacity_are_refused() -> None:
-    outcome = arriving(COSTS, rate=8, instances=1, cost=12, shards=1, seconds=600)
-    assert outcome.refused == pytest.approx(0.5, abs=0.05)

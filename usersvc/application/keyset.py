@@ -16,18 +16,15 @@ async def in_pages(
     after: int | None = None,
     limit: int | None = None,
 ) -> AsyncGenerator[PageT, None]:
-    """Yield a collection page by page, without empty pages.
+    """Yield a collection of at most ``limit`` items after position ``after`` page by page, without empty pages.
 
     Each page is a query of its own: between two, a slow consumer holds no transaction, connection or memory.
 
     Args:
-        read: reads at most ``limit`` items whose position is greater than ``after`` (None: from the first).
+        read: as ``UserQueries.page``, and raises the same.
         next_after: the position after which the next page begins; None if the page was the last.
-        after: start after this position.
-        limit: the maximum number of items; None for all.
-
-    Raises:
-        StorageUnavailable: a page cannot be read, possibly not the first.
+        after: None: begin with the first item.
+        limit: None: all items.
     """
     while limit is None or limit > 0:
         size = BATCH if limit is None else min(BATCH, limit)

@@ -20,17 +20,13 @@ log = logging.getLogger(__name__)
 FIRST_DELAY, MAX_DELAY = timedelta(seconds=5), timedelta(hours=1)
 """The delay before the second attempt and the longest delay; each delay is twice the one before."""
 MAX_ATTEMPTS, MAX_AGE = 60, timedelta(days=1)
-"""An entry is dead-lettered after a failed attempt once both are reached: 25 to 50 hours of delays.
-
-The age alone would also count the time in which the service is down; the attempts alone would also count crashes.
-"""
+"""An entry is dead-lettered after a failed attempt once both are reached: 25 to 50 hours of delays. The age alone would
+also count the time in which the service is down; the attempts alone would also count crashes."""
 DELIVERY_TIMEOUT, LEASE = timedelta(seconds=60), timedelta(seconds=90)
 """Of one attempt; the lease is longer, so that no two processes send the same mail at the same time."""
 CONCURRENCY, SLOW_AFTER = 8, timedelta(seconds=10)
-"""The number of concurrent deliveries, and the time after which a delivery no longer counts, to not block others.
-
-So at most ``CONCURRENCY * DELIVERY_TIMEOUT / SLOW_AFTER`` (48) run at once, which mail servers accept from one client.
-"""
+"""The number of concurrent deliveries, and the time after which a delivery no longer counts, to not block others. So at
+most ``CONCURRENCY * DELIVERY_TIMEOUT / SLOW_AFTER`` (48) run, which mail servers accept from one client."""
 POLL_INTERVAL = timedelta(seconds=30)
 """Entries of other processes and changes of the system clock are noticed after at most this time."""
 STOP_TIMEOUT = timedelta(seconds=3)
@@ -47,10 +43,7 @@ def retry_delay(attempt: int, jitter: float) -> timedelta:
 
 
 class MailDelivery:
-    """Sends the mail for each outbox entry at least once, and retries until it succeeds or is dead-lettered.
-
-    An asynchronous context manager, for one use: it delivers from entering to exiting.
-    """
+    """Sends the mail of each outbox entry at least once; an asynchronous context manager that can be used once."""
 
     def __init__(self, outbox: Outbox, notifier: Notifier, *, clock: Callable[[], datetime] = utc_now) -> None:
         self._outbox, self._notifier, self._clock = outbox, notifier, clock

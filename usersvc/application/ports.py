@@ -19,10 +19,8 @@ from usersvc.domain.user import User
 class Users(Protocol):
     """The registered users, as a collection that outlives the process.
 
-    Each user has a position, which increases in the order in which users become visible: so keyset pages neither repeat
-    nor skip a user when others are added or removed. The time of registration does not have this property, as users may
-    be stored in another order than their clocks were read.
-
+    Each user has a position, which increases in the order in which users become visible, unlike the time of
+    registration: so keyset pages neither repeat nor skip a user when others are added or removed.
     Every method raises ``StorageUnavailable`` if the store does not respond; a change may have been stored, or not.
     """
 
@@ -38,10 +36,9 @@ class Users(Protocol):
         """
 
     async def add_all(self, users: Sequence[User]) -> list[bool]:
-        """Store many users with their events in one transaction, in this order.
+        """Store many users with their events in one transaction, in this order, and return whether each was stored.
 
-        Returns:
-            Whether each was stored; False if its mailbox or id belongs to another user, stored or earlier in ``users``.
+        One is not stored if its mailbox or id belongs to another user, stored or earlier in ``users``.
         """
 
     async def remove(self, user_id: UUID) -> bool:
@@ -70,8 +67,8 @@ class UserQueries(Protocol):
 class Outbox(Protocol):
     """Events stored together with their users, until their mails are delivered.
 
-    A worker leases entries and reports the result of each; a report after another worker has leased the entry changes
-    nothing. Every method raises ``StorageUnavailable`` if the store does not respond.
+    A worker leases entries and reports the result of each, without effect if another worker has leased the entry since.
+    Every method raises ``StorageUnavailable`` if the store does not respond.
     """
 
     async def lease(self, *, now: datetime, until: datetime, limit: int, latest: datetime = LAST) -> list[OutboxEntry]:
@@ -104,19 +101,13 @@ class Outbox(Protocol):
 
 
 class Archive(Protocol):
-    """The users as they are stored, for export and import.
-
-    Every method raises ``StorageUnavailable`` if the store does not respond.
-    """
+    """The stored users, for export and import; every method raises ``StorageUnavailable`` if that fails."""
 
     async def users(self, *, after: int | None, limit: int) -> list[UserRecord]:
         """At most ``limit`` users in order of position, after position ``after`` (None: from the first)."""
 
     async def find_matching(self, *, mailboxes: Sequence[str], ids: Sequence[UUID]) -> list[UserRecord]:
         """The users with one of these mailboxes or ids, up to some thousands of each; in order of position."""
-
-    async def count(self) -> int:
-        """The number of users."""
 
 
 class Store(Users, UserQueries, Protocol):
@@ -131,11 +122,7 @@ class Store(Users, UserQueries, Protocol):
         """The users as they are stored."""
 
     async def check(self) -> None:
-        """Return if users can be stored and read.
-
-        Raises:
-            StorageUnavailable: they cannot.
-        """
+        """Return if users can be stored and read, otherwise raise ``StorageUnavailable``."""
 
 
 class PasswordHasher(Protocol):
@@ -150,8 +137,7 @@ class PasswordHasher(Protocol):
     async def verify(self, password: Password, password_hash: PasswordHash) -> bool:
         """Whether the hash was made from this password; it takes as long as hashing.
 
-        Raises:
-            ValueError: the hash is of another scheme, or was made with another key.
+        Raises ``ValueError`` if the hash is of another scheme, or was made with another key.
         """
 
 
@@ -159,9 +145,4 @@ class Notifier(Protocol):
     """Sends mails to users."""
 
     async def welcome(self, event: UserRegistered) -> None:
-        """Send the mail to a new user.
-
-        Raises:
-            Undeliverable: retrying is useless.
-            Exception: any other error; retrying may help.
-        """
+        """Send the mail to a new user; after any error but ``Undeliverable``, retrying may help."""

@@ -68,15 +68,8 @@ class UserRecord:
     @classmethod
     def of(cls, user: User, *, position: int = 0) -> Self:
         """The record of a user that is stored at this position."""
-        return cls(
-            position=position,
-            id=user.id,
-            email=user.email.typed,
-            mailbox=user.email.mailbox,
-            age=user.age.years,
-            password_hash=user.password_hash,
-            registered_at=user.registered_at,
-        )
+        email, age = user.email, user.age.years
+        return cls(position, user.id, email.typed, email.mailbox, age, user.password_hash, user.registered_at)
 
     @property
     def view(self) -> UserView:

@@ -17,11 +17,7 @@ class Readiness:
         self._check_started = 0.0
 
     async def check(self) -> None:
-        """Return if the store responds. All callers within the interval share one check and its result.
-
-        Raises:
-            StorageUnavailable: it does not respond.
-        """
+        """Return, or raise ``StorageUnavailable``. All callers within the interval share one check and its result."""
         now = asyncio.get_running_loop().time()
         if self._check is None or (self._check.done() and now - self._check_started >= CHECK_INTERVAL):
             self._check_started = now

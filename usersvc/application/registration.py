@@ -8,7 +8,6 @@ from usersvc.application.clock import utc_now
 from usersvc.application.idempotency import EarlierRegistration, IdempotencyKey, IdempotencyKeyUsed
 from usersvc.application.ports import PasswordHasher, Users
 from usersvc.application.read_models import UserView, view_of
-from usersvc.domain.errors import Violation
 from usersvc.domain.password import Password
 from usersvc.domain.user import Registration, User
 
@@ -27,10 +26,7 @@ class Registered:
 
 
 class UserRegistrationService:
-    """Registers users.
-
-    ``password_min_length`` is in code points. ``on_registered`` is called when there may be a new event in the outbox.
-    """
+    """Registers users; ``on_registered`` is called when there may be a new event in the outbox."""
 
     def __init__(
         self,
@@ -50,14 +46,8 @@ class UserRegistrationService:
     async def register(self, *, email: str, password: str, age: int, key: str | None = None) -> Registered:
         """Register a user: when this returns, the user and the event that leads to the welcome mail are stored.
 
-        With a key, the same registration can be repeated and returns the first result; concurrent repeats register one
+        With an idempotency key (in visible ASCII), a repeat returns the first result; concurrent repeats register one
         user. A failure does not use up the key. After a cancellation the user may have been stored.
-
-        Args:
-            email: as typed.
-            password: as typed, in plaintext.
-            age: in whole years.
-            key: the idempotency key, in visible ASCII.
 
         Raises:
             ValidationFailed: with all violations.
@@ -103,9 +93,3 @@ class UserRegistrationService:
             # Also after a failure or a cancellation: the user may have been stored.
             self._on_registered()
         return view_of(user)
-
-    def violations(
-        self, *, email: str | None = None, password: str | None = None, age: int | None = None
-    ) -> tuple[Violation, ...]:
-        """The rules that these values alone break, for a response that names every broken field at once."""
-        return User.violations(email=email, password=password, age=age, password_min_length=self.password_min_length)

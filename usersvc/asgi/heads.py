@@ -20,6 +20,8 @@ RawHeaders = list[tuple[bytes, bytes]]
 HTTP_1: Final = {"1.0": HttpVersion10, "1.1": HttpVersion11}
 DISCONNECT: Final[Message] = {"type": "http.disconnect"}
 _CACHED_TARGET: Final = 256  # bytes; longer targets would make the cache too large
+_ENCODED: Final[dict[tuple[str, str], tuple[bytes, bytes]]] = {}
+_CACHED_HEADERS, _CACHED_VALUE = 1024, 256  # how many headers are kept in it, and the longest value in characters
 _FORBIDDEN: Final = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")  # RFC 9110, section 5.5
 _SET_BY_SERVER: Final = frozenset(
     ("connection", "date", "keep-alive", "proxy-connection", "server", "te", "trailer", "transfer-encoding", "upgrade")
@@ -105,12 +107,16 @@ def encode_headers(headers: "CIMultiDict[str]") -> RawHeaders:
     Raises:
         ValueError: a header contains a control character, which could begin a header of an attacker's choice.
     """
-    return [
-        # Some servers abort at white space around a value. What is printable needs no search for control characters.
-        (raw, (value.encode() if value.isprintable() else _encode(value)).strip())
-        for name, value in headers.items()
-        if (raw := _encode_name(name))
-    ]
+    return [header for item in headers.items() if (header := _ENCODED.get(item) or _encode_header(*item))[0]]
+
+
+def _encode_header(name: str, value: str) -> tuple[bytes, bytes]:
+    raw = _encode_name(name)
+    header = raw, _encode(value).strip()  # some servers abort at white space around a value
+    # Most headers are the same in each response. A cookie may be a secret, which nothing may keep.
+    if len(_ENCODED) < _CACHED_HEADERS and len(value) <= _CACHED_VALUE and raw != b"set-cookie":
+        _ENCODED[name, value] = header
+    return header
 
 
 @lru_cache(maxsize=1024)
@@ -120,6 +126,8 @@ def _encode_name(name: str) -> bytes:
 
 
 def _encode(text: str) -> bytes:
+    if text.isprintable():  # needs no search for control characters, which takes longer
+        return text.encode()
     if _FORBIDDEN.search(text):
         raise ValueError("a response header contains a control character")
     return text.encode("utf-8", "ignore")  # surrogates are left out, as in aiohttp

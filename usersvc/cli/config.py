@@ -2,12 +2,12 @@
 
 import os
 import re
+from collections.abc import Mapping
 
 import click
 
 from usersvc.cli.output import print_json, print_message
 from usersvc.config import VARIABLES, Settings, read_dotenv
-from usersvc.setting_parsers import SqliteDatabase
 
 HIDDEN = "(set)"
 _SECRET = re.compile(r"_(PEPPER|TOKEN|SECRET|KEY|PASSWORD)$")
@@ -36,7 +36,7 @@ def check(*, as_json: bool) -> None:
     settings = Settings.from_environment(environ)
     shown: dict[str, dict[str, str | None]] = {}
     for name in sorted(VARIABLES):
-        value, source = _shown(name, getattr(settings, VARIABLES[name].name), environ)
+        value, source = _shown(name, environ)
         shown[name] = {"value": value, "source": source}
     if as_json:
         print_json({"settings": shown, "without_effect": settings.without_effect})
@@ -48,25 +48,19 @@ def check(*, as_json: bool) -> None:
         print_message(f"usersvc: {name} has no effect in this version")
 
 
-def _shown(name: str, value: object, environ: dict[str, str]) -> tuple[str | None, str]:
-    """The text of a value and its source, without secrets and control characters."""
+def _shown(name: str, environ: Mapping[str, str]) -> tuple[str | None, str]:
+    """The text and the source of a setting, without secrets and control characters."""
     from usersvc.logs import plain  # takes longer to import than most commands need
 
     if file := environ.get(f"{name}_FILE"):
         return HIDDEN, plain(file)
-    text = environ.get(name)
+    metadata = VARIABLES[name].metadata
+    text = environ.get(name, "")
     source = "environment" if name in os.environ else ".env"
-    if text is None or (text == "" and value is not None):
-        source = "default"
-        text = _default(value)
+    if not text and not (name in environ and metadata["parser"].accepts_empty):
+        text, source = metadata["default"] or "", "default"
     if text and _SECRET.search(name):
         return HIDDEN, source
     if "://" in text:
         text = _PASSWORDS.sub(lambda found: f"{found[1] or found[2]}{HIDDEN}", text)
     return plain(text) or None, source
-
-
-def _default(value: object) -> str:
-    if value is None or value == ():
-        return ""
-    return f"sqlite:///{value.path}" if isinstance(value, SqliteDatabase) else str(value)

@@ -6,11 +6,12 @@ import click
 
 from usersvc.cli.atomic_file import atomic_file
 from usersvc.cli.output import Failure
+from usersvc.cli.stores import check_exists
 from usersvc.config import Settings
 from usersvc.setting_parsers import SqliteDatabase
 
 MAX_FINDINGS = 5
-"""The maximum number of findings that are printed."""
+"""Findings that are printed."""
 
 
 @click.group(name="db", short_help="Back up and check a SQLite database.")
@@ -43,7 +44,7 @@ def check() -> None:
     if damage:
         # Some findings have several lines.
         found = "; ".join(" ".join(finding.split()) for finding in damage[:MAX_FINDINGS])
-        raise Failure(f"the database is damaged: {found}")
+        raise Failure(f"the database is damaged ({len(damage)} findings): {found}")
     print("ok")
 
 
@@ -51,4 +52,5 @@ def _database_file() -> Path:
     database = Settings.from_environment().database
     if not isinstance(database, SqliteDatabase):
         raise Failure("this command needs a SQLite file, which USERSVC_DATABASE_URL does not name")
+    check_exists(database)
     return database.path

@@ -1,6 +1,7 @@
 """``usersvc outbox``."""
 
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any
 
 import click
@@ -30,15 +31,14 @@ async def list_entries(store: Store, *, as_json: bool) -> None:
 
     Addresses are only printed by `usersvc outbox show` and with --json.
     """
-    is_empty = True
+    entry = None
     async for entry in _entries(store):
-        is_empty = False
         if as_json:
             print_json(_document(entry), indent=None)
-            continue
-        due = "dead-lettered" if entry.due_at is None else timestamp(entry.due_at)
-        print(entry.id, due, f"attempts={entry.attempts}", entry.event.user_id, entry.reason or "", sep="\t")
-    if is_empty:
+        else:
+            due = "dead-lettered" if entry.due_at is None else timestamp(entry.due_at)
+            print(entry.id, due, f"attempts={entry.attempts}", entry.event.user_id, entry.reason or "", sep="\t")
+    if entry is None:
         print_message("the outbox is empty")
 
 
@@ -65,18 +65,14 @@ def retry(entry_id: int | None, *, all_: bool) -> None:
     """
     if all_ == (entry_id is not None):
         raise click.UsageError("Give either an ID or --all.")
-    retried = run_on_store(_retry_all if entry_id is None else lambda store: _retry(store, entry_id))
-    print(f"{retried} rescheduled")
+    print(f"{run_on_store(partial(_retry, entry_id=entry_id))} rescheduled")
 
 
-async def _retry_all(store: Store) -> int:
-    retried = 0
-    async for entry in _entries(store):
-        retried += entry.due_at is None and await store.outbox.retry(entry.id, now=utc_now())
-    return retried
-
-
-async def _retry(store: Store, entry_id: int) -> int:
+async def _retry(store: Store, *, entry_id: int | None) -> int:
+    """Retry a mail, or all dead-lettered ones; returns their number."""
+    if entry_id is None:
+        dead_lettered = [entry.id async for entry in _entries(store) if entry.due_at is None]
+        return sum([await store.outbox.retry(each, now=utc_now()) for each in dead_lettered])
     entry = await _entry(store, entry_id)
     if not await store.outbox.retry(entry.id, now=utc_now()):
         raise Failure(f"mail {entry_id} is being sent")

@@ -1,14 +1,11 @@
 """What commands print, and how they fail: data on standard output, messages on standard error, and exit codes."""
 
 import json
+import os
 import sys
-from itertools import count
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 import click
-
-if TYPE_CHECKING:
-    from click._termui_impl import ProgressBar
 
 FAILED, REFUSED, SOME_REJECTED = 1, 2, 3
 """Exit codes: failure; invalid command line or setting; import with rejected lines."""
@@ -47,13 +44,6 @@ def print_json(document: Any, *, indent: int | None = 2) -> None:
     print(json.dumps(document, indent=indent, ensure_ascii=not in_utf8))
 
 
-def progress_bar(label: str, length: int | None, *, hidden: bool = False) -> "ProgressBar[int]":
-    """A progress bar on terminals; without a length it shows a count."""
-    return click.progressbar(
-        count() if length is None else None,
-        length,
-        label,
-        show_pos=length is None,
-        file=sys.stderr,
-        hidden=hidden or not sys.stderr.isatty(),
-    )
+def discard_output() -> None:
+    """Discard what standard output still buffers, so that it does not fail again at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -5,51 +5,17 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from importlib import import_module
-from pathlib import Path
-from typing import Any
 
 import click
 
 import usersvc
 from usersvc.application.errors import StorageUnavailable
-from usersvc.cli.output import FAILED, REFUSED, Failure, Stopped
+from usersvc.cli import config, database, outbox, users
+from usersvc.cli.output import FAILED, REFUSED, Failure, discard_output
 from usersvc.config import InvalidSetting
-
-GROUPS = {"config": "config", "db": "database", "outbox": "outbox", "users": "users"}
-"""By name, the module in ``usersvc.cli`` of each group of commands."""
-
-
-class Program(click.Group):
-    """A group that imports a subgroup only when it is used, so that the service does not load the others."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        """All names, sorted."""
-        return sorted([*super().list_commands(ctx), *GROUPS])
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """The command of this name, or None."""
-        if cmd_name not in GROUPS:
-            return super().get_command(ctx, cmd_name)
-        command: click.Command = import_module(f"usersvc.cli.{GROUPS[cmd_name]}").commands
-        return command
-
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; raises what is reported in one line as ``Failure``."""
-        try:
-            return super().invoke(ctx)
-        except InvalidSetting as error:
-            raise Failure(str(error), REFUSED) from None
-        except StorageUnavailable as error:
-            raise Failure(str(error)) from None
-        except KeyboardInterrupt:
-            raise Stopped(signal.SIGINT) from None
-        except click.Abort:
-            raise Failure("stopped") from None
 
 
 @click.group(
-    cls=Program,
     name="usersvc",
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     help=f"""{usersvc.__doc__}
@@ -64,6 +30,10 @@ class Program(click.Group):
 @click.version_option(usersvc.__version__, prog_name="usersvc", message="%(prog)s %(version)s")
 def program() -> None:
     """The help is above."""
+
+
+for group in (config.commands, database.commands, outbox.commands, users.commands):
+    program.add_command(group)
 
 
 @program.command(short_help="Run the service.")
@@ -85,10 +55,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: unless it succeeds, with a code of ``usersvc.cli.output`` or that of uvicorn for a failed start.
     """
-    for name in ("stdin", "stdout", "stderr"):
+    for name, mode, flags in (("stdin", "r", os.O_WRONLY), ("stdout", "w", os.O_RDONLY), ("stderr", "w", os.O_WRONLY)):
         if getattr(sys, name) is None:
-            # The caller has closed it. Without standard error, messages would be written among the data.
-            setattr(sys, name, Path(os.devnull).open("r+", encoding="utf-8"))  # noqa: SIM115  # until the process ends
+            # The caller has closed it. Messages are discarded; using one of the other two fails.
+            setattr(sys, name, os.fdopen(os.open(os.devnull, flags), mode, encoding="utf-8"))
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # Do not fail because of characters that the encoding lacks.
@@ -99,11 +69,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except click.ClickException as error:
         error.show()
         code = error.exit_code
+    except (InvalidSetting, StorageUnavailable) as error:
+        Failure(str(error)).show()
+        code = REFUSED if isinstance(error, InvalidSetting) else FAILED
+    except click.Abort as error:
+        Failure("stopped").show()
+        code = 128 + signal.SIGINT if isinstance(error.__cause__, KeyboardInterrupt) else FAILED
     except OSError as error:
         if error.filename is not None:
             raise
-        # A standard stream failed, not a file. What is still buffered must not raise again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # A standard stream failed, not a file.
+        discard_output()
         if not isinstance(error, BrokenPipeError):
             Failure(f"standard output or input failed: {error.strerror}").show()
         # Otherwise the reader, such as `head`, has closed the pipe.

@@ -4,21 +4,19 @@ import csv
 import re
 from codecs import BOM_UTF8
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
-from typing import IO, Any, Never, TypeVar
+from typing import IO, Any, Never
 from uuid import UUID
 
-from usersvc.application.password_hashes import parse_password_hash
-from usersvc.application.user_import import ImportRow
+from usersvc.application.user_import import ImportRow, parse_password_hash
 from usersvc.cli.output import Failure
 from usersvc.cli.user_files import CSV, unescape
 from usersvc.domain.errors import ValidationFailed, Violation, collect
 from usersvc.domain.user import User
 from usersvc.strict_json import InvalidJson, loads
-
-T = TypeVar("T")
 
 MAX_RECORD_BYTES = 64 * 1024
 """Bytes. A usual record has a few hundred."""
@@ -29,9 +27,8 @@ class Record:
     """The record of a user: one line, or several if a quoted cell has line breaks."""
 
     first: int
-    """The number of its first line; the first of the file is 1."""
     last: int
-    """The number of its last line."""
+    """The numbers of its first and last line; the first of the file is 1."""
     text: str = field(repr=False)
     """As in the file."""
     row: ImportRow | ValidationFailed
@@ -97,22 +94,21 @@ def read_records(source: Source, form: str, *, ignore_unknown: bool) -> Iterator
     """The records; blank lines are skipped.
 
     Raises:
-        Failure: the first line of a CSV file lacks a required column or has an unknown one; or the CSV is malformed, or
-            a record is too long: where the next record begins would be a guess, so text inside a cell, which a user
-            may have written, could be imported as another user.
+        Failure: a CSV file lacks a column or has an unknown one; or the CSV is malformed, or a record is too long:
+            where the next one begins would be a guess, so text inside a cell could be imported as another user.
     """
-    return _read_csv(source, ignore_unknown) if form == CSV else _read_ndjson(source, ignore_unknown)
-
-
-def _read_csv(source: Source, ignore_unknown: bool) -> Iterator[Record]:
-    rows = csv.reader(source.lines(), strict=True)
+    load: Callable[[Any], ImportRow] = partial(_load_json, ignore_unknown)
+    rows: Iterator[Any] = (line.strip(" \t\r\n") for line in source.lines())
     try:
-        columns = next(rows, [])
-        _check_columns(columns, ignore_unknown)
-        source.skip()
-        for cells in rows:
-            if cells:
-                yield source.record(partial(_load_cells, columns, cells))
+        if form == CSV:
+            rows = csv.reader(source.lines(), strict=True)
+            columns = next(rows, [])
+            _check_columns(columns, ignore_unknown)
+            load = partial(_load_cells, columns)
+            source.skip()
+        for row in rows:
+            if row:
+                yield source.record(partial(load, row))
             else:
                 source.skip()
     except csv.Error as error:
@@ -139,15 +135,7 @@ def _load_cells(columns: Sequence[str], cells: Sequence[str]) -> ImportRow:
     return load_row(values)
 
 
-def _read_ndjson(source: Source, ignore_unknown: bool) -> Iterator[Record]:
-    for line in source.lines():
-        if line.strip():
-            yield source.record(partial(_load_json, line, ignore_unknown))
-        else:
-            source.skip()
-
-
-def _load_json(line: str, ignore_unknown: bool) -> ImportRow:
+def _load_json(ignore_unknown: bool, line: str) -> ImportRow:
     try:
         values = loads(line.encode())
     except InvalidJson:
@@ -171,32 +159,29 @@ def load_row(values: Mapping[str, Any]) -> ImportRow:
     """
     parsed: dict[str, Any] = {}
     violations: list[Violation] = []
-    for name, (parse, code, message) in FIELDS.items():
+    for name, (kind, parse, code, message) in FIELDS.items():
         value = values.get(name)
-        try:
-            if value is not None:
-                parsed[name] = parse(value)
-            elif name in REQUIRED:
+        if value is None:
+            if name in REQUIRED:
                 violations.append(Violation(name, "required", "Must be given."))
-        except (TypeError, ValueError, OverflowError):
+            continue
+        with suppress(ValueError, OverflowError):
+            # By its exact type, as True would pass for an integer.
+            if type(value) is kind:
+                parsed[name] = parse(value)
+        if name not in parsed:
             violations.append(Violation(name, code, message))
     if violations:
         violations += User.violations(email=parsed.get("email"), age=parsed.get("age"))
         if "password_hash" in parsed:
-            collect(violations, partial(parse_password_hash, parsed["password_hash"]))
+            with collect(violations):
+                parse_password_hash(parsed["password_hash"])
         raise ValidationFailed(violations)
     return ImportRow(**parsed)
 
 
-def _parse(kind: type[T], value: Any) -> T:
-    # By its exact type, as True would pass for an integer.
-    if type(value) is kind:
-        return value
-    raise TypeError
-
-
-def _parse_time(value: Any) -> datetime:
-    moment = datetime.fromisoformat(_parse(str, value).upper())
+def _parse_time(text: str) -> datetime:
+    moment = datetime.fromisoformat(text.upper())
     if moment.tzinfo is None:
         raise ValueError
     return moment.astimezone(UTC)
@@ -204,11 +189,11 @@ def _parse_time(value: Any) -> datetime:
 
 REQUIRED = ("email", "age", "password_hash")
 
-FIELDS: dict[str, tuple[Callable[[Any], Any], str, str]] = {
-    "email": (partial(_parse, str), "wrong-type", "Must be text."),
-    "age": (partial(_parse, int), "wrong-type", "Must be a whole number."),
-    "password_hash": (partial(_parse, str), "wrong-type", "Must be text."),
-    "id": (lambda value: UUID(_parse(str, value)), "invalid-uuid", "Must be a UUID."),
-    "registered_at": (_parse_time, "invalid-time", "Must be an RFC 3339 time."),
+FIELDS: dict[str, tuple[type, Callable[[Any], Any], str, str]] = {
+    "email": (str, str, "wrong-type", "Must be text."),
+    "age": (int, int, "wrong-type", "Must be a whole number."),
+    "password_hash": (str, str, "wrong-type", "Must be text."),
+    "id": (str, UUID, "invalid-uuid", "Must be a UUID."),
+    "registered_at": (str, _parse_time, "invalid-time", "Must be an RFC 3339 time."),
 }
-"""For each field: what parses its value, and the code and message if that fails."""
+"""For each field: the type of its value, what converts it, and the code and message if that fails."""

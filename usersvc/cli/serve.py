@@ -10,7 +10,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
@@ -21,7 +21,7 @@ import usersvc
 from usersvc.adapters.telemetry.prometheus import DIRECTORY, delete_old_metrics
 from usersvc.application.errors import StorageUnavailable
 from usersvc.bootstrap import check_storage
-from usersvc.cli.output import REFUSED, Failure, print_message
+from usersvc.cli.output import REFUSED, Failure, discard_output, print_message
 from usersvc.config import Settings
 from usersvc.logs import configure_logging
 from usersvc.server.http_protocol import KEEP_ALIVE
@@ -55,8 +55,8 @@ def serve() -> None:
             raise Failure(str(error), STARTUP_FAILURE) from None
     port = settings.port or "<a free port>"
     base = f"http://{f'[{settings.host}]' if ':' in settings.host else settings.host}:{port}"
-    # Flushed, so that it is not lost if the process is killed. A closed standard output is not a reason to fail.
-    with suppress(OSError):
+    try:
+        # Flushed, so that it is not lost if the process is killed.
         print(
             f"usersvc {usersvc.__version__}",
             f"  service   {base}",
@@ -65,11 +65,36 @@ def serve() -> None:
             sep="\n",
             flush=True,
         )
+    except OSError:
+        # A closed standard output is not a reason to fail.
+        discard_output()
     _raise_file_limit(settings.max_connections)
     # After a graceful stop uvicorn raises the signal again for the previous handler: this is not a failure.
     signal.signal(signal.SIGTERM, lambda *_: _exit_after_stop())
     with _metrics_folder(settings.workers):
-        _run(settings)
+        # For the lines of uvicorn's parent process; in each worker, create_asgi_app does it.
+        configure_logging(settings.log_level, settings.log_format)
+        uvicorn.run(
+            "usersvc.bootstrap:create_asgi_app",
+            factory=True,
+            host=settings.host,
+            port=settings.port,
+            workers=settings.workers,
+            # By name: a worker must import objects that it is passed before it can show that it is alive.
+            http="usersvc.server.http_protocol:HardenedProtocol",
+            timeout_keep_alive=KEEP_ALIVE,
+            # The protocol implements it.
+            limit_concurrency=settings.max_connections,
+            ws="none",
+            lifespan="on",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            # USERSVC_TRUSTED_PROXIES decides about X-Forwarded-For, not uvicorn's environment variable.
+            proxy_headers=False,
+            timeout_graceful_shutdown=GRACEFUL_TIMEOUT,
+            timeout_worker_healthcheck=WORKER_TIMEOUT,
+        )
 
 
 @contextmanager
@@ -90,32 +115,6 @@ def _metrics_folder(workers: int) -> Iterator[None]:
     with tempfile.TemporaryDirectory(prefix="usersvc-metrics-") as folder:
         os.environ[DIRECTORY] = folder
         yield
-
-
-def _run(settings: Settings) -> None:
-    # For the lines of uvicorn's parent process; in each worker, create_asgi_app does it.
-    configure_logging(settings.log_level, settings.log_format)
-    uvicorn.run(
-        "usersvc.bootstrap:create_asgi_app",
-        factory=True,
-        host=settings.host,
-        port=settings.port,
-        workers=settings.workers,
-        # By name: a worker must import objects that it is passed before it can show that it is alive.
-        http="usersvc.server.http_protocol:HardenedProtocol",
-        timeout_keep_alive=KEEP_ALIVE,
-        # The protocol implements it.
-        limit_concurrency=settings.max_connections,
-        ws="none",
-        lifespan="on",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        # USERSVC_TRUSTED_PROXIES decides about X-Forwarded-For, not uvicorn's environment variable.
-        proxy_headers=False,
-        timeout_graceful_shutdown=GRACEFUL_TIMEOUT,
-        timeout_worker_healthcheck=WORKER_TIMEOUT,
-    )
 
 
 def _raise_file_limit(connections: int) -> None:

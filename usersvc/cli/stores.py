@@ -19,11 +19,7 @@ MAX_POSITION = 2**63 - 1
 
 @asynccontextmanager
 async def open_store(settings: Settings, *, create: bool = False) -> AsyncIterator[Store]:
-    """Open the store of the settings.
-
-    Args:
-        settings: as read from the environment.
-        create: create a missing database file.
+    """Open the store of the settings; ``create`` creates a missing database file.
 
     Raises:
         Failure: it is in the memory of the service, or its file is missing.
@@ -34,14 +30,20 @@ async def open_store(settings: Settings, *, create: bool = False) -> AsyncIterat
     database = settings.database
     if isinstance(database, MemoryDatabase):
         raise Failure("USERSVC_DATABASE_URL is memory://, which only the service itself can access")
-    if isinstance(database, SqliteDatabase) and not create and not database.path.exists():
-        raise Failure(f"no database at {database}")
+    if isinstance(database, SqliteDatabase) and not create:
+        check_exists(database)
     async with open_storage(settings) as store:
         yield store
 
 
+def check_exists(database: SqliteDatabase) -> None:
+    """Raise ``Failure`` if the file is missing."""
+    if not database.path.exists():
+        raise Failure(f"no database at {database}")
+
+
 def run_on_store(work: Callable[[Store], Coroutine[Any, Any, T]]) -> T:
-    """Run a coroutine function on the store of the environment; see ``open_store``."""
+    """Run a coroutine function on the store of the environment."""
     import asyncio
 
     async def run() -> T:

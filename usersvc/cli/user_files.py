@@ -5,6 +5,7 @@ import io
 import json
 import re
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 
 import click
@@ -53,21 +54,16 @@ def head(form: str, names: Sequence[str]) -> bytes:
 
 def encode(form: str, names: Sequence[str], records: Sequence[UserRecord]) -> bytes:
     """These fields of users: CSV (RFC 4180), or a line of JSON for each."""
-    rows = [_row(record, names) for record in records]
+    rows = [
+        {name: record.age if name == "age" else _text(getattr(record, name)) for name in names} for record in records
+    ]
     if form == CSV:
         return _csv([[escape(str(value)) for value in row.values()] for row in rows])
     return b"".join(json.dumps(row, ensure_ascii=False, separators=(",", ":")).encode() + b"\n" for row in rows)
 
 
-def _row(record: UserRecord, names: Sequence[str]) -> dict[str, str | int]:
-    values: dict[str, str | int] = {
-        "id": str(record.id),
-        "email": record.email,
-        "age": record.age,
-        "registered_at": timestamp(record.registered_at),
-        "password_hash": record.password_hash,
-    }
-    return {name: values[name] for name in names}
+def _text(value: object) -> str:
+    return timestamp(value) if isinstance(value, datetime) else str(value)
 
 
 def _csv(rows: Sequence[Sequence[str]]) -> bytes:

@@ -54,13 +54,7 @@ async def list_users(store: Store, *, limit: int, after: int | None, newest: boo
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @on_store
 async def show(store: Store, who: str, *, as_json: bool) -> None:
-    """Show the user with this id or email address, in any spelling; never the password hash.
-
-    \b
-    Examples:
-      usersvc users show alice@example.com
-      usersvc users show 01936f3c-5e1a-7b3c-9d2e-4f5a6b7c8d9e --json
-    """
+    """Show the user with this id or email address, in any spelling; never the password hash."""
     user = await _find(store, who)
     if as_json:
         print_json(user)
@@ -76,16 +70,12 @@ def delete(who: str, *, yes: bool) -> None:
     """Delete a user with their pending mails and idempotency keys, in one transaction.
 
     The address can be registered again. A mail that is being sent may still arrive. Backups and logs are unchanged.
-
-    \b
-    Examples:
-      usersvc users delete alice@example.com
-      usersvc users delete --yes 01936f3c-5e1a-7b3c-9d2e-4f5a6b7c8d9e
     """
     user = run_on_store(lambda store: _find(store, who))
     if not yes:
         print_message(_line(user))
-        click.confirm("Delete this user?", abort=True, err=True)
+        if not click.confirm("Delete this user?", err=True):
+            raise Failure("no user was deleted")
     if not run_on_store(lambda store: store.remove(UUID(user["id"]))):
         raise Failure("the user was deleted by another command or client")
     print(f"deleted {user['id']}")

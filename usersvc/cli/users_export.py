@@ -2,6 +2,7 @@
 
 import sys
 from contextlib import ExitStack
+from itertools import count
 from pathlib import Path
 from typing import BinaryIO
 
@@ -9,7 +10,7 @@ import click
 
 from usersvc.application.keyset import in_pages
 from usersvc.cli.atomic_file import atomic_file
-from usersvc.cli.output import print_message, progress_bar
+from usersvc.cli.output import print_message
 from usersvc.cli.signals import delayed_signals, interruptible
 from usersvc.cli.stores import open_store
 from usersvc.cli.user_files import FORMATS, NDJSON, PUBLIC, encode, format_of, head
@@ -47,17 +48,16 @@ def command(file: Path, *, chosen: str | None, with_password_hashes: bool) -> No
         print_message("usersvc: the export has password hashes: protect it like the database")
 
     async def write(stream: BinaryIO) -> int:
-        exported = 0
         async with open_store(settings) as store:
             stream.write(head(form, names))
             pages = in_pages(store.archive.users, lambda records: records[-1].position if records else None)
-            with progress_bar("exporting", None, hidden=file == STDOUT) as bar:
+            hidden = file == STDOUT or not sys.stderr.isatty()
+            with click.progressbar(count(), label="exporting", show_pos=True, file=sys.stderr, hidden=hidden) as bar:
                 async for records in pages:
                     with interruptible():
                         stream.write(encode(form, names, records))
-                    exported += len(records)
                     bar.update(len(records))
-        return exported
+        return bar.pos
 
     with ExitStack() as stack:
         stack.enter_context(delayed_signals())

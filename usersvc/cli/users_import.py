@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
@@ -14,14 +15,14 @@ import click
 
 from usersvc.application import user_import
 from usersvc.application.errors import StorageUnavailable
-from usersvc.application.user_import import Accepted, Outcome, UserImport
-from usersvc.cli.output import SOME_REJECTED, Failure, Stopped, print_message, progress_bar
+from usersvc.application.user_import import Outcome, UserImport
+from usersvc.cli.output import SOME_REJECTED, Failure, Stopped, print_message
 from usersvc.cli.reader import Record, Source, line_numbers, read_records
 from usersvc.cli.signals import delayed_signals, interruptible
 from usersvc.cli.stores import open_store
 from usersvc.cli.user_files import FORMATS, format_of
 from usersvc.config import Settings
-from usersvc.domain.errors import ValidationFailed
+from usersvc.domain.errors import ValidationFailed, Violation
 from usersvc.setting_parsers import MemoryDatabase, SqliteDatabase
 
 MAX_SHOWN_REJECTIONS = 10
@@ -68,39 +69,37 @@ def command(file: Path, *, chosen: str | None, dry_run: bool, rejected: Path | N
         stack.enter_context(delayed_signals())
         stream = stack.enter_context(_open(file))
         report = _Report(dry_run, None if rejected is None else stack.enter_context(_open_rejected(rejected, file)))
-        bar = stack.enter_context(progress_bar("importing", file.stat().st_size if file.is_file() else None))
+        size = file.stat().st_size if file.is_file() else 0
+        hidden = not size or not sys.stderr.isatty()
+        bar = stack.enter_context(click.progressbar(length=size, label="importing", file=sys.stderr, hidden=hidden))
         source = Source(stream)
         records = read_records(source, form, ignore_unknown=ignore_unknown)
 
         async def work() -> None:
             async with _open_import(settings, dry_run=dry_run) as importing:
-                while True:
+                is_complete = False
+                while not is_complete:
                     batch: list[Record] = []
-                    failure: Failure | None = None
                     try:
                         with interruptible():
                             batch.extend(islice(records, user_import.STORED_AT_ONCE))
-                    except Failure as error:
-                        # After importing the records before.
-                        failure = error
-                    if batch:
-                        report.add(batch, await importing.take([record.row for record in batch]))
-                        bar.update(source.bytes_read - bar.pos)
-                    if failure is not None:
-                        raise failure
-                    if not batch:
-                        return
+                        is_complete = not batch
+                    finally:
+                        # Also the records before one that cannot be read.
+                        if batch:
+                            report.add(batch, await importing.take([record.row for record in batch]))
+                    bar.update(source.bytes_read - bar.pos)
 
         try:
             asyncio.run(work())
         except Stopped as error:
             raise Failure(f"{error}; {report}; run the command again to import the rest", error.exit_code) from None
         except (Failure, StorageUnavailable) as error:
-            raise Failure(f"{error}; {report}" if report.accepted or report.rejected else str(error)) from None
+            raise Failure(f"{error}; {report}" if report.counts else str(error)) from None
         finally:
             report.print_rejections()
     print(report)
-    return SOME_REJECTED if report.rejected else 0
+    return SOME_REJECTED if report.counts["rejected"] else 0
 
 
 @asynccontextmanager
@@ -125,38 +124,35 @@ class _Report:
         self._would_be = "would be " if dry_run else ""
         self._file = file
         self._shown: list[str] = []
-        self.accepted: Counter[Accepted] = Counter()
-        self.rejected = 0
+        self.counts: Counter[str] = Counter()
 
     def add(self, batch: Sequence[Record], outcomes: Sequence[Outcome]) -> None:
         for record, outcome in zip(batch, outcomes, strict=True):
-            if isinstance(outcome, Accepted):
-                self.accepted[outcome] += 1
-            else:
-                self._reject(record, outcome)
+            self.counts[outcome if isinstance(outcome, str) else "rejected"] += 1
+            if isinstance(outcome, ValidationFailed):
+                self._reject(record, outcome.violations)
         if self._file is not None:
             self._file.flush()
 
-    def _reject(self, record: Record, error: ValidationFailed) -> None:
-        self.rejected += 1
-        if self.rejected <= MAX_SHOWN_REJECTIONS:
+    def _reject(self, record: Record, violations: Sequence[Violation]) -> None:
+        if len(self._shown) < MAX_SHOWN_REJECTIONS:
             # Never the values: one may be a hash.
-            codes = ", ".join(f"{each.field} {each.code}" for each in error.violations)
+            codes = ", ".join(f"{each.field} {each.code}" for each in violations)
             self._shown.append(f"{line_numbers(record.first, record.last)}: {codes}")
         if self._file is not None:
-            reasons = [asdict(violation) for violation in error.violations]
+            reasons = [asdict(violation) for violation in violations]
             document = {"line": record.first, "last_line": record.last, "reasons": reasons, "text": record.text}
             self._file.write(f"{json.dumps(document, ensure_ascii=False)}\n")
 
     def print_rejections(self) -> None:
         for text in self._shown:
             print_message(text)
-        if more := self.rejected - len(self._shown):
+        if more := self.counts["rejected"] - len(self._shown):
             print_message(f"and {more} more" + ("" if self._file else "; --rejected FILE writes all of them"))
 
     def __str__(self) -> str:
-        imported, there = self.accepted[Accepted.IMPORTED], self.accepted[Accepted.ALREADY_THERE]
-        return f"{imported} {self._would_be}imported, {there} already there, {self.rejected} {self._would_be}rejected"
+        imported, there, rejected = (self.counts[each] for each in ("imported", "already there", "rejected"))
+        return f"{imported} {self._would_be}imported, {there} already there, {rejected} {self._would_be}rejected"
 
 
 def _open(file: Path) -> IO[bytes]:

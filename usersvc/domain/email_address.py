@@ -10,8 +10,7 @@ import email_validator
 
 from usersvc.domain.errors import ValidationFailed, Violation
 
-# The library also rejects the names that RFC 6761 reserves, which concerns delivery and not syntax. Its documentation
-# says to clear this list to turn that off.
+# Accept the names that RFC 6761 reserves, as the library documents: they concern delivery and not syntax.
 email_validator.SPECIAL_USE_DOMAIN_NAMES.clear()
 
 # Default_Ignorable_Code_Point, from DerivedCoreProperties.txt of the Unicode Character Database, version 17.0.0: 4,174
@@ -29,8 +28,7 @@ _GLOBAL_UNICAST = IPv6Network("2000::/3")
 class EmailAddress:
     """An email address as typed, and the mailbox that it names; addresses of one mailbox are equal.
 
-    The syntax is that of RFC 5321, 5322 and 6531, without a DNS look-up. An invalid address raises
-    ``ValidationFailed``.
+    The syntax is that of RFC 5321, 5322 and 6531, without a DNS look-up; others raise ``ValidationFailed``.
     """
 
     MAX_OCTETS: ClassVar[int] = 254

@@ -1,18 +1,13 @@
 """Errors of the domain, and how several violations are reported at once."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class Violation:
-    """One violated rule: the field, a stable code, and a message for people.
-
-    The message never contains the offending value, so it may be shown and logged.
-    """
+    """One violated rule: the field, a stable code, and a message that never contains the offending value."""
 
     field: str
     code: str
@@ -31,10 +26,10 @@ class EmailAlreadyRegistered(Exception):
     """The mailbox belongs to a user already, perhaps in another spelling."""
 
 
-def collect(violations: list[Violation], make: Callable[[], T]) -> T | None:
-    """Return the result of ``make``; if it raises ``ValidationFailed``, extend ``violations`` and return None."""
+@contextmanager
+def collect(violations: list[Violation]) -> Generator[None, None, None]:
+    """Extend ``violations`` by those of a ``ValidationFailed`` that is raised inside."""
     try:
-        return make()
+        yield
     except ValidationFailed as error:
         violations += error.violations
-        return None

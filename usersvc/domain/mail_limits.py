@@ -46,11 +46,7 @@ def limits(event: UserRegistered) -> dict[str, MailLimit]:
 
 
 def reserve(event: UserRegistered, reserved: Mapping[str, Reserved]) -> tuple[datetime, dict[str, Reserved]]:
-    """Reserve the time of the mail about an event, given the earlier reservations by digest.
-
-    Returns:
-        When the mail is due, and the new reservation for each of its limits.
-    """
+    """When the mail about an event is due, and the new reservations, given the earlier ones by digest."""
     now = due_at = event.occurred_at
     after: dict[str, Reserved] = {}
     for digest, limit in limits(event).items():

@@ -30,10 +30,8 @@ class Password:
     def choose(cls, typed: str, *, email: str | None = None, min_length: int = MIN_LENGTH) -> Self:
         """Check a new password: any character is allowed, and there are no composition rules.
 
-        Args:
-            typed: normalized to NFC before its length is checked.
-            email: the user's address as typed, valid or not; the password must not repeat it.
-            min_length: in code points.
+        It is normalized to NFC before its length is checked, in code points. It must not repeat the user's address,
+        which is given as typed, valid or not.
 
         Raises:
             ValidationFailed: with every violated rule.

@@ -59,22 +59,16 @@ class User:
     ) -> "Registration":
         """Check the data of a new user, as typed; the user exists after ``Registration.complete``.
 
-        Args:
-            email: as typed.
-            password: in plaintext.
-            age: in whole years.
-            password_min_length: in code points; at least ``Password.MIN_LENGTH``.
+        ``password_min_length`` is in code points, and at least ``Password.MIN_LENGTH``.
 
         Raises:
             ValidationFailed: with the violations of all three fields.
         """
-        violations: list[Violation] = []
-        address = collect(violations, lambda: EmailAddress(email))
-        chosen = collect(violations, lambda: Password.choose(password, email=email, min_length=password_min_length))
-        years = collect(violations, lambda: Age(age))
-        if address is None or chosen is None or years is None:
+        violations = User.violations(email=email, password=password, age=age, password_min_length=password_min_length)
+        if violations:
             raise ValidationFailed(violations)
-        return Registration(email=address, password=chosen, age=years)
+        chosen = Password.choose(password, email=email, min_length=password_min_length)
+        return Registration(email=EmailAddress(email), password=chosen, age=Age(age))
 
     @classmethod
     def imported(
@@ -89,26 +83,18 @@ class User:
     ) -> Self:
         """Create a user who has registered with another system; there is no event, so no mail is sent.
 
-        Args:
-            email: as typed.
-            age: in whole years.
-            password_hash: a hash that the ``PasswordHasher`` can verify.
-            at: the current time, in UTC.
-            user_id: a new UUIDv7 by default.
-            registered_at: in UTC; ``at`` by default.
+        ``at`` is the current time in UTC, and the default of ``registered_at``; that of ``user_id`` is a new UUIDv7.
 
         Raises:
             ValidationFailed: with all violations.
         """
-        violations: list[Violation] = []
-        address = collect(violations, lambda: EmailAddress(email))
-        years = collect(violations, lambda: Age(age))
+        violations = User.violations(email=email, age=age)
         since = registered_at or at
         if not datetime(1970, 1, 1, tzinfo=UTC) <= since <= at:
             violations.append(Violation("registered_at", "out-of-range", "Must be from 1970 to now."))
-        if violations or address is None or years is None:
+        if violations:
             raise ValidationFailed(violations)
-        return cls(id=user_id or uuid7(), email=address, age=years, password_hash=password_hash, registered_at=since)
+        return cls(user_id or uuid7(), EmailAddress(email), Age(age), password_hash, since)
 
     @staticmethod
     def violations(
@@ -117,16 +103,19 @@ class User:
         password: str | None = None,
         age: int | None = None,
         password_min_length: int = Password.MIN_LENGTH,
-    ) -> tuple[Violation, ...]:
+    ) -> list[Violation]:
         """Every rule that the given values violate; a value of ``None`` is not checked."""
         violations: list[Violation] = []
         if email is not None:
-            collect(violations, lambda: EmailAddress(email))
+            with collect(violations):
+                EmailAddress(email)
         if password is not None:
-            collect(violations, lambda: Password.choose(password, email=email, min_length=password_min_length))
+            with collect(violations):
+                Password.choose(password, email=email, min_length=password_min_length)
         if age is not None:
-            collect(violations, lambda: Age(age))
-        return tuple(violations)
+            with collect(violations):
+                Age(age)
+        return violations
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,11 +129,5 @@ class Registration:
     def complete(self, password_hash: PasswordHash, *, at: datetime) -> User:
         """Create the user with the hash of ``password``, a new id and the event; ``at`` is the current time in UTC."""
         user_id = uuid7()
-        return User(
-            id=user_id,
-            email=self.email,
-            age=self.age,
-            password_hash=password_hash,
-            registered_at=at,
-            events=(UserRegistered(user_id=user_id, email=self.email.typed, occurred_at=at),),
-        )
+        events = (UserRegistered(user_id, self.email.typed, occurred_at=at),)
+        return User(user_id, self.email, self.age, password_hash, registered_at=at, events=events)

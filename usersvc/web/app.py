@@ -9,9 +9,10 @@ import orjson
 from aiohttp import web
 from aiohttp_apispec import validation_middleware
 
+from usersvc.application.ports import UserQueries
 from usersvc.application.readiness import Readiness
 from usersvc.application.registration import UserRegistrationService
-from usersvc.application.user_queries import UserQueryService
+from usersvc.domain.user import User
 from usersvc.web import documentation, operations, users
 from usersvc.web.client_address import Network
 from usersvc.web.middleware import cors
@@ -54,7 +55,7 @@ ROUTES = [
 
 def create_app(
     service: UserRegistrationService,
-    queries: UserQueryService,
+    queries: UserQueries,
     readiness: Readiness,
     *,
     resources: Callable[[], AbstractAsyncContextManager[None]] = nullcontext,
@@ -73,7 +74,7 @@ def create_app(
 
     Args:
         service: registers users.
-        queries: shows and lists users.
+        queries: reads users for display.
         readiness: checks the storage.
         resources: entered at start-up and left at clean-up.
         max_body_bytes: a larger body is refused with 413.
@@ -111,7 +112,8 @@ def create_app(
     with warnings.catch_warnings():
         # validation_middleware uses plain strings as keys, which aiohttp warns about.
         warnings.simplefilter("ignore", web.NotAppKeyWarning)
-        app["_apispec_parser"] = Parser({RegistrationSchema: service.violations})
+        violations = partial(User.violations, password_min_length=service.password_min_length)
+        app["_apispec_parser"] = Parser({RegistrationSchema: violations})
         app["_apispec_request_data_name"] = "data"
     app.add_routes(ROUTES)
     document = openapi_document(

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from functools import partial
 from urllib.parse import quote_plus
 from uuid import UUID
 
@@ -10,9 +11,10 @@ import orjson
 from aiohttp import web
 from aiohttp_apispec import docs, headers_schema, querystring_schema, request_schema, response_schema
 
+from usersvc.application.keyset import in_pages
+from usersvc.application.ports import UserQueries
 from usersvc.application.read_models import Order
 from usersvc.application.registration import UserRegistrationService
-from usersvc.application.user_queries import UserQueryService
 from usersvc.domain.email_address import EmailAddress
 from usersvc.web.cursor import Cursor
 from usersvc.web.middleware.content_negotiation import MEDIA_TYPE
@@ -35,7 +37,7 @@ NDJSON = "application/x-ndjson"
 """One JSON object a line."""
 
 REGISTRATION = web.AppKey("REGISTRATION", UserRegistrationService)
-QUERIES = web.AppKey("QUERIES", UserQueryService)
+QUERIES = web.AppKey[UserQueries]("QUERIES")
 CancelOnDisconnect = Callable[[web.Request], AbstractContextManager[None]]
 CANCEL_ON_DISCONNECT = web.AppKey[CancelOnDisconnect]("CANCEL_ON_DISCONNECT")
 """A context manager that cancels what is awaited inside when the client disconnects."""
@@ -92,11 +94,13 @@ async def list_users(request: web.Request) -> web.Response:
     cursor: Cursor | None = query.get("cursor")
     after = cursor.after if cursor else None
     email: EmailAddress | None = query.get("email")
+    mailbox = email.mailbox if email else None
     if request[MEDIA_TYPE] == NDJSON:
-        batches = queries.stream(order=order, after=after, email=email, limit=query.get("limit"))
-        return await stream_response(batches, NDJSON)
+        read = partial(queries.page, order=order, mailbox=mailbox)
+        pages = in_pages(read, lambda page: page.next_after, after=after, limit=query.get("limit"))
+        return await stream_response((page.lines + b"\n" async for page in pages), NDJSON)
     limit: int = query.get("limit", DEFAULT_LIMIT)
-    page = await queries.page(limit=limit, order=order, after=after, email=email)
+    page = await queries.page(limit=limit, order=order, after=after, mailbox=mailbox)
 
     def link(begin: Cursor | None) -> str:
         # Only the address may contain characters that must be quoted in a query (RFC 3986, section 3.4).
@@ -134,7 +138,7 @@ async def show_user(request: web.Request) -> web.Response:
     except ValueError:
         raise RequestRefused("user-not-found") from None
     # UUID() also accepts braces, missing hyphens and digits of other scripts.
-    user = await request.app[QUERIES].show(user_id) if str(user_id) == text else None
+    user = await request.app[QUERIES].find(user_id) if str(user_id) == text else None
     if user is None:
         raise RequestRefused("user-not-found")
     return json_response({"data": user})

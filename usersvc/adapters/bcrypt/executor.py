@@ -5,6 +5,7 @@ import math
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -26,12 +27,9 @@ class BoundedExecutor:
     """
 
     def __init__(self, *, workers: int, queue: int, job_seconds: float) -> None:
-        """Create an executor, without threads yet; ``job_seconds`` estimates how long a job takes."""
-        self._capacity = workers + queue
-        # Until all jobs are done: a slot is free earlier, but others compete for it.
-        self._retry_after = max(1, math.ceil(self._capacity * job_seconds / workers))
-        self._pending = 0
-        self._lock = threading.Lock()
+        """Create an executor, without threads yet; ``job_seconds`` estimates how long the first job takes."""
+        self._slots = threading.Semaphore(workers + queue)
+        self._job_seconds, self._jobs_per_worker = job_seconds, (workers + queue) / workers
         self._threads = ThreadPoolExecutor(workers, thread_name_prefix="bcrypt", initializer=_lower_priority)
 
     async def run(self, work: Callable[[], T]) -> T:
@@ -42,20 +40,22 @@ class BoundedExecutor:
             RuntimeError: the executor is closed, or the system cannot start a thread.
             asyncio.CancelledError: the executor was closed before the job began.
         """
-        with self._lock:
-            if self._pending >= self._capacity:
-                raise QueueFull(self._retry_after)
-            self._pending += 1
+        if not self._slots.acquire(blocking=False):
+            # Until all jobs are done: a slot is free earlier, but others compete for it.
+            raise QueueFull(max(1, math.ceil(self._jobs_per_worker * self._job_seconds)))
         # A cancelled job stays in the queue until a thread takes it, but without its password.
         job = [work]
 
         def work_once() -> T:
-            return job.pop()()
+            began = time.monotonic()
+            result = job.pop()()
+            # A moving average of all threads; an update that one thread overwrites does no harm.
+            self._job_seconds += (time.monotonic() - began - self._job_seconds) / 5
+            return result
 
         def release(_: object = None) -> None:
             job.clear()
-            with self._lock:
-                self._pending -= 1
+            self._slots.release()
 
         try:
             future = self._threads.submit(work_once)

@@ -26,23 +26,19 @@ class BcryptPasswordHasher:
     """A ``PasswordHasher``; an asynchronous context manager that starts no hash after its end.
 
     bcrypt reads at most 72 bytes and stops at a NUL. Its input is therefore the HMAC-SHA-384 of the password in
-    base64: always 64 bytes, each of which depends on the whole password (OWASP Password Storage Cheat Sheet,
-    "Pre-Hashing Passwords with bcrypt").
-
-    A hash is ``$hmac-sha384-bcrypt$<pepper>$<bcrypt's own string>``, where <pepper> is a fingerprint of the pepper or
-    empty. So cost and pepper can change without invalidating older hashes.
+    base64: always 64 bytes (OWASP Password Storage Cheat Sheet, "Pre-Hashing Passwords with bcrypt"). A hash is
+    ``$hmac-sha384-bcrypt$<pepper>$<bcrypt's own string>``, where <pepper> is a fingerprint of the pepper or empty.
 
     Hashes that other systems made of the password itself (``$2a$``, ``$2b$``, ``$2y$``) are verified as those systems
     do: only the first 72 bytes count. A password with a NUL never matches such a hash, because some systems stopped
-    there and would accept any continuation. Of the bugs that the letters stand for, only one matters: a password of
-    255 bytes or more that OpenBSD hashed before 2014 does not match.
+    there and would accept any continuation.
     """
 
     def __init__(self, *, cost: int, workers: int, queue: int = 64, pepper: bytes | None = None) -> None:
-        """Create a hasher; its threads start when they are needed.
+        """Create a hasher, without threads yet.
 
         Args:
-            cost: bcrypt's, from ``MIN_COST`` to ``MAX_COST``; one more doubles the time.
+            cost: bcrypt's, from ``MIN_COST`` to ``MAX_COST``.
             workers: how many threads hash at once; more than there are cores only adds waiting.
             queue: how many passwords may wait for a thread; more are rejected.
             pepper: a secret key that is stored apart from the hashes.

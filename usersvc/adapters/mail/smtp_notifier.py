@@ -1,8 +1,9 @@
 """Mail through an SMTP server."""
 
+import asyncio
 import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, closing, suppress
 from email.message import EmailMessage
 from email.policy import SMTP
 from email.utils import format_datetime
@@ -88,16 +89,17 @@ class SmtpNotifier:
             local_hostname=socket.gethostname(),
             timeout=TIMEOUT,
         )
-        await smtp.connect()
-        try:
-            yield smtp
-        except (Undeliverable, aiosmtplib.SMTPResponseException):
-            await _quit(smtp)
-            raise
-        else:
-            await _quit(smtp)
-        finally:
-            smtp.close()
+        with closing(smtp):
+            await smtp.connect()
+            try:
+                yield smtp
+            except asyncio.CancelledError:
+                smtp.close()
+                raise
+            finally:
+                # A failure of QUIT no longer changes the outcome.
+                with suppress(aiosmtplib.SMTPException, OSError):
+                    await smtp.quit(timeout=QUIT_TIMEOUT)
 
     def message(self, event: UserRegistered) -> bytes:
         """The mail to a new user, with a text and an HTML part, as it is transmitted (RFC 5322)."""
@@ -136,9 +138,3 @@ def _is_plain(email: str) -> bool:
     its choice sent to the address that it registers.
     """
     return all(category(character)[0] in "LMN" or character in "._+-'" for character in email.rpartition("@")[0])
-
-
-async def _quit(smtp: aiosmtplib.SMTP) -> None:
-    """Say QUIT (RFC 5321, section 4.1.1.10); a failure no longer changes the outcome."""
-    with suppress(aiosmtplib.SMTPException, OSError):
-        await smtp.quit(timeout=QUIT_TIMEOUT)

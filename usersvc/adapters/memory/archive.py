@@ -24,9 +24,6 @@ class InMemoryArchive:
         found = [self.by_mailbox.get(mailbox) for mailbox in mailboxes] + [self.by_id.get(user_id) for user_id in ids]
         return sorted({user for user in found if user is not None}, key=position_of)
 
-    async def count(self) -> int:
-        return len(self.by_id)
-
 
 def position_of(user: UserRecord) -> int:
     """The key for searching and sorting."""

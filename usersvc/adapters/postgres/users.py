@@ -198,10 +198,6 @@ class PostgresArchive:
         matching = "WHERE mailbox = ANY ($1) OR id = ANY ($2) ORDER BY position"
         return [UserRecord(*row) for row in await self._pool.run(f"{_RECORD} {matching}", mailboxes, ids)]
 
-    async def count(self) -> int:
-        [[count]] = await self._pool.run("SELECT count(*) FROM users")
-        return int(count)
-
 
 def _parameters(users: Sequence[User]) -> list[object]:
     """The parameters of ``INSERT_EVENTS``, and $12 to $17: those of ``_insert``."""

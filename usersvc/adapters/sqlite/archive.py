@@ -37,10 +37,6 @@ class SqliteArchive:
         )
         return [_record(row) for row in rows]
 
-    async def count(self) -> int:
-        [[count]] = await self._file.read("SELECT count(*) FROM users")
-        return int(count)
-
 
 def _record(row: tuple[Any, ...]) -> UserRecord:
     position, user_id, email, mailbox, age, password_hash, registered_at = row

@@ -59,8 +59,11 @@ class OpenTelemetryTracing:
             # Their warnings contain the headers that clients sent.
             logging.getLogger(name).setLevel(logging.CRITICAL)
         self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
-        # Only the final error of each batch: a collector may be unreachable for days.
-        logging.getLogger(OTLPSpanExporter.__module__).setLevel(logging.ERROR)
+        # A collector may be unreachable for days: log only final errors, and at most one a minute.
+        self._minute_of_last_error = 0.0
+        exporter_log = logging.getLogger(OTLPSpanExporter.__module__)
+        exporter_log.setLevel(logging.ERROR)
+        exporter_log.addFilter(self._is_first_in_its_minute)
         self._tracer = self._provider.get_tracer("usersvc", usersvc.__version__)
 
     async def __aenter__(self) -> Self:
@@ -74,6 +77,10 @@ class OpenTelemetryTracing:
         await asyncio.to_thread(flushing.join, FLUSH_TIMEOUT)
         if flushing.is_alive():
             log.warning("discarding the last spans at shutdown: the collector does not respond")
+
+    def _is_first_in_its_minute(self, record: logging.LogRecord) -> bool:
+        previous, self._minute_of_last_error = self._minute_of_last_error, record.created // 60
+        return self._minute_of_last_error != previous
 
     def request(self, method: str, scheme: str, route: str | None, headers: Mapping[str, str]) -> "RequestSpan":
         """Start the span of a request and make it the current span of this context.

@@ -1,11 +1,9 @@
 """Metrics for Prometheus: of requests, and of calls to the ports."""
 
 import asyncio
-import errno
 import os
 import platform
 import re
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -198,12 +196,10 @@ def _files_of_ended_processes(directory: Path, *, own: bool = False) -> Iterator
 
 
 def _is_running(pid: int) -> bool:
-    if sys.platform == "win32":
-        # On Windows, signal 0 is Ctrl-C and would stop the process.
-        return True
     try:
         os.kill(pid, 0)
-    except OSError as error:
-        # EPERM: it belongs to another user.
-        return error.errno == errno.EPERM
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True  # it belongs to another user
     return True
