@@ -18,7 +18,7 @@ from usersvc.application.registration import UserRegistrationService
 from usersvc.domain.email_address import EmailAddress
 from usersvc.web.cursor import Cursor
 from usersvc.web.middleware.content_negotiation import MEDIA_TYPE
-from usersvc.web.openapi import ADMIN, BODY_PROBLEMS, header, link_to_user, path_parameter
+from usersvc.web.openapi import ADMIN, BODY_PROBLEMS, header, path_parameter
 from usersvc.web.problems import RequestRefused
 from usersvc.web.responses import json_response, stream_response
 from usersvc.web.schemas.fields import QuerySchema
@@ -50,7 +50,6 @@ CANCEL_ON_DISCONNECT = web.AppKey[CancelOnDisconnect]("CANCEL_ON_DISCONNECT")
     "if the response was lost.",
     rate="register",
     problems=[*BODY_PROBLEMS, "email-taken", "idempotency-key-reused", "rate-limited", "storage-unavailable"],
-    links=link_to_user("The new user.", "/data/id"),
     success_headers={
         "Location": header("The path of the user.", f"/users/{EXAMPLE_USER['id']}"),
         "Idempotency-Replayed": header("The registration was made before with the same Idempotency-Key.", "true"),
@@ -81,7 +80,6 @@ async def register(request: web.Request) -> web.Response:
     other_content={NDJSON: {"schema": {"type": "string"}, "example": f"{json.dumps(EXAMPLE_USER)}\n"}},
     problems=["storage-unavailable"],
     security=ADMIN,
-    links=link_to_user("The first on the page.", "/data/0/id"),
     success_headers={"Link": header("The next page, if there is one (RFC 8288).", f'<{NEXT_EXAMPLE}>; rel="next"')},
 )
 @querystring_schema(UsersQuerySchema)
