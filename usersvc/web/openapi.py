@@ -53,7 +53,6 @@ _REQUEST_ID_PARAMETER = {
     "example": _EXAMPLE_REQUEST_ID,
 }
 
-
 BEARER = "bearerAuth"
 """The name of the security scheme."""
 
@@ -115,20 +114,18 @@ def _operation(metadata: Mapping[str, Any], converter: OpenAPIConverter, protect
     if protected and "security" in metadata:
         operation["security"] = metadata["security"]
         codes += ["unauthorized", "rate-limited"]
-    operation["responses"] = _successes(metadata) | _failures(dict.fromkeys(codes))
+    successes = {str(status): _success(metadata, response) for status, response in metadata["responses"].items()}
+    operation["responses"] = successes | _failures(dict.fromkeys(codes))
     return operation
 
 
-def _successes(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    media_type, *_ = metadata["produces"]
+def _success(metadata: Mapping[str, Any], response: Mapping[str, Any]) -> dict[str, Any]:
+    schema = response.get("schema", {"type": "object"})
+    types = metadata["produces"]
     return {
-        str(status): {
-            "description": response["description"],
-            "headers": {**metadata.get("success_headers", {}), **_COMMON_HEADERS},
-            "content": response.get("content")
-            or {media_type: {"schema": response["schema"]}} | metadata.get("other_content", {}),
-        }
-        for status, response in metadata["responses"].items()
+        "description": response["description"],
+        "headers": {**metadata.get("success_headers", {}), **_COMMON_HEADERS},
+        "content": {each: {"schema": schema if each == "application/json" else {"type": "string"}} for each in types},
     }
 
 
@@ -142,11 +139,10 @@ def _failures(codes: Iterable[str]) -> dict[str, Any]:
 
 def _failure(alike: Sequence[Problem]) -> dict[str, Any]:
     sent = {name: value for problem in alike for name, value in problem.headers.items()}
-    headers = {name: header("Sent with this status.", value) for name, value in sent.items()} | _COMMON_HEADERS
     examples = {problem.code: {"value": _problem_example(problem)} for problem in alike}
     return {
         "description": " ".join(f"`{problem.code}`: {problem.description}" for problem in alike),
-        "headers": headers,
+        "headers": {name: header("Sent with this status.", value) for name, value in sent.items()} | _COMMON_HEADERS,
         "content": {problems.MEDIA_TYPE: {"schema": ProblemSchema, "examples": examples}},
     }
 

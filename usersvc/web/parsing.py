@@ -36,14 +36,13 @@ BODY_TIMEOUT = 30.0
 
 
 class Parser:
-    """The part of a webargs parser that the validation middleware uses."""
+    """The part of a webargs parser that the validation middleware uses.
+
+    Args:
+        rules: for a schema, returns the business rules that valid fields break.
+    """
 
     def __init__(self, rules: Mapping[type[Schema], Rules]) -> None:
-        """Make a parser.
-
-        Args:
-            rules: for a schema, returns the business rules that valid fields break.
-        """
         self._rules = rules
         self._queries: dict[tuple[Schema, str], dict[str, Any]] = {}
 

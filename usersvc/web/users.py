@@ -1,6 +1,5 @@
 """Handlers of users: register, list, show."""
 
-import json
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
@@ -77,7 +76,6 @@ async def register(request: web.Request) -> web.Response:
     description="One page of users in order of registration. Users who are added or removed while you page cause "
     "no other user to be repeated or skipped.",
     produces=["application/json", NDJSON],
-    other_content={NDJSON: {"schema": {"type": "string"}, "example": f"{json.dumps(EXAMPLE_USER)}\n"}},
     problems=["storage-unavailable"],
     security=ADMIN,
     success_headers={"Link": header("The next page, if there is one (RFC 8288).", f'<{NEXT_EXAMPLE}>; rel="next"')},
