@@ -1,7 +1,7 @@
 """The aiohttp application: routes, middlewares, life cycle."""
 
 import warnings
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from functools import partial
 
@@ -77,7 +77,7 @@ def create_app(
         queries: reads users for display.
         readiness: checks the storage.
         resources: entered at start-up and left at clean-up.
-        max_body_bytes: a larger body is refused with 413.
+        max_body_bytes: the limit of a body.
         admin_token: required to read users; None: they are open.
         admin_failures: limits wrong tokens by client address; None: no limit.
         rate_limits: by the ``rate`` in the metadata of a handler; None: no limits.
@@ -123,9 +123,5 @@ def create_app(
     if cors_origins:
         cors.allow(app, cors_origins)
 
-    async def life_cycle(_: web.Application) -> AsyncIterator[None]:
-        async with resources():
-            yield
-
-    app.cleanup_ctx.append(life_cycle)
+    app.cleanup_ctx.append(lambda _: resources())
     return app
