@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from marshmallow import Schema, ValidationError, fields
+from marshmallow import Schema, ValidationError, fields, missing
 
 from usersvc.domain.errors import ValidationFailed, Violation
 
@@ -60,10 +60,22 @@ class Parameter(fields.Field[Any]):
 
     Args:
         read: makes a value of the text; raises ``ValidationFailed``, or ``ValueError`` for the flaw ``broken``.
+        broken: the flaw.
+        data_key: as that of a field.
+        load_default: as that of a field.
+        metadata: for the OpenAPI document.
     """
 
-    def __init__(self, read: Callable[[str], Any], broken: Any = None, **options: Any) -> None:
-        super().__init__(**options)
+    def __init__(
+        self,
+        read: Callable[[str], Any],
+        broken: Any = None,
+        *,
+        data_key: str | None = None,
+        load_default: Any = missing,
+        **metadata: Any,
+    ) -> None:
+        super().__init__(data_key=data_key, load_default=load_default, metadata={"type": "string", **metadata})
         self._read, self._broken = read, broken
 
     def _deserialize(self, value: Any, attr: str | None, data: Any, **_: Any) -> Any:
