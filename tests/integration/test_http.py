@@ -122,10 +122,6 @@ class TestRegister:
                     ("age", "wrong-type"),
                 },
             ),
-            (
-                {"email": "invalid", "password": "short", "age": 17},
-                {("email", "invalid-email"), ("password", "too-short"), ("age", "out-of-range")},
-            ),
             *(({**ALICE, "age": age}, {("age", "wrong-type")}) for age in (True, 30.0, 30.5, [30])),
             *(({**ALICE, "age": age}, {("age", "out-of-range")}) for age in (131, -(10**30))),
             ({**ALICE, "email": ["alice@example.com"]}, {("email", "wrong-type")}),
@@ -325,11 +321,6 @@ class TestList:
         assert flaws(document) == {("odd", "unknown-field"), ("x" * 64, "unknown-field")}
         assert len(document["errors"]) == 2
 
-    async def test_reports_at_most_a_hundred_unknown_parameters(self, client: Client) -> None:
-        for count, expected in ((100, {(str(n), "unknown-field") for n in range(100)}), (101, {("query", "too-many")})):
-            response = await client.get(f"/livez?{'&'.join(map(str, range(count)))}")
-            assert flaws(await problem(response, 422, "validation-failed")) == expected
-
 
 class TestShow:
     @pytest.mark.parametrize("user_id", [UNKNOWN_ID, "invalid", "0", "1", "1e3", "null", "%00", "%FF", "a%2Fb"])
@@ -416,15 +407,6 @@ class TestEveryResponse:
             assert {**head.headers, "Date": ""} == {**got.headers, "Date": ""}
             assert await head.read() == b""
             assert len(await got.read()) == int(got.headers["Content-Length"]) > 0
-
-    @pytest.mark.parametrize("code", sorted(PROBLEMS))
-    async def test_has_a_code_that_is_explained(self, client: Client, code: str) -> None:
-        response = await client.get(f"/problems/{code}")
-        document = await response.json()
-
-        assert response.status == 200
-        assert list(document["data"]) == ["code", "status", "title", "description"]
-        assert document["data"]["code"] == code
 
 
 class BrokenUsers(InMemoryUsers):
