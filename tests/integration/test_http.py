@@ -8,6 +8,7 @@ import re
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
+from unittest.mock import AsyncMock
 from uuid import UUID
 
 import pytest
@@ -18,11 +19,8 @@ from tests.asgi.fake_server import FakeServer
 from tests.fakes import quick_app
 from usersvc.adapters.memory import InMemoryUsers
 from usersvc.application.errors import StorageUnavailable
-from usersvc.application.idempotency import IdempotencyKey
-from usersvc.application.read_models import Order, Page, UserView
 from usersvc.application.request_context import RequestContext
 from usersvc.asgi import AiohttpASGI, Message
-from usersvc.domain.user import User
 from usersvc.web.problems import PROBLEMS
 from usersvc.web.responses import stream_response
 
@@ -373,19 +371,8 @@ class BrokenUsers(InMemoryUsers):
 
     def __init__(self, error: Exception) -> None:
         super().__init__()
-        self._error = error
-
-    async def add(self, user: User, *, key: IdempotencyKey | None = None) -> None:
-        raise self._error
-
-    async def find(self, user_id: UUID) -> UserView | None:
-        raise self._error
-
-    async def page(self, *, limit: int, order: Order, after: int | None, mailbox: str | None) -> Page:
-        raise self._error
-
-    async def check(self) -> None:
-        raise self._error
+        failing: Any = AsyncMock(side_effect=error)
+        self.add = self.find = self.page = self.check = failing  # type: ignore[method-assign]  # of this instance
 
 
 async def test_stream_is_closed_and_reported_at_once_when_the_client_disconnects() -> None:
