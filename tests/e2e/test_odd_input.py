@@ -1,7 +1,6 @@
 """Invalid and unusual requests: the service still serves other clients, and logs no failure."""
 
 import json
-import re
 import socket
 import struct
 from collections.abc import Iterator
@@ -78,7 +77,10 @@ FOUND = b"""
 /users?limit=%31 /users?&& /livez?& /livez#fragment http://elsewhere.example/livez
 """.split()
 TARGETS = [
-    (target, status) for targets, status in ((NOT_FOUND, 404), (INVALID, 422), (FOUND, 200)) for target in targets
+    # The last ones take long if the router searches for them.
+    *((target, 404) for target in (*NOT_FOUND, b"/" * 8000, b"/." * 4000)),
+    *((target, 422) for target in INVALID),
+    *((target, 200) for target in FOUND),
 ]
 
 
@@ -93,27 +95,6 @@ def test_unusual_target_has_an_ordinary_response(service: Service, target: bytes
     assert json.loads(response.rest)
 
 
-def cpu_seconds(service: Service) -> float:
-    """The CPU time that the service has used so far."""
-    with service.client() as client:
-        [seconds] = re.findall(r"^process_cpu_seconds_total (\S+)$", client.get("/metrics").text, re.MULTILINE)
-    return float(seconds)
-
-
-def test_path_of_many_segments_takes_no_more_time_than_another_of_its_length(service: Service) -> None:
-    costs = {}
-    for path in (b"/" + b"a" * 7999, b"/" * 8000, b"/." * 4000):
-        before = cpu_seconds(service)
-        for _ in range(40):
-            requests = (b"GET " + path + b" HTTP/1.1\r\nHost: test\r\n\r\n") * 5
-            responses = read_responses(service.talk(requests + LAST))
-            assert [response.status for response in responses] == [404] * 5 + [200]
-            assert {response.headers["content-type"] for response in responses[:5]} == {"application/problem+json"}
-        costs[path] = cpu_seconds(service) - before
-    # 200 searches would take 2 s.
-    assert max(costs.values()) < 3 * min(costs.values()) + 0.2, costs
-
-
 def test_pipelined_requests_get_responses_in_order(service: Service) -> None:
     people = [person() for _ in range(3)]
     requests = [registration_of(each) for each in people]
@@ -124,16 +105,6 @@ def test_pipelined_requests_get_responses_in_order(service: Service) -> None:
     assert [response.status for response in responses] == [201, 404, 201, 201, 200]
     registered = [json.loads(responses[at].rest)["data"]["email"] for at in (0, 2, 3)]
     assert registered == [each["email"] for each in people]
-
-
-def test_request_that_arrives_byte_by_byte_gets_a_response(service: Service) -> None:
-    with socket.create_connection(service.address, DEADLINE) as connection:
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        for byte in LAST:
-            connection.send(bytes([byte]))
-        response = connection.makefile("rb").read()
-
-    assert RawResponse.read(response).status == 200
 
 
 def vanish(service: Service, after: bytes) -> None:

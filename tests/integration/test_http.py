@@ -8,6 +8,7 @@ import re
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
+from unittest.mock import AsyncMock
 from uuid import UUID
 
 import pytest
@@ -18,11 +19,8 @@ from tests.asgi.fake_server import FakeServer
 from tests.fakes import quick_app
 from usersvc.adapters.memory import InMemoryUsers
 from usersvc.application.errors import StorageUnavailable
-from usersvc.application.idempotency import IdempotencyKey
-from usersvc.application.read_models import Order, Page, UserView
 from usersvc.application.request_context import RequestContext
 from usersvc.asgi import AiohttpASGI, Message
-from usersvc.domain.user import User
 from usersvc.web.problems import PROBLEMS
 from usersvc.web.responses import stream_response
 
@@ -30,6 +28,7 @@ Client = TestClient[web.Request, web.Application]
 Connect = Callable[[web.Application], Awaitable[Client]]
 
 UNKNOWN_ID = "01936f3c-5e1a-7b3c-9d2e-4f5a6b7c8d9e"
+JSON = {"Content-Type": "application/json"}
 ALICE: dict[str, Any] = {"email": "Alice@example.com", "password": "correct horse battery", "age": 30}
 
 
@@ -69,9 +68,11 @@ async def problem(response: Any, status: int, code: str) -> dict[str, Any]:
     return document
 
 
-def flaws(document: dict[str, Any]) -> set[tuple[str, str]]:
+async def flaws(response: Any) -> list[str]:
+    """The fields and codes of a validation error."""
+    document = await problem(response, 422, "validation-failed")
     assert all(flaw["message"] for flaw in document["errors"])
-    return {(flaw["field"], flaw["code"]) for flaw in document["errors"]}
+    return [f"{flaw['field']} {flaw['code']}" for flaw in document["errors"]]
 
 
 class TestRegister:
@@ -99,65 +100,46 @@ class TestRegister:
     @pytest.mark.parametrize(
         ("body", "expected"),
         [
-            ({}, {("email", "required"), ("password", "required"), ("age", "required")}),
-            (
-                {"email": None, "password": None, "age": None},
-                {("email", "wrong-type"), ("password", "wrong-type"), ("age", "wrong-type")},
-            ),
+            ({}, "email required, password required, age required"),
+            (dict.fromkeys(ALICE), "email wrong-type, password wrong-type, age wrong-type"),
             (
                 {"email": 5, "password": "password", "age": 17, "admin": True},
-                {
-                    ("email", "wrong-type"),
-                    ("password", "common-password"),
-                    ("age", "out-of-range"),
-                    ("admin", "unknown-field"),
-                },
+                "email wrong-type, admin unknown-field, password common-password, age out-of-range",
             ),
             (
                 {"email": "invalid", "password": "invalid", "age": "30"},
-                {
-                    ("email", "invalid-email"),
-                    ("password", "too-short"),
-                    ("password", "same-as-email"),
-                    ("age", "wrong-type"),
-                },
+                "age wrong-type, email invalid-email, password too-short, password same-as-email",
             ),
-            (
-                {"email": "invalid", "password": "short", "age": 17},
-                {("email", "invalid-email"), ("password", "too-short"), ("age", "out-of-range")},
-            ),
-            *(({**ALICE, "age": age}, {("age", "wrong-type")}) for age in (True, 30.0, 30.5, [30])),
-            *(({**ALICE, "age": age}, {("age", "out-of-range")}) for age in (131, -(10**30))),
-            ({**ALICE, "email": ["alice@example.com"]}, {("email", "wrong-type")}),
-            ({**ALICE, "password": {"clear": "hunter2"}}, {("password", "wrong-type")}),
-            ({**ALICE, "email": "\ud800@example.com"}, {("email", "invalid-email")}),
-            ({**ALICE, "password": "half a pair \ud800"}, {("password", "invalid-character")}),
-            ({**ALICE, "\ud800": 1}, {("\\ud800", "unknown-field")}),
-            ({**ALICE, "x" * 1000: 1}, {("x" * 64, "unknown-field")}),
-            ({**ALICE, "_schema": 1}, {("_schema", "unknown-field")}),
-            ({**ALICE, **dict.fromkeys(map(str, range(97)), 0)}, {(str(n), "unknown-field") for n in range(97)}),
-            ({**ALICE, **dict.fromkeys(map(str, range(98)), 0)}, {("body", "too-many")}),
-            *((body, {("body", "wrong-type")}) for body in ([ALICE], "alice", 17, None)),
+            ({**ALICE, "email": ["alice@example.com"]}, "email wrong-type"),
+            ({**ALICE, "password": {"clear": "hunter2"}}, "password wrong-type"),
+            ({**ALICE, "email": "\ud800@example.com"}, "email invalid-email"),
+            ({**ALICE, "password": "half a pair \ud800"}, "password invalid-character"),
+            ({**ALICE, "\ud800": 1}, "\\ud800 unknown-field"),
+            ({**ALICE, "x" * 1000: 1}, f"{'x' * 64} unknown-field"),
+            ({**ALICE, "_schema": 1}, "_schema unknown-field"),
+            ({**ALICE, **dict.fromkeys(map(str, range(97)))}, ", ".join(f"{n} unknown-field" for n in range(97))),
+            ({**ALICE, **dict.fromkeys(map(str, range(98)))}, "body too-many"),
+            *((body, "body wrong-type") for body in ([ALICE], "alice", 17, None)),
         ],
     )
-    async def test_reports_every_broken_field(
-        self, client: Client, body: object, expected: set[tuple[str, str]]
-    ) -> None:
-        response = await client.post("/register", data=json.dumps(body), headers={"Content-Type": "application/json"})
-        assert flaws(await problem(response, 422, "validation-failed")) == expected
+    async def test_reports_every_broken_field(self, client: Client, body: object, expected: str) -> None:
+        response = await client.post("/register", data=json.dumps(body), headers=JSON)
+        assert sorted(await flaws(response)) == sorted(expected.split(", "))
 
     @pytest.mark.parametrize(
         ("age", "code"),
-        [(age, "wrong-type") for age in ("1e400", "-1e400", "3e1", "30.0", "9" * 5000)] + [("-0", "out-of-range")],
+        [
+            *((age, "wrong-type") for age in ("true", "30.0", "30.5", "[30]", "1e400", "-1e400", "3e1", "9" * 5000)),
+            *((age, "out-of-range") for age in ("131", "-0", "-" + "9" * 30)),
+        ],
     )
     async def test_refuses_numbers_that_are_not_an_age(self, client: Client, age: str, code: str) -> None:
         body = f'{{"email": "alice@example.com", "password": "correct horse battery", "age": {age}}}'
-        response = await client.post("/register", data=body, headers={"Content-Type": "application/json"})
-        assert flaws(await problem(response, 422, "validation-failed")) == {("age", code)}
+        assert await flaws(await client.post("/register", data=body, headers=JSON)) == [f"age {code}"]
 
     @pytest.mark.parametrize("body", [b"", b"\xff", b"[" * 5000])
     async def test_refuses_malformed_json(self, client: Client, body: bytes) -> None:
-        response = await client.post("/register", data=body, headers={"Content-Type": "application/json"})
+        response = await client.post("/register", data=body, headers=JSON)
         await problem(response, 400, "malformed-json")
 
     @pytest.mark.parametrize(
@@ -165,12 +147,8 @@ class TestRegister:
         [
             ("Application/JSON", 201),
             ("application/json; charset=UTF-8", 201),
-            *(
-                (f"application/{subtype}", 415)
-                for subtype in ("x-www-form-urlencoded", "jsonp", "xml", "json-patch+json")
-            ),
-            *((f"application/json; charset={charset}", 415) for charset in ("latin-1", "utf-16")),
-            *((other, 415) for other in ("text/plain", "multipart/form-data; boundary=x", "json", None)),
+            *((f"application/{subtype}", 415) for subtype in ("x-www-form-urlencoded", "jsonp", "json-patch+json")),
+            *((other, 415) for other in ("application/json; charset=utf-16", "text/plain", "json", None)),
         ],
     )
     async def test_accepts_json_in_utf_8_only(self, client: Client, content_type: str | None, status: int) -> None:
@@ -192,18 +170,12 @@ class TestRegister:
     @pytest.mark.parametrize("key", ["", "x" * 256, "a b", "a\tb", "ümlaut"])
     async def test_reports_an_invalid_key_with_the_other_broken_fields(self, client: Client, key: str) -> None:
         response = await client.post("/register", json={**ALICE, "age": 3}, headers={"Idempotency-Key": key})
-        document = await problem(response, 422, "validation-failed")
-        assert flaws(document) == {("Idempotency-Key", "invalid-key"), ("age", "out-of-range")}
+        assert await flaws(response) == ["Idempotency-Key invalid-key", "age out-of-range"]
 
     async def test_reports_the_broken_fields_of_query_headers_and_body_in_order(self, client: Client) -> None:
         headers = [("Idempotency-Key", "one"), ("Idempotency-Key", "two")]
         response = await client.post("/register?x=1", json={**ALICE, "age": 3}, headers=headers)
-        errors = (await problem(response, 422, "validation-failed"))["errors"]
-        assert [(error["field"], error["code"]) for error in errors] == [
-            ("x", "unknown-field"),
-            ("Idempotency-Key", "repeated"),
-            ("age", "out-of-range"),
-        ]
+        assert await flaws(response) == ["x unknown-field", "Idempotency-Key repeated", "age out-of-range"]
 
     @pytest.mark.parametrize("chunked", [False, True])
     async def test_accepts_a_body_up_to_the_limit(self, connect: Connect, chunked: bool) -> None:
@@ -216,11 +188,7 @@ class TestRegister:
 
         for length, status in ((1000, 201), (1001, 413)):
             body = small.ljust(length)
-            response = await client.post(
-                "/register",
-                data=pieces(body) if chunked else body,
-                headers={"Content-Type": "application/json"},
-            )
+            response = await client.post("/register", data=pieces(body) if chunked else body, headers=JSON)
             assert response.status == status
         await problem(response, 413, "body-too-large")
 
@@ -235,7 +203,7 @@ class TestRegister:
             yield b"{"
             await never.wait()
 
-        async with client.post("/register", data=stalled(), headers={"Content-Type": "application/json"}) as response:
+        async with client.post("/register", data=stalled(), headers=JSON) as response:
             await problem(response, 408, "request-timeout")
 
 
@@ -286,49 +254,29 @@ class TestList:
     @pytest.mark.parametrize(
         ("query", "expected"),
         [
-            *(
-                (f"limit={limit}", {("limit", "out-of-range")})
-                for limit in ("0", "201", "-1", "1_0", "%201", "%D9%A1", "", "9999999999999999999999")
-            ),
-            ("limit=1&limit=1", {("limit", "repeated")}),
-            *((f"order={order}", {("order", "not-a-choice")}) for order in ("up", "DESC")),
-            *((f"cursor={cursor}", {("cursor", "invalid-cursor")}) for cursor in ("x", "", "%00%ff", "ZGVzYy4x")),
-            ("email=invalid", {("email", "invalid-email")}),
-            ("email=%FF", {("email", "invalid-email")}),
-            ("offset=1", {("offset", "unknown-field")}),
-            ("offset=1&offset=2", {("offset", "unknown-field")}),
-            ("&".join(map(str, range(101))), {("query", "too-many")}),
-            ("&".join(["limit=1"] * 101), {("query", "too-many")}),
+            *((f"limit={limit}", "limit out-of-range") for limit in ("0", "201", "-1", "1_0", "%201", "%D9%A1", "")),
+            ("limit=9999999999999999999999", "limit out-of-range"),
+            ("limit=1&limit=1", "limit repeated"),
+            *((f"order={order}", "order not-a-choice") for order in ("up", "DESC")),
+            *((f"cursor={cursor}", "cursor invalid-cursor") for cursor in ("x", "", "%00%ff", "ZGVzYy4x")),
+            *((f"email={email}", "email invalid-email") for email in ("invalid", "%FF")),
+            ("offset=1&offset=2", "offset unknown-field"),
+            ("&".join(map(str, range(100))), ", ".join(f"{n} unknown-field" for n in range(100))),
+            ("&".join(map(str, range(101))), "query too-many"),
+            ("&".join(["limit=1"] * 101), "query too-many"),
             (
                 "limit=x&order=x&cursor=x&email=x&x=x&limit=1",
-                {
-                    ("limit", "repeated"),
-                    ("order", "not-a-choice"),
-                    ("cursor", "invalid-cursor"),
-                    ("email", "invalid-email"),
-                    ("x", "unknown-field"),
-                },
+                "limit repeated, order not-a-choice, cursor invalid-cursor, email invalid-email, x unknown-field",
             ),
         ],
     )
-    async def test_reports_every_bad_parameter(
-        self, client: Client, query: str, expected: set[tuple[str, str]]
-    ) -> None:
-        response = await client.get(f"/users?{query}")
-        assert flaws(await problem(response, 422, "validation-failed")) == expected
+    async def test_reports_every_bad_parameter(self, client: Client, query: str, expected: str) -> None:
+        assert sorted(await flaws(await client.get(f"/users?{query}"))) == sorted(expected.split(", "))
 
-    @pytest.mark.parametrize(
-        "path", ["/livez", "/readyz", "/openapi.json", "/problems/not-found", "/users", "/users/x"]
-    )
+    @pytest.mark.parametrize("path", ["/livez", "/readyz", "/openapi.json", "/problems/not-found", "/users/x"])
     async def test_reports_each_unknown_parameter_once(self, client: Client, path: str) -> None:
-        document = await problem(await client.get(f"{path}?odd=1&odd=2&{'x' * 100}="), 422, "validation-failed")
-        assert flaws(document) == {("odd", "unknown-field"), ("x" * 64, "unknown-field")}
-        assert len(document["errors"]) == 2
-
-    async def test_reports_at_most_a_hundred_unknown_parameters(self, client: Client) -> None:
-        for count, expected in ((100, {(str(n), "unknown-field") for n in range(100)}), (101, {("query", "too-many")})):
-            response = await client.get(f"/livez?{'&'.join(map(str, range(count)))}")
-            assert flaws(await problem(response, 422, "validation-failed")) == expected
+        response = await client.get(f"{path}?odd=1&odd=2&{'x' * 100}=")
+        assert sorted(await flaws(response)) == ["odd unknown-field", f"{'x' * 64} unknown-field"]
 
 
 class TestShow:
@@ -417,34 +365,14 @@ class TestEveryResponse:
             assert await head.read() == b""
             assert len(await got.read()) == int(got.headers["Content-Length"]) > 0
 
-    @pytest.mark.parametrize("code", sorted(PROBLEMS))
-    async def test_has_a_code_that_is_explained(self, client: Client, code: str) -> None:
-        response = await client.get(f"/problems/{code}")
-        document = await response.json()
-
-        assert response.status == 200
-        assert list(document["data"]) == ["code", "status", "title", "description"]
-        assert document["data"]["code"] == code
-
 
 class BrokenUsers(InMemoryUsers):
     """A store that always fails."""
 
     def __init__(self, error: Exception) -> None:
         super().__init__()
-        self._error = error
-
-    async def add(self, user: User, *, key: IdempotencyKey | None = None) -> None:
-        raise self._error
-
-    async def find(self, user_id: UUID) -> UserView | None:
-        raise self._error
-
-    async def page(self, *, limit: int, order: Order, after: int | None, mailbox: str | None) -> Page:
-        raise self._error
-
-    async def check(self) -> None:
-        raise self._error
+        failing: Any = AsyncMock(side_effect=error)
+        self.add = self.find = self.page = self.check = failing  # type: ignore[method-assign]  # of this instance
 
 
 async def test_stream_is_closed_and_reported_at_once_when_the_client_disconnects() -> None:

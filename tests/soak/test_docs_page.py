@@ -26,7 +26,7 @@ def policy_of(response: httpx.Response) -> dict[str, list[str]]:
 
 
 def test_policy_of_the_page_allows_no_foreign_script(client: httpx.Client) -> None:
-    response = client.get("/docs")
+    response = client.get("/docs", headers={"Accept": "text/html"})
 
     assert response.status_code == 200
     assert response.headers["Content-Type"].startswith("text/html")
@@ -35,8 +35,7 @@ def test_policy_of_the_page_allows_no_foreign_script(client: httpx.Client) -> No
     assert policy["default-src"] == ["'none'"]
     assert policy["script-src"] == ["'self'"]
     assert policy["connect-src"] == ["'self'"]
-    for directive in ("base-uri", "form-action", "frame-ancestors"):
-        assert policy[directive] == ["'none'"]
+    assert policy["base-uri"] == policy["form-action"] == policy["frame-ancestors"] == ["'none'"]
     for sources in policy.values():
         assert not {"'unsafe-eval'", "*", "http:", "https:"} & set(sources)
     # Without inline scripts, the policy needs no exception.
@@ -91,10 +90,13 @@ def assert_all_went_to(service: Service, visit: Visit) -> None:
 
 
 @in_a_browser
-def test_user_is_registered_on_the_page(service: Service, client: httpx.Client, visit: Visit) -> None:
+def test_page_shows_every_operation_and_registers_a_user(service: Service, client: httpx.Client, visit: Visit) -> None:
     sent = person()
     page = visit.page
     page.goto(f"{service.url}/docs")
+    document = client.get("/openapi.json").json()
+    expect(page.locator(".info .title")).to_contain_text(document["info"]["title"])
+    expect(page.locator(".opblock")).to_have_count(sum(len(item) for item in document["paths"].values()))
     operation = page.locator("#operations-users-register")
     operation.locator(".opblock-summary").click()
     operation.get_by_role("button", name="Try it out").click()
@@ -105,9 +107,7 @@ def test_user_is_registered_on_the_page(service: Service, client: httpx.Client, 
     response = operation.locator(".live-responses-table .response")
     expect(response.locator(".response-col_status")).to_have_text("201")
     expect(response.locator(".response-col_description")).to_contain_text(sent["email"])
-    assert [user["email"] for user in client.get("/users", params={"email": sent["email"]}).json()["data"]] == [
-        sent["email"]
-    ]
+    assert len(client.get("/users", params={"email": sent["email"]}).json()["data"]) == 1
     assert f"{service.url}/register" in visit.requests
     assert_all_went_to(service, visit)
     assert visit.complaints == []
@@ -134,22 +134,6 @@ def test_users_are_listed_on_the_page_with_the_token(start: StartService, visit:
     listing.get_by_role("button", name="Execute").click()
 
     expect(status).to_contain_text("200")
-    assert_all_went_to(service, visit)
-    assert visit.complaints == []
-
-
-@in_a_browser
-def test_page_shows_every_operation(service: Service, client: httpx.Client, visit: Visit) -> None:
-    document = client.get("/openapi.json").json()
-    page = visit.page
-
-    page.goto(f"{service.url}/docs")
-
-    expect(page.locator(".info .title")).to_contain_text(document["info"]["title"])
-    expect(page.locator(".opblock")).to_have_count(sum(len(item) for item in document["paths"].values()))
-    listing = page.locator("#operations-users-list_users")
-    listing.locator(".opblock-summary").click()
-    expect(listing.locator(".parameters")).to_contain_text("cursor")
     assert_all_went_to(service, visit)
     assert visit.complaints == []
 

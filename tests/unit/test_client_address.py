@@ -1,12 +1,20 @@
+from collections.abc import Sequence
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 
 import pytest
+from aiohttp.test_utils import make_mocked_request
 from hypothesis import given
 from hypothesis import strategies as st
+from multidict import CIMultiDict
 
-from usersvc.web.client_address import client_address
+from usersvc.web.client_address import Address, Network, client_address
 
 PROXIES = (ip_network("10.0.0.0/8"), ip_network("::1"))
+
+
+def client_of(peer: str, *forwarded: str, trusted: Sequence[Network] = PROXIES) -> Address | None:
+    headers = CIMultiDict(("X-Forwarded-For", line) for line in forwarded)
+    return client_address(make_mocked_request("GET", "/", headers).clone(remote=peer), trusted)
 
 
 @pytest.mark.parametrize(
@@ -35,21 +43,20 @@ PROXIES = (ip_network("10.0.0.0/8"), ip_network("::1"))
 def test_client_is_the_nearest_address_that_is_not_a_trusted_proxy(
     peer: str, forwarded: list[str], client: str
 ) -> None:
-    assert client_address(peer, forwarded, PROXIES) == ip_address(client)
+    assert client_of(peer, *forwarded) == ip_address(client)
 
 
 def test_forwarded_addresses_are_ignored_without_trusted_proxies() -> None:
-    assert client_address("10.0.0.1", ["198.51.100.7"], ()) == ip_address("10.0.0.1")
+    assert client_of("10.0.0.1", "198.51.100.7", trusted=()) == ip_address("10.0.0.1")
 
 
 def test_peer_without_an_address_has_no_client_address() -> None:
-    assert client_address(None, ["198.51.100.7"], PROXIES) is None
-    assert client_address("", [], PROXIES) is None
+    assert client_of("", "198.51.100.7") is None
 
 
 @given(st.lists(st.text() | st.from_regex(r"[0-9a-f.:\[\], %]*", fullmatch=True)))
 def test_any_forwarded_text_yields_an_address(forwarded: list[str]) -> None:
-    assert isinstance(client_address("10.0.0.1", forwarded, PROXIES), IPv4Address | IPv6Address)
+    assert isinstance(client_of("10.0.0.1", *forwarded), IPv4Address | IPv6Address)
 
 
 @given(st.lists(st.ip_addresses()), st.ip_addresses().filter(lambda ip: not any(ip in net for net in PROXIES)))
@@ -57,4 +64,4 @@ def test_addresses_forged_by_a_client_are_ignored(forged: list[IPv4Address], cli
     line = ", ".join([*map(str, forged), str(client)])
     mapped = getattr(client, "ipv4_mapped", None)
 
-    assert client_address("10.0.0.1", [line], PROXIES) == (mapped or client)
+    assert client_of("10.0.0.1", line) == (mapped or client)

@@ -8,7 +8,6 @@ from aiohttp.test_utils import make_mocked_request
 from aiohttp.web_urldispatcher import DynamicResource, MatchInfoError, UrlDispatcher, UrlMappingMatchInfo
 
 from tests.fakes import quick_app
-from usersvc.web.router import BoundedRouter
 
 
 @pytest.fixture
@@ -53,18 +52,6 @@ async def test_only_paths_that_a_route_could_match_are_looked_up(
     else:
         resource: Any = match_info.route.resource
         assert resource.canonical == found
-
-
-async def test_limit_grows_with_the_routes() -> None:
-    async def handler(_: web.Request) -> web.Response:
-        return web.Response()
-
-    router = BoundedRouter()
-    for depth in range(1, 5):
-        request = make_mocked_request("GET", "/a" * depth)
-        assert isinstance(await router.resolve(request), MatchInfoError)
-        router.add_get("/a" * depth, handler)
-        assert not isinstance(await router.resolve(request), MatchInfoError)
 
 
 def test_no_variable_part_of_a_route_matches_a_slash() -> None:

@@ -1,7 +1,7 @@
 """The aiohttp application: routes, middlewares, life cycle."""
 
 import warnings
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from functools import partial
 
@@ -22,7 +22,7 @@ from usersvc.web.middleware.errors import errors
 from usersvc.web.middleware.rate_limit import RateLimit, rate_limit
 from usersvc.web.middleware.request_log import Observe, request_log
 from usersvc.web.middleware.security_headers import security_headers
-from usersvc.web.middleware.tracing import Trace, trace_context, tracing
+from usersvc.web.middleware.tracing import Trace, tracing
 from usersvc.web.openapi import openapi_document
 from usersvc.web.parsing import Parser
 from usersvc.web.router import BoundedRouter
@@ -77,7 +77,7 @@ def create_app(
         queries: reads users for display.
         readiness: checks the storage.
         resources: entered at start-up and left at clean-up.
-        max_body_bytes: a larger body is refused with 413.
+        max_body_bytes: the limit of a body.
         admin_token: required to read users; None: they are open.
         admin_failures: limits wrong tokens by client address; None: no limit.
         rate_limits: by the ``rate`` in the metadata of a handler; None: no limits.
@@ -91,7 +91,7 @@ def create_app(
     app = web.Application(
         middlewares=[
             request_log(observe, trusted_proxies),
-            trace_context if trace is None else tracing(trace),
+            *([] if trace is None else [tracing(trace)]),
             security_headers,
             errors,
             *([cors.refuse_preflight] if cors_origins else []),
@@ -123,9 +123,5 @@ def create_app(
     if cors_origins:
         cors.allow(app, cors_origins)
 
-    async def life_cycle(_: web.Application) -> AsyncIterator[None]:
-        async with resources():
-            yield
-
-    app.cleanup_ctx.append(life_cycle)
+    app.cleanup_ctx.append(lambda _: resources())
     return app

@@ -1,30 +1,27 @@
 """The address of the client: the peer, or the address that a trusted proxy forwards."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
+
+from aiohttp import web
 
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 
 
-def client_address(peer: str | None, forwarded_for: Iterable[str], trusted: Sequence[Network]) -> Address | None:
+def client_address(request: web.BaseRequest, trusted: Sequence[Network]) -> Address | None:
     """The nearest address that is not that of a trusted proxy.
 
     ``X-Forwarded-For`` is read from its end, where each proxy appends its peer: everything before the first untrusted
     address may be forged by the client. Reading ends at anything that is not an address.
 
-    Args:
-        peer: the other end of the connection, if it has an address.
-        forwarded_for: the lines of ``X-Forwarded-For``.
-        trusted: the networks of the proxies.
-
     Returns:
         None if the peer has no address, as with a UNIX socket.
     """
-    nearest = _address(peer or "")
+    nearest = _address(request.remote or "")
     if not trusted or nearest is None:
         return nearest
-    entries = ",".join(forwarded_for).split(",")
+    entries = ",".join(request.headers.getall("X-Forwarded-For", ())).split(",")
     while entries and any(nearest in network for network in trusted):
         before = _address(entries.pop())
         if before is None:

@@ -1,7 +1,6 @@
-"""The OpenAPI document, from the decorators of aiohttp-apispec.
+"""The OpenAPI document, from what the decorators of aiohttp-apispec record about the handlers (``__apispec__``).
 
-The library itself writes Swagger 2.0 only. This module reads the metadata that its decorators add to the handlers
-(``__apispec__``) and writes OpenAPI 3.0, the newest version that the bundled Swagger UI displays.
+The library itself writes Swagger 2.0. This module writes OpenAPI 3.0, the newest that the bundled Swagger UI displays.
 """
 
 from collections import defaultdict
@@ -12,14 +11,11 @@ from aiohttp import web
 from apispec import APISpec
 from apispec.ext.marshmallow import MarshmallowPlugin
 from apispec.ext.marshmallow.openapi import OpenAPIConverter
-from marshmallow import Schema
 
 import usersvc
 from usersvc.web import problems
 from usersvc.web.problems import PROBLEMS, Problem
 from usersvc.web.schemas.operations import FieldErrorSchema, ProblemSchema
-
-OPENAPI_VERSION = "3.0.3"
 
 # Of every operation.
 _COMMON_PROBLEMS = ("not-acceptable", "internal-error", "overloaded")
@@ -47,22 +43,7 @@ def path_parameter(name: str, description: str, example: str, **schema: Any) -> 
     }
 
 
-def link_to_user(description: str, pointer: str) -> dict[str, Any]:
-    """Describe a link to the operation that shows a user, whose id is in the body at a JSON pointer."""
-    return {
-        "show_user": {
-            "operationId": "show_user",
-            "description": description,
-            "parameters": {"user_id": f"$response.body#{pointer}"},
-        }
-    }
-
-
-_COMMON_HEADERS = {
-    "X-Request-ID": header("The id that the request sent if it is valid, else a new UUID.", _EXAMPLE_REQUEST_ID),
-    "X-Content-Type-Options": header("Always nosniff.", "nosniff"),
-    "Cache-Control": header("Responses must not be cached.", "no-store"),
-}
+_COMMON_HEADERS = {"X-Request-ID": header("The id of the request, its own if that is valid.", _EXAMPLE_REQUEST_ID)}
 
 _REQUEST_ID_PARAMETER = {
     "in": "header",
@@ -71,7 +52,6 @@ _REQUEST_ID_PARAMETER = {
     "schema": {"type": "string"},
     "example": _EXAMPLE_REQUEST_ID,
 }
-
 
 BEARER = "bearerAuth"
 """The name of the security scheme."""
@@ -94,22 +74,14 @@ def openapi_document(
     spec = APISpec(
         title="usersvc",
         version=usersvc.__version__,
-        openapi_version=OPENAPI_VERSION,
+        openapi_version="3.0.3",
         plugins=[plugin],
         info={
             "description": "Registers users and lists them. HEAD works wherever GET does. Every error is a problem "
             "(RFC 9457) with a stable code.",
             "license": {"name": "MIT"},
         },
-        servers=[{"url": "/"}],
-        tags=[
-            {"name": "users", "description": "Registered users"},
-            {"name": "operation", "description": "For operators of the service"},
-            {"name": "documentation", "description": "For developers of clients"},
-        ],
     )
-    for name, component in _COMMON_HEADERS.items():
-        spec.components.header(name, component)
     spec.components.parameter("X-Request-ID", "header", _REQUEST_ID_PARAMETER)
     if protected:
         spec.components.security_scheme(
@@ -142,22 +114,18 @@ def _operation(metadata: Mapping[str, Any], converter: OpenAPIConverter, protect
     if protected and "security" in metadata:
         operation["security"] = metadata["security"]
         codes += ["unauthorized", "rate-limited"]
-    operation["responses"] = _successes(metadata) | _failures(dict.fromkeys(codes))
+    successes = {str(status): _success(metadata, response) for status, response in metadata["responses"].items()}
+    operation["responses"] = successes | _failures(dict.fromkeys(codes))
     return operation
 
 
-def _successes(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    media_type, *_ = metadata["produces"]
+def _success(metadata: Mapping[str, Any], response: Mapping[str, Any]) -> dict[str, Any]:
+    schema = response.get("schema", {"type": "object"})
+    types = metadata["produces"]
     return {
-        str(status): {
-            "description": response["description"],
-            "headers": _headers(metadata.get("success_headers", {})),
-            **({"links": metadata["links"]} if "links" in metadata else {}),
-            "content": response.get("content")
-            or {media_type: {"schema": response["schema"], "example": _example(response["schema"])}}
-            | metadata.get("other_content", {}),
-        }
-        for status, response in metadata["responses"].items()
+        "description": response["description"],
+        "headers": {**metadata.get("success_headers", {}), **_COMMON_HEADERS},
+        "content": {each: {"schema": schema if each == "application/json" else {"type": "string"}} for each in types},
     }
 
 
@@ -174,30 +142,16 @@ def _failure(alike: Sequence[Problem]) -> dict[str, Any]:
     examples = {problem.code: {"value": _problem_example(problem)} for problem in alike}
     return {
         "description": " ".join(f"`{problem.code}`: {problem.description}" for problem in alike),
-        "headers": _headers({name: header("Sent with this status.", value) for name, value in sent.items()}),
+        "headers": {name: header("Sent with this status.", value) for name, value in sent.items()} | _COMMON_HEADERS,
         "content": {problems.MEDIA_TYPE: {"schema": ProblemSchema, "examples": examples}},
     }
-
-
-def _headers(own: Mapping[str, Any]) -> dict[str, Any]:
-    return {**own, **{name: {"$ref": f"#/components/headers/{name}"} for name in _COMMON_HEADERS}}
 
 
 def _problem_example(problem: Problem) -> dict[str, Any]:
     members = problems.members(problem, problem.description, _EXAMPLE_REQUEST_ID)
     if problem.code == "validation-failed":
-        members["errors"] = [_example(FieldErrorSchema())]
+        members["errors"] = [{name: field.metadata["example"] for name, field in FieldErrorSchema().fields.items()}]
     return members
-
-
-def _example(schema: Schema) -> Any:
-    """An example of a document, from the examples of its fields."""
-    example: dict[str, Any] = {}
-    for name, declared in schema.fields.items():
-        nested = getattr(declared, "inner", declared)
-        value = _example(nested.schema) if hasattr(nested, "schema") else declared.metadata["example"]
-        example[declared.data_key or name] = value if nested is declared else [value]
-    return example
 
 
 def _schema_name(schema: Any) -> str:

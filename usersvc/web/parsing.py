@@ -36,14 +36,13 @@ BODY_TIMEOUT = 30.0
 
 
 class Parser:
-    """The part of a webargs parser that the validation middleware uses."""
+    """The part of a webargs parser that the validation middleware uses.
+
+    Args:
+        rules: for a schema, returns the business rules that valid fields break.
+    """
 
     def __init__(self, rules: Mapping[type[Schema], Rules]) -> None:
-        """Make a parser.
-
-        Args:
-            rules: for a schema, returns the business rules that valid fields break.
-        """
         self._rules = rules
         self._queries: dict[tuple[Schema, str], dict[str, Any]] = {}
 
@@ -54,7 +53,7 @@ class Parser:
             ValidationFailed: after the last part, with the violations in all parts.
             RequestRefused: the body cannot be read as JSON.
         """
-        query = (schema, request.raw_path.partition("?")[2]) if location == "querystring" else None
+        query = (schema, request.rel_url.raw_query_string) if location == "querystring" else None
         if query is not None and (known := self._queries.get(query)) is not None:
             return known.copy()
         data, violations = await _load(schema, request, location)

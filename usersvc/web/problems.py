@@ -1,4 +1,4 @@
-"""The table of all problems (RFC 9457): error type -> status and code."""
+"""The problems (RFC 9457): each error code with its status, and the code of each exception."""
 
 import logging
 from collections.abc import Mapping
@@ -21,16 +21,15 @@ MEDIA_TYPE = "application/problem+json"
 
 
 class RequestRefused(Exception):
-    """A refusal by the web side or the server; its text is sent to the client and contains nothing secret."""
+    """A refusal by the web side or the server.
+
+    Args:
+        code: that of a row of ``PROBLEMS``.
+        text: for the client, so without secrets; by default the description of the problem.
+        headers: of the response, in place of those in the table.
+    """
 
     def __init__(self, code: str, text: str = "", headers: Mapping[str, str] | None = None) -> None:
-        """Make a refusal.
-
-        Args:
-            code: that of a row of ``PROBLEMS``.
-            text: for the client; by default the description of the problem.
-            headers: of the response, in place of those in the table.
-        """
         super().__init__(text)
         self.problem = PROBLEMS[code]
         self.headers = headers or {}
@@ -51,12 +50,24 @@ class Problem:
 
     code: str
     status: int
-    title: str
     description: str
-    errors: tuple[type[Exception], ...] = ()
-    """The exceptions that lead to it, with their subclasses, besides a ``RequestRefused`` with its code."""
     headers: Mapping[str, str] = field(default_factory=dict)
+    """Of the response."""
 
+    @property
+    def title(self) -> str:
+        """The code in words."""
+        return _TITLES.get(self.code, self.code.replace("-", " ").capitalize())
+
+
+_TITLES = {
+    "malformed-json": "Malformed JSON",
+    "malformed-http": "Malformed HTTP",
+    "email-taken": "Email address taken",
+    "http-version-not-supported": "HTTP version not supported",
+}
+_RETRY = {"Retry-After": "5"}
+_LIMITS = {"Retry-After": "60", "RateLimit-Policy": '"register";q=60;w=60', "RateLimit": '"register";r=0;t=60'}
 
 PROBLEMS: Mapping[str, Problem] = {
     problem.code: problem
@@ -64,130 +75,80 @@ PROBLEMS: Mapping[str, Problem] = {
         Problem(
             "malformed-json",
             400,
-            "Malformed JSON",
             "The body is not strict JSON: syntax error, not UTF-8, duplicate member, NaN or Infinity, or too deep.",
-            (web.HTTPBadRequest, web.RequestPayloadError),
         ),
-        Problem("malformed-http", 400, "Malformed HTTP", "The request is not valid HTTP (RFC 9112)."),
+        Problem("malformed-http", 400, "The request is not valid HTTP (RFC 9112)."),
         Problem(
             "unauthorized",
             401,
-            "Unauthorized",
             "The resource requires the admin token, as Authorization: Bearer.",
-            headers={"WWW-Authenticate": 'Bearer realm="usersvc"'},
+            {"WWW-Authenticate": 'Bearer realm="usersvc"'},
         ),
-        Problem("not-found", 404, "Not found", "There is nothing at this path.", (web.HTTPNotFound,)),
-        Problem("user-not-found", 404, "User not found", "There is no user with this id."),
+        Problem("not-found", 404, "There is nothing at this path."),
+        Problem("user-not-found", 404, "There is no user with this id."),
         Problem(
             "method-not-allowed",
             405,
-            "Method not allowed",
             "The resource does not support this method; the Allow header lists the supported ones.",
-            # Also for a preflight request that CORS does not allow.
-            (web.HTTPMethodNotAllowed,),
         ),
-        Problem(
-            "not-acceptable", 406, "Not acceptable", "The resource has none of the media types in the Accept header."
-        ),
-        Problem("request-timeout", 408, "Request timeout", "The request did not arrive in time."),
-        Problem(
-            "email-taken",
-            409,
-            "Email address taken",
-            "A user with this mailbox is already registered, possibly in another spelling.",
-            (EmailAlreadyRegistered,),
-        ),
-        Problem(
-            "body-too-large",
-            413,
-            "Body too large",
-            "The body of the request is larger than the service accepts.",
-            (web.HTTPRequestEntityTooLarge,),
-        ),
-        Problem(
-            "target-too-long",
-            414,
-            "Target too long",
-            "The path and the query of the request are longer than the service accepts.",
-        ),
+        Problem("not-acceptable", 406, "The resource has none of the media types in the Accept header."),
+        Problem("request-timeout", 408, "The request did not arrive in time."),
+        Problem("email-taken", 409, "A user with this mailbox is already registered, possibly in another spelling."),
+        Problem("body-too-large", 413, "The body of the request is larger than the service accepts."),
+        Problem("target-too-long", 414, "The path and the query of the request are longer than the service accepts."),
         Problem(
             "unsupported-media-type",
             415,
-            "Unsupported media type",
             "The body must be application/json, in UTF-8.",
-            (web.HTTPUnsupportedMediaType,),
             {"Accept": "application/json"},
         ),
         Problem(
             "validation-failed",
             422,
-            "Validation failed",
             "Fields of the body or parameters of the query are invalid; errors lists all of them.",
-            (ValidationFailed,),
         ),
-        Problem(
-            "idempotency-key-reused",
-            422,
-            "Idempotency key reused",
-            "The Idempotency-Key was used before, for another registration.",
-            (IdempotencyKeyReused,),
-        ),
-        Problem(
-            "rate-limited",
-            429,
-            "Rate limited",
-            "Too many requests from this address; Retry-After says when to retry.",
-            headers={
-                "Retry-After": "60",
-                "RateLimit-Policy": '"register";q=60;w=60',
-                "RateLimit": '"register";r=0;t=60',
-            },
-        ),
+        Problem("idempotency-key-reused", 422, "The Idempotency-Key was used before, for another registration."),
+        Problem("rate-limited", 429, "Too many requests from this address; Retry-After says when to retry.", _LIMITS),
         Problem(
             "head-too-large",
             431,
-            "Head too large",
             "The header fields of the request are larger, or more, than the service accepts.",
         ),
         Problem(
             "internal-error",
             500,
-            "Internal error",
             "The service failed unexpectedly. The request id identifies the failure in the log.",
-            (Exception,),
         ),
         Problem(
             "transfer-coding-not-implemented",
             501,
-            "Transfer coding not implemented",
             "The only transfer coding of a body that the service knows is chunked.",
         ),
-        Problem(
-            "overloaded",
-            503,
-            "Overloaded",
-            "The service is overloaded or stopping; retry the request later.",
-            (QueueFull,),
-            {"Retry-After": "5"},
-        ),
+        Problem("overloaded", 503, "The service is overloaded or stopping; retry the request later.", _RETRY),
         Problem(
             "storage-unavailable",
             503,
-            "Storage unavailable",
             "The storage does not respond. A registration may or may not have been stored; it can be retried.",
-            (StorageUnavailable,),
-            {"Retry-After": "5"},
+            _RETRY,
         ),
-        Problem(
-            "http-version-not-supported",
-            505,
-            "HTTP version not supported",
-            "The service supports HTTP/1.0 and HTTP/1.1.",
-        ),
+        Problem("http-version-not-supported", 505, "The service supports HTTP/1.0 and HTTP/1.1."),
     )
 }
 
-_PROBLEM_OF = {error: problem for problem in PROBLEMS.values() for error in problem.errors}
+_CODE_OF: Mapping[type[Exception], str] = {
+    web.HTTPBadRequest: "malformed-json",
+    web.RequestPayloadError: "malformed-json",
+    web.HTTPNotFound: "not-found",
+    web.HTTPMethodNotAllowed: "method-not-allowed",
+    EmailAlreadyRegistered: "email-taken",
+    web.HTTPRequestEntityTooLarge: "body-too-large",
+    ValidationFailed: "validation-failed",
+    IdempotencyKeyReused: "idempotency-key-reused",
+    Exception: "internal-error",
+    QueueFull: "overloaded",
+    StorageUnavailable: "storage-unavailable",
+}
+"""The problem of each exception and its subclasses, besides ``RequestRefused``."""
 
 
 def members(problem: Problem, detail: str, request_id: str) -> dict[str, Any]:
@@ -210,7 +171,7 @@ def problem_response(error: Exception, request_id: str) -> web.Response:
         problem, detail, headers = error.problem, str(error), error.headers
     else:
         # The row of the class, or of its nearest base class that has one.
-        problem = next(_PROBLEM_OF[kind] for kind in type(error).__mro__ if kind in _PROBLEM_OF)
+        problem = next(PROBLEMS[_CODE_OF[kind]] for kind in type(error).__mro__ if kind in _CODE_OF)
     if isinstance(error, QueueFull):
         headers = {"Retry-After": str(error.retry_after)}
     elif isinstance(error, web.HTTPMethodNotAllowed):

@@ -33,7 +33,7 @@ class StreamedBody(Payload):
 
     def decode(self, encoding: str = "utf-8", errors: str = "strict") -> Never:
         """Refuse: the body can only be written."""
-        raise TypeError("a streamed body cannot be decoded")
+        raise TypeError
 
     async def write(self, writer: AbstractStreamWriter) -> None:
         """Write all batches."""

@@ -1,6 +1,5 @@
 """Handlers of users: register, list, show."""
 
-import json
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
@@ -18,20 +17,11 @@ from usersvc.application.registration import UserRegistrationService
 from usersvc.domain.email_address import EmailAddress
 from usersvc.web.cursor import Cursor
 from usersvc.web.middleware.content_negotiation import MEDIA_TYPE
-from usersvc.web.openapi import ADMIN, BODY_PROBLEMS, header, link_to_user, path_parameter
+from usersvc.web.openapi import ADMIN, BODY_PROBLEMS, header, path_parameter
 from usersvc.web.problems import RequestRefused
 from usersvc.web.responses import json_response, stream_response
+from usersvc.web.schemas import users as schemas
 from usersvc.web.schemas.fields import QuerySchema
-from usersvc.web.schemas.users import (
-    DEFAULT_LIMIT,
-    EXAMPLE_USER,
-    NEXT_EXAMPLE,
-    RegistrationHeadersSchema,
-    RegistrationSchema,
-    UserDocumentSchema,
-    UsersDocumentSchema,
-    UsersQuerySchema,
-)
 
 NDJSON = "application/x-ndjson"
 """One JSON object a line."""
@@ -50,18 +40,17 @@ CANCEL_ON_DISCONNECT = web.AppKey[CancelOnDisconnect]("CANCEL_ON_DISCONNECT")
     "if the response was lost.",
     rate="register",
     problems=[*BODY_PROBLEMS, "email-taken", "idempotency-key-reused", "rate-limited", "storage-unavailable"],
-    links=link_to_user("The new user.", "/data/id"),
     success_headers={
-        "Location": header("The path of the user.", f"/users/{EXAMPLE_USER['id']}"),
+        "Location": header("The path of the user.", f"/users/{schemas.EXAMPLE_USER['id']}"),
         "Idempotency-Replayed": header("The registration was made before with the same Idempotency-Key.", "true"),
         "RateLimit-Policy": header("The number of requests of an address, and seconds.", '"register";q=60;w=60'),
         "RateLimit": header("The requests left, and the seconds until the count restarts.", '"register";r=59;t=60'),
     },
 )
-@request_schema(RegistrationSchema)
-@headers_schema(RegistrationHeadersSchema)
+@request_schema(schemas.RegistrationSchema)
+@headers_schema(schemas.RegistrationHeadersSchema)
 @querystring_schema(QuerySchema)
-@response_schema(UserDocumentSchema, 201, description="The user is stored.")
+@response_schema(schemas.UserDocumentSchema, 201, description="The user is stored.")
 async def register(request: web.Request) -> web.Response:
     """``POST /register``."""
     with request.app[CANCEL_ON_DISCONNECT](request):
@@ -78,14 +67,14 @@ async def register(request: web.Request) -> web.Response:
     description="One page of users in order of registration. Users who are added or removed while you page cause "
     "no other user to be repeated or skipped.",
     produces=["application/json", NDJSON],
-    other_content={NDJSON: {"schema": {"type": "string"}, "example": f"{json.dumps(EXAMPLE_USER)}\n"}},
     problems=["storage-unavailable"],
     security=ADMIN,
-    links=link_to_user("The first on the page.", "/data/0/id"),
-    success_headers={"Link": header("The next page, if there is one (RFC 8288).", f'<{NEXT_EXAMPLE}>; rel="next"')},
+    success_headers={
+        "Link": header("The next page, if there is one (RFC 8288).", f'<{schemas.NEXT_EXAMPLE}>; rel="next"')
+    },
 )
-@querystring_schema(UsersQuerySchema)
-@response_schema(UsersDocumentSchema, 200, description="A page of users; as NDJSON, all users, one a line.")
+@querystring_schema(schemas.UsersQuerySchema)
+@response_schema(schemas.UsersDocumentSchema, 200, description="A page of users; as NDJSON, all users, one a line.")
 async def list_users(request: web.Request) -> web.Response:
     """``GET /users``."""
     queries = request.app[QUERIES]
@@ -99,7 +88,7 @@ async def list_users(request: web.Request) -> web.Response:
         read = partial(queries.page, order=order, mailbox=mailbox)
         pages = in_pages(read, lambda page: page.next_after, after=after, limit=query.get("limit"))
         return await stream_response((page.lines + b"\n" async for page in pages), NDJSON)
-    limit: int = query.get("limit", DEFAULT_LIMIT)
+    limit: int = query.get("limit", schemas.DEFAULT_LIMIT)
     page = await queries.page(limit=limit, order=order, after=after, mailbox=mailbox)
 
     def link(begin: Cursor | None) -> str:
@@ -124,12 +113,12 @@ async def list_users(request: web.Request) -> web.Response:
 @docs(
     tags=["users"],
     summary="Show a user",
-    parameters=[path_parameter("user_id", "The id of the user.", EXAMPLE_USER["id"], format="uuid")],
+    parameters=[path_parameter("user_id", "The id of the user.", schemas.EXAMPLE_USER["id"], format="uuid")],
     problems=["user-not-found", "storage-unavailable"],
     security=ADMIN,
 )
 @querystring_schema(QuerySchema)
-@response_schema(UserDocumentSchema, 200, description="The user.")
+@response_schema(schemas.UserDocumentSchema, 200, description="The user.")
 async def show_user(request: web.Request) -> web.Response:
     """``GET /users/{id}``."""
     text = request.match_info["user_id"].lower()

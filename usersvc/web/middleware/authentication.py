@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
-from usersvc.web.handler_metadata import metadata
+from usersvc.web.middleware import metadata
 from usersvc.web.middleware.rate_limit import RateLimit
 from usersvc.web.problems import RequestRefused
 
@@ -18,24 +18,20 @@ MAX_FAILURES = "10/minute"
 def authentication(token: str, failures: RateLimit | None) -> Middleware:
     """Require the admin token before anything else of the request is examined, so that the response reveals nothing.
 
-    Over the limit of failures, right tokens are refused as well. A request without ``Authorization`` is not an
-    attempt to guess the token, and is not counted.
-
     Args:
         token: the admin token.
-        failures: counts wrong tokens by client address; None: no limit.
+        failures: counts wrong tokens by client address, and over the limit refuses right ones too; None: no limit.
     """
     # Not the token itself, which could be in a traceback.
     expected = digest(token)
 
     @web.middleware
     async def authenticate(request: web.Request, handler: Handler) -> web.StreamResponse:
-        if metadata(request).get("security"):
+        if metadata(handler).get("security"):
             given = request.headers.getall("Authorization", ())
             if not given:
-                raise RequestRefused(
-                    "unauthorized", "This resource requires the admin token, as Authorization: Bearer."
-                )
+                # Not an attempt to guess the token, so not counted.
+                raise RequestRefused("unauthorized")
             if failures is not None:
                 failures.check(request)
             if not matches(given, expected):

@@ -7,7 +7,7 @@ from functools import partial
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from usersvc.web.handler_metadata import metadata
+from usersvc.web.middleware import metadata
 from usersvc.web.problems import RequestRefused
 
 MEDIA_TYPE = web.RequestKey("MEDIA_TYPE", str)
@@ -19,12 +19,8 @@ MAX_ACCEPT = 1024
 
 @web.middleware
 async def content_negotiation(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Choose a media type for the response.
-
-    Raises:
-        RequestRefused: ``Accept`` allows none of those that the resource has.
-    """
-    offered: Sequence[str] = metadata(request).get("produces", ())
+    """Choose a media type for the response; refuse the request if ``Accept`` allows none that the resource has."""
+    offered: Sequence[str] = metadata(handler).get("produces", ())
     if offered:
         chosen = offered[0]
         accept = ",".join(request.headers.getall("Accept", ()))

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
 
+# What pages may send and read.
 OPTIONS = {
     "allow_headers": ("Authorization", "Content-Type", "Idempotency-Key", "X-Request-ID", "traceparent"),
     "expose_headers": (
@@ -14,16 +15,10 @@ OPTIONS = {
     # How long a browser may cache the response to a preflight request, in seconds.
     "max_age": 600,
 }
-"""What pages may send and read."""
 
 
 def allow(app: web.Application, origins: Sequence[str]) -> None:
-    """Let pages of these origins use the application, without cookies.
-
-    Args:
-        app: with all its routes.
-        origins: as browsers write them (RFC 6454, section 6.2).
-    """
+    """Let pages of these origins (RFC 6454, section 6.2) use the routes of the application, without cookies."""
     import aiohttp_cors  # noqa: PLC0415  # only used if an origin is allowed
 
     cors = aiohttp_cors.setup(app, defaults=dict.fromkeys(origins, OPTIONS))
@@ -39,11 +34,7 @@ async def _add_vary(_: web.Request, response: web.StreamResponse) -> None:
 
 @web.middleware
 async def refuse_preflight(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Respond to a preflight request that is not allowed as to any other OPTIONS request.
-
-    Raises:
-        web.HTTPMethodNotAllowed: instead of the 403 of the library, which is not a code of this service.
-    """
+    """Respond with 405 to a preflight request that is not allowed; the 403 of the library has no code here."""
     try:
         return await handler(request)
     except web.HTTPForbidden:

@@ -11,11 +11,7 @@ from usersvc.web.problems import Stopping, problem_response
 
 @web.middleware
 async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Respond to a failure with its problem document.
-
-    Raises:
-        ConnectionError: the client disconnected, so there is no one to respond to.
-    """
+    """Respond to a failure with its problem document, unless the client has disconnected."""
     try:
         return await handler(request)
     except asyncio.CancelledError:

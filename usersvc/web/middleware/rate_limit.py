@@ -11,7 +11,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
 from usersvc.web.client_address import Network, client_address
-from usersvc.web.handler_metadata import metadata
+from usersvc.web.middleware import metadata
 from usersvc.web.middleware.errors import errors
 from usersvc.web.problems import RequestRefused
 
@@ -33,17 +33,15 @@ class SharedCounts(Protocol):
 
 
 def rate_limit(limits: Mapping[str, "RateLimit"]) -> Middleware:
-    """Limit the requests to each handler whose metadata name a limit (``rate``), before the body is read.
-
-    The headers that state the limit are on every response, also on that to a failure behind the limit.
-    """
+    """Limit the requests to each handler whose metadata name a limit (``rate``), before the body is read."""
 
     @web.middleware
     async def limit_rate(request: web.Request, handler: Handler) -> web.StreamResponse:
-        limit = limits.get(metadata(request).get("rate", ""))
+        limit = limits.get(metadata(handler).get("rate", ""))
         if limit is None:
             return await handler(request)
         headers = await limit.admit(request)
+        # The headers belong on the response to a failure, too.
         response = await errors(request, handler)
         response.headers.update(headers)
         return response
@@ -52,9 +50,14 @@ def rate_limit(limits: Mapping[str, "RateLimit"]) -> Middleware:
 
 
 class RateLimit:
-    """Limits each client address; IPv6 addresses are counted by their /64 network.
+    """Limits each client address; IPv6 addresses by their /64 network, the least that a subscriber gets (RFC 6177).
 
-    A subscriber gets at least such a network (RFC 6177), which has more addresses than can be counted.
+    Args:
+        policy: its name in the RateLimit headers.
+        rate: how many requests in what time.
+        trusted_proxies: whose ``X-Forwarded-For`` is used.
+        shared: counts that are used while they are available.
+        on_fallback: called each time that they are not.
     """
 
     def __init__(
@@ -66,27 +69,12 @@ class RateLimit:
         shared: SharedCounts | None = None,
         on_fallback: Callable[[], None] = lambda: None,
     ) -> None:
-        """Make a limit.
-
-        Args:
-            policy: its name in the RateLimit headers.
-            rate: how many requests in what time.
-            trusted_proxies: whose ``X-Forwarded-For`` is used.
-            shared: counts that are used while they are available.
-            on_fallback: called each time that they are not.
-        """
-        self._policy = policy
-        self._rate = rate
-        self._trusted = trusted_proxies
-        self._shared = shared
-        self._on_fallback = on_fallback
+        self._policy, self._rate, self._trusted = policy, rate, trusted_proxies
+        self._shared, self._on_fallback = shared, on_fallback
         self._own = OwnCounts(rate.get_expiry())
 
     async def admit(self, request: web.Request) -> dict[str, str]:
-        """Count a request.
-
-        Returns:
-            The headers that state what is left (draft-ietf-httpapi-ratelimit-headers-10).
+        """Count a request; return the headers that state what is left (draft-ietf-httpapi-ratelimit-headers-10).
 
         Raises:
             RequestRefused: the client has sent too many; with the same headers, and ``Retry-After``.
@@ -94,16 +82,16 @@ class RateLimit:
         admitted, left, ends = await self._hit(self._client(request))
         if not admitted:
             raise self._refusal(ends)
-        return self._headers(left, _whole_seconds(ends))
+        return self._headers(left, ends)
 
     def check(self, request: web.Request) -> None:
-        """Return if the client has not reached the limit of what ``count`` counts.
-
-        What decides is the count of this process: the check takes no time, and concurrent attempts cannot overtake it.
+        """Compare what ``count`` counted in this process with the limit; concurrent attempts cannot overtake that.
 
         Raises:
-            RequestRefused: it has.
+            RequestRefused: the client has reached it.
         """
+        if not self._own:
+            return
         count, ends = self._own.get(self._client(request))
         if count >= self._rate.amount:
             raise self._refusal(ends)
@@ -128,37 +116,28 @@ class RateLimit:
 
     def _client(self, request: web.Request) -> str:
         """The IPv4 address of the client, or the first 64 bits of its IPv6 address."""
-        address = client_address(request.remote, request.headers.getall("X-Forwarded-For", ()), self._trusted)
+        address = client_address(request, self._trusted)
         if address is None:
             return "unknown"
         return str(address) if isinstance(address, IPv4Address) else address.packed[:8].hex()
 
     def _refusal(self, ends: float) -> RequestRefused:
-        wait = _whole_seconds(ends)
+        wait = max(1, math.ceil(ends))
         text = f"Too many requests from this address; retry in {wait} s."
-        return RequestRefused("rate-limited", text, self._headers(0, wait) | {"Retry-After": str(wait)})
+        return RequestRefused("rate-limited", text, self._headers(0, ends) | {"Retry-After": str(wait)})
 
-    def _headers(self, left: int, ends: int) -> dict[str, str]:
+    def _headers(self, left: int, ends: float) -> dict[str, str]:
         return {
             "RateLimit-Policy": f'"{self._policy}";q={self._rate.amount};w={self._rate.get_expiry()}',
-            "RateLimit": f'"{self._policy}";r={left};t={ends}',
+            "RateLimit": f'"{self._policy}";r={left};t={max(1, math.ceil(ends))}',
         }
 
 
-def _whole_seconds(seconds: float) -> int:
-    return max(1, math.ceil(seconds))
-
-
 class OwnCounts:
-    """Counts of this process, in bounded memory, with constant time for each request.
+    """Counts of this process in windows of some seconds; the memory storage of ``limits`` is unbounded, and slow."""
 
-    The memory storage of ``limits`` is unbounded, and scans all counts with each request.
-    """
-
-    def __init__(self, window: float, max_clients: int = MAX_CLIENTS) -> None:
-        """Make counts with windows of a length in seconds."""
+    def __init__(self, window: float) -> None:
         self._window = window
-        self._max_clients = max_clients
         # In order of their start and, since all windows are equally long, of their end.
         self._counts: OrderedDict[str, tuple[int, float]] = OrderedDict()
 
@@ -169,7 +148,7 @@ class OwnCounts:
         """Count for a client; return its count, and the seconds to the end of its window."""
         now = time.monotonic()
         count, ends = self._find(client, now)
-        if client not in self._counts and len(self._counts) >= self._max_clients:
+        if client not in self._counts and len(self._counts) >= MAX_CLIENTS:
             self._counts.popitem(last=False)
         self._counts[client] = count + amount, ends
         return count + amount, ends - now

@@ -1,4 +1,4 @@
-"""The request id, the access log, and the metrics of requests."""
+"""The ids, the access log, and the metrics of requests."""
 
 import logging
 import re
@@ -30,31 +30,33 @@ NO_ROUTE = "(no route)"
 """Logged in place of a template."""
 
 _VALID_REQUEST_ID = re.compile(r"[A-Za-z0-9._~+/=:@-]{1,128}")
+# W3C Trace Context, section 3.2: version 00 has 55 characters; version ff and ids of zeros are invalid.
+_TRACEPARENT = re.compile(
+    r"(?!ff|00.{54})[0-9a-f]{2}-(?!0{32})(?P<trace>[0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?"
+)
 
 
 def request_log(observe: Observe, trusted_proxies: Sequence[Network]) -> Middleware:
-    """Give each request an id, its own if that is valid, and log the request when its response has been sent.
-
-    A request whose client disconnected before there was a response is not logged.
-    """
+    """Give each request an id, its own if that is valid, and log the request when its response has been sent."""
 
     @web.middleware
     async def log_request(request: web.Request, handler: Handler) -> web.StreamResponse:
         started = time.perf_counter()
         own_id = request.headers.get("X-Request-ID", "")
         request_id = request[REQUEST_ID] = own_id if _VALID_REQUEST_ID.fullmatch(own_id) else str(uuid4())
-        request_context.set(RequestContext(request_id))
+        traced = _TRACEPARENT.fullmatch(request.headers.get("traceparent", ""))
+        request_context.set(RequestContext(request_id, traced and traced["trace"]))
         response = await handler(request)
         response.headers["X-Request-ID"] = request_id
         # Local variables, so that a streamed body does not keep the request and the response in a reference cycle.
         method, route, status = request.method, route_of(request) or NO_ROUTE, response.status
-        remote, forwarded = request.remote, request.headers.getall("X-Forwarded-For", ())
+        logs = access_log.isEnabledFor(logging.INFO)
+        client = client_address(request, trusted_proxies) if logs else None
 
         def sent(size: int, complete: bool) -> None:
             seconds = time.perf_counter() - started
             observe(method, route, status, seconds)
-            if access_log.isEnabledFor(logging.INFO):
-                client = client_address(remote, forwarded, trusted_proxies)
+            if logs:
                 access_log.info(
                     "request" if complete else "request broken off",
                     extra={

@@ -1,6 +1,5 @@
 """Distributed tracing (W3C Trace Context)."""
 
-import re
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
@@ -25,19 +24,6 @@ class RequestSpan(Protocol):
 
 Trace = Callable[[str, str, str | None, Mapping[str, str]], RequestSpan]
 """Starts the span of a request, given the method, the scheme, the template of the path and the header fields."""
-
-# Version 00 has 55 characters, later versions may have more. Version ff and ids of zeros are invalid (section 3.2).
-_TRACEPARENT = re.compile(
-    r"(?!ff|00.{54})[0-9a-f]{2}-(?!0{32})(?P<trace>[0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?"
-)
-
-
-@web.middleware
-async def trace_context(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Keep the trace id that a request names, without recording anything."""
-    if match := _TRACEPARENT.fullmatch(request.headers.get("traceparent", "")):
-        request_context.set(RequestContext(request[REQUEST_ID], match["trace"]))
-    return await handler(request)
 
 
 def tracing(trace: Trace) -> Middleware:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from marshmallow import RAISE, Schema, ValidationError, fields
+from marshmallow import Schema, ValidationError, fields, missing
 
 from usersvc.domain.errors import ValidationFailed, Violation
 
@@ -56,19 +56,27 @@ class WholeNumber(fields.Integer):
 
 
 class Parameter(fields.Field[Any]):
-    """A parameter of a query, or a header; it must not be repeated."""
+    """A parameter of a query, or a header; it must not be repeated.
 
-    def __init__(self, read: Callable[[str], Any], broken: Any = None, **options: Any) -> None:
-        """Make a field.
+    Args:
+        read: makes a value of the text; raises ``ValidationFailed``, or ``ValueError`` for the flaw ``broken``.
+        broken: the flaw.
+        data_key: as that of a field.
+        load_default: as that of a field.
+        metadata: for the OpenAPI document.
+    """
 
-        Args:
-            read: makes a value of the text; raises ``ValidationFailed``, or ``ValueError`` for the flaw ``broken``.
-            broken: the flaw.
-            options: of the field.
-        """
-        super().__init__(**options)
-        self._read = read
-        self._broken = broken
+    def __init__(
+        self,
+        read: Callable[[str], Any],
+        broken: Any = None,
+        *,
+        data_key: str | None = None,
+        load_default: Any = missing,
+        **metadata: Any,
+    ) -> None:
+        super().__init__(data_key=data_key, load_default=load_default, metadata={"type": "string", **metadata})
+        self._read, self._broken = read, broken
 
     def _deserialize(self, value: Any, attr: str | None, data: Any, **_: Any) -> Any:
         if isinstance(value, list):
@@ -82,12 +90,7 @@ class Parameter(fields.Field[Any]):
 
 
 class QuerySchema(Schema):
-    """A query string; without fields, a resource that has no parameters."""
-
-    class Meta:
-        """An unknown parameter is an error: it may be a misspelt one."""
-
-        unknown = RAISE
+    """A query string. An unknown parameter is an error, as it may be a misspelt one."""
 
     error_messages = {"unknown": flaw("unknown-field", "Is not a parameter of this resource.")}
 

@@ -3,7 +3,7 @@
 import re
 from typing import Any
 
-from marshmallow import EXCLUDE, RAISE, Schema, ValidationError, fields, validates_schema
+from marshmallow import Schema, ValidationError, fields, validates_schema
 
 from usersvc.application.read_models import Order, UserView
 from usersvc.domain.email_address import EmailAddress
@@ -28,47 +28,29 @@ NEXT_EXAMPLE = f"/users?limit={DEFAULT_LIMIT}&order=asc&cursor={Cursor(Order.ASC
 class RegistrationSchema(Schema):
     """The body of ``POST /register``."""
 
-    class Meta:
-        """No other members are accepted."""
-
-        unknown = RAISE
-
     error_messages = {
         "unknown": flaw("unknown-field", "Is not a field of this request."),
         "type": flaw("wrong-type", "Must be a JSON object."),
     }
 
-    email = Text(
-        required=True,
-        metadata={
-            "format": "email",
-            "maxLength": EmailAddress.MAX_OCTETS,
-            "description": "An address by the syntax of RFC 5321, 5322 and 6531; at most "
-            f"{EmailAddress.MAX_OCTETS} octets in UTF-8. Two spellings of one mailbox are one user.",
-            "example": EXAMPLE_USER["email"],
-        },
+    email = member(
+        Text,
+        EXAMPLE_USER["email"],
+        format="email",
+        maxLength=EmailAddress.MAX_OCTETS,
+        description="RFC 5321, 5322 and 6531, in octets of UTF-8. Two spellings of one mailbox are one user.",
     )
-    password = Text(
-        required=True,
-        load_only=True,
-        metadata={
-            "format": "password",
-            "minLength": Password.MIN_LENGTH,
-            "maxLength": Password.MAX_LENGTH,
-            "description": "Counted in code points after Unicode normalization (NFC); any character is allowed. Not a "
-            "commonly used password, not the email address nor the part of it before the @.",
-            "example": "correct horse battery staple",
-        },
+    password = member(
+        Text,
+        "correct horse battery staple",
+        format="password",
+        writeOnly=True,
+        minLength=Password.MIN_LENGTH,
+        maxLength=Password.MAX_LENGTH,
+        description="Counted in code points after Unicode normalization (NFC); any character is allowed. Not a "
+        "commonly used password, not the email address nor the part of it before the @.",
     )
-    age = WholeNumber(
-        required=True,
-        metadata={
-            "minimum": Age.MIN,
-            "maximum": Age.MAX,
-            "description": "In whole years.",
-            "example": EXAMPLE_USER["age"],
-        },
-    )
+    age = member(WholeNumber, EXAMPLE_USER["age"], minimum=Age.MIN, maximum=Age.MAX, description="In whole years.")
 
 
 def _key(text: str) -> str:
@@ -80,24 +62,14 @@ def _key(text: str) -> str:
 class RegistrationHeadersSchema(Schema):
     """The headers of ``POST /register`` that are used."""
 
-    class Meta:
-        """Other headers are ignored."""
-
-        unknown = EXCLUDE
-
     key = Parameter(
         _key,
         flaw("invalid-key", "Must have 1 to 255 characters of visible ASCII."),
         data_key="Idempotency-Key",
-        metadata={
-            "type": "string",
-            "minLength": 1,
-            "maxLength": 255,
-            "pattern": "^[!-~]{1,255}$",
-            "description": "Identifies this registration; use a fresh UUID. A repeat with the same key within 24 hours "
-            "returns the first response and registers no second user.",
-            # Without an example, which Swagger UI would send with every request.
-        },
+        pattern="^[!-~]{1,255}$",
+        description="Identifies this registration; use a fresh UUID. A repeat with the same key within 24 hours "
+        "returns the first response and registers no second user.",
+        # Without an example, which Swagger UI would send with every request.
     )
 
 
@@ -114,40 +86,29 @@ class UsersQuerySchema(QuerySchema):
     limit = Parameter(
         _limit,
         flaw("out-of-range", f"Must be a whole number from 1 to {MAX_LIMIT}."),
-        metadata={
-            "type": "integer",
-            "minimum": 1,
-            "maximum": MAX_LIMIT,
-            "description": f"The maximum number of users: by default {DEFAULT_LIMIT} on a page, all as NDJSON.",
-        },
+        type="integer",
+        minimum=1,
+        maximum=MAX_LIMIT,
+        description=f"The maximum number of users: by default {DEFAULT_LIMIT} on a page, all as NDJSON.",
     )
     cursor = Parameter(
         Cursor.decode,
         flaw("invalid-cursor", "Must be the cursor of a links.next."),
-        metadata={
-            "type": "string",
-            "description": "Where the page starts; opaque, from links.next. Valid with the order of that page only.",
-        },
+        description="Where the page starts; opaque, from links.next. Valid with the order of that page only.",
     )
     order = Parameter(
         Order,
         flaw("not-a-choice", "Must be asc or desc."),
         load_default=Order.ASC,
-        metadata={
-            "type": "string",
-            "enum": [order.value for order in Order],
-            "default": Order.ASC.value,
-            "description": "By time of registration.",
-        },
+        enum=[order.value for order in Order],
+        default=Order.ASC.value,
+        description="By time of registration.",
     )
     email = Parameter(
         EmailAddress,
-        metadata={
-            "type": "string",
-            "format": "email",
-            "maxLength": EmailAddress.MAX_OCTETS,
-            "description": "Only the user with this mailbox, in any spelling.",
-        },
+        format="email",
+        maxLength=EmailAddress.MAX_OCTETS,
+        description="Only the user with this mailbox, in any spelling.",
     )
 
     @validates_schema
