@@ -175,18 +175,6 @@ async def test_body_of_204_and_304_is_left_out(status: int) -> None:
     assert (server.status, server.body, server.complete) == (status, b"", True)
 
 
-async def test_head_of_a_stream_is_sent_before_its_body() -> None:
-    async def handler(request: web.Request) -> web.StreamResponse:
-        response = web.StreamResponse()
-        await response.prepare(request)
-        assert server.types == ["http.response.start"]
-        return response
-
-    server = FakeServer()
-    await server.serve(app_of(handler))
-    assert (server.status, server.complete) == (200, True)
-
-
 async def test_other_result_than_a_response_gets_500(caplog: pytest.LogCaptureFixture) -> None:
     async def handler(request: web.Request) -> None:
         return None
