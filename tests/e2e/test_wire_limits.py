@@ -250,9 +250,8 @@ def test_dribbling_does_not_keep_a_connection_open(impatient: Service, begin: by
 
 @pytest.mark.parametrize(
     "unfinished",
-    [b"Content-Length: 100\r\n\r\n", b'Content-Length: 100\r\n\r\n{"email"', b"Transfer-Encoding: chunked\r\n\r\n",
-     b'Transfer-Encoding: chunked\r\n\r\n8\r\n{"email"\r\n'],
-)  # fmt: skip
+    [b"Content-Length: 100\r\n\r\n", b'Transfer-Encoding: chunked\r\n\r\n8\r\n{"email"\r\n'],
+)
 def test_unfinished_body_gets_408(impatient: Service, unfinished: bytes) -> None:
     with connected(impatient, POST + unfinished) as connection:
         assert_refused(read_next(connection), 408, "request-timeout")
@@ -277,46 +276,14 @@ def test_client_that_does_not_read_is_disconnected(impatient: Service) -> None:
 # --- number ---
 
 
-@contextmanager
-def many(service: Service, how_many: int, sent: bytes) -> Iterator[list[socket.socket]]:
-    with ExitStack() as stack:
-        yield [stack.enter_context(connected(service, sent)) for _ in range(how_many)]
-
-
-@pytest.mark.parametrize(
-    "incomplete",
-    [
-        b"GET /livez HTTP/1.1\r\nX-Slow: ",
-        b"GET /livez HTTP/1.1\r\n" + HOST + b"Content-Length: 10\r\n\r\n",
-        b"GET /nowhere HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: chunked\r\n\r\n",
-        POST + b"Content-Length: 100\r\n\r\n{",
-    ],
-    ids=["head", "after the response", "chunked", "before the response"],
-)
-def test_slow_clients_do_not_lock_others_out(start: StartService, incomplete: bytes) -> None:
+def test_slow_clients_do_not_lock_others_out(start: StartService) -> None:
     service = start(USERSVC_MAX_CONNECTIONS="50")
-    with many(service, 51, incomplete) as slow:
+    with ExitStack() as stack:
+        slow = [stack.enter_context(connected(service, b"GET /livez HTTP/1.1\r\nX-Slow: ")) for _ in range(51)]
         for _ in range(20):
             assert service.talk(CLOSING).startswith(b"HTTP/1.1 200 ")
         # The oldest has been closed.
-        assert read_all(slow[0]).count(b"HTTP/1.1") <= 1
-
-
-def test_connection_is_refused_while_all_others_are_busy(start: StartService) -> None:
-    # At this cost the hashes take longer than the test.
-    service = start(USERSVC_MAX_CONNECTIONS="5", USERSVC_BCRYPT_COST="14", USERSVC_HASH_WORKERS="1")
-    body = json.dumps(person()).encode()
-    begun = POST + b"Expect: 100-continue\r\nContent-Length: %d\r\n\r\n" % len(body)
-    with many(service, 5, begun) as at_work:
-        for connection in at_work:
-            assert connection.recv(65536).startswith(b"HTTP/1.1 100 ")
-            # A request with a complete body is not evicted.
-            connection.sendall(body)
-        refused = assert_refused(service.talk(b""), 503, "overloaded")
-        assert int(refused.headers["retry-after"]) > 0
-    deadline = time.monotonic() + DEADLINE
-    while not service.talk(b"GET /livez HTTP/1.0\r\n\r\n").startswith(b"HTTP/1.1 200 "):
-        assert time.monotonic() < deadline
+        assert read_all(slow[0]) == b""
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="files are counted in Linux's /proc")
