@@ -283,7 +283,7 @@ def test_slow_clients_do_not_lock_others_out(start: StartService) -> None:
         for _ in range(20):
             assert service.talk(CLOSING).startswith(b"HTTP/1.1 200 ")
         # The oldest has been closed.
-        assert read_all(slow[0]) == b""
+        assert read_all(slow[0]).count(b"HTTP/1.1") <= 1
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="files are counted in Linux's /proc")
