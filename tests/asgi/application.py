@@ -2,14 +2,13 @@
 
 import asyncio
 import contextlib
-import gzip
 import os
 import pathlib
 import zlib
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator
 
-from aiohttp import BodyPartReader, MultipartWriter, web
+from aiohttp import BodyPartReader, web
 from aiohttp.typedefs import Handler
 
 from usersvc.asgi import cancel_on_disconnect
@@ -17,7 +16,6 @@ from usersvc.asgi import cancel_on_disconnect
 EVENTS = web.AppKey("EVENTS", defaultdict[str, asyncio.Event])
 NOTES = web.AppKey("NOTES", dict[str, str])
 FOLDER = web.AppKey("FOLDER", pathlib.Path)
-NOTE = web.RequestKey("NOTE", str)
 LIMIT = 2**20
 
 
@@ -113,10 +111,6 @@ async def own_headers(request: web.Request) -> web.Response:
     return response
 
 
-async def untyped(request: web.Request) -> web.Response:
-    return web.Response(body=b"octets")
-
-
 def stream_of(
     *pieces: bytes | bytearray | memoryview, fails: bool = False, chunked: bool = False, **headers: str
 ) -> Handler:
@@ -146,13 +140,6 @@ async def generator(request: web.Request) -> web.Response:
             await asyncio.sleep(0)
 
     return web.Response(body=numbers(), content_type="text/plain")
-
-
-async def multipart(request: web.Request) -> web.Response:
-    with MultipartWriter("mixed", boundary="frontier") as writer:
-        writer.append("first")
-        writer.append_json({"second": 2})
-    return web.Response(body=writer)
 
 
 async def compressed(request: web.Request) -> web.Response:
@@ -187,10 +174,6 @@ async def odd_headers(request: web.Request) -> web.Response:
     return web.Response(headers={"X-Wide": " a  b\t", "X-Blank": " ", "X-Back": request.headers["X-There"]})
 
 
-async def redirect(request: web.Request) -> web.Response:
-    raise web.HTTPFound("/facts", headers={"X-Why": "because"})
-
-
 async def teapot(request: web.Request) -> web.Response:
     raise web.HTTPUnprocessableEntity(text='{"teapot": true}', content_type="application/json")
 
@@ -199,11 +182,6 @@ async def force_close(request: web.Request) -> web.Response:
     response = web.Response(text="bye")
     response.force_close()
     return response
-
-
-async def storage(request: web.Request) -> web.Response:
-    request[NOTE] = "kept"
-    return web.json_response({"note": request[NOTE], "config": request.config_dict[NOTES]["config"]})
 
 
 @contextlib.contextmanager
@@ -296,19 +274,11 @@ async def sign(request: web.Request, response: web.StreamResponse) -> None:
     response.headers["X-Length"] = response.headers.get("Content-Length", "none")
 
 
-async def life(app: web.Application) -> AsyncIterator[None]:
-    app[NOTES]["config"] = "from start-up"
-    yield
-    app[NOTES].clear()
-
-
 def fill(folder: pathlib.Path) -> None:
     """Create the files that are served."""
     (folder / "hello.txt").write_bytes(b"hello, world\n" * 10)
     (folder / "empty.txt").write_bytes(b"")
     (folder / "big.bin").write_bytes(bytes(range(256)) * 8192)
-    (folder / "packed.js").write_bytes(b"let x = 1\n" * 100)
-    (folder / "packed.js.gz").write_bytes(gzip.compress(b"let x = 1\n" * 100, mtime=0))
     for path in folder.iterdir():
         os.utime(path, (1_700_000_000, 1_700_000_000))
 
@@ -325,9 +295,9 @@ STREAMS = {
     "fail_sized": stream_of(b"begun", fails=True, Content_Length="100"),
 }
 HANDLERS = (
-    facts, echo, echo_stream, count, unread, form, parts, own_headers, untyped, generator, multipart, compressed,
-    file, fail, fail_generator, time_out, redirect, teapot, force_close, storage, endless, waiting_reader,
-    hold, release, wait_for_client, odd_headers, read_then_facts,
+    facts, echo, echo_stream, count, unread, form, parts, own_headers, generator, compressed, file, fail,
+    fail_generator, time_out, teapot, force_close, endless, waiting_reader, hold, release, wait_for_client,
+    odd_headers, read_then_facts,
 )  # fmt: skip
 
 
@@ -342,13 +312,11 @@ def create(folder: pathlib.Path, *, plain: bool = False) -> web.Application:
     app[EVENTS] = defaultdict(asyncio.Event)
     app[NOTES] = {}
     app[FOLDER] = folder
-    app.cleanup_ctx.append(contextlib.asynccontextmanager(life))
     signed = web.Application(middlewares=[inner])
     if not plain:
         signed.on_response_prepare.append(sign)
     signed.router.add_get("/json", facts)
     signed.router.add_get("/stream", STREAMS["stream"])
-    signed.router.add_get("/storage", storage)
     signed.router.add_get("/fail", fail)
     app.add_subapp("/sub", signed)
     for name, handler in {**STREAMS, **{handler.__name__: handler for handler in HANDLERS}}.items():

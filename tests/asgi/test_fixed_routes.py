@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextvars import ContextVar
 from typing import Any
 
 import pytest
@@ -16,7 +15,6 @@ from usersvc.web.router import BoundedRouter
 
 NAME = web.AppKey("NAME", str)
 SEEN = web.RequestKey("SEEN", list[str])
-VARIABLE: ContextVar[str] = ContextVar("VARIABLE", default="unset")
 
 
 def report(label: str) -> Callable[[web.Request], Awaitable[web.Response]]:
@@ -188,24 +186,6 @@ async def test_table_has_only_routes_that_depend_on_path_and_method(
     found = {path: set(methods) for path, methods in asgi._routes.items()}
     await asgi._stop()
     assert found == routes
-
-
-async def test_context_variables_of_a_view_stay_in_its_request() -> None:
-    class Setting(web.View):
-        def __init__(self, request: web.Request) -> None:
-            super().__init__(request)
-            self.found = VARIABLE.get()
-            VARIABLE.set("set")
-
-        async def get(self) -> web.Response:
-            return web.json_response({"found": self.found, "now": VARIABLE.get()})
-
-    app = web.Application()
-    app.router.add_route("GET", "/", Setting)
-    asgi = AiohttpASGI(app)
-    for _ in range(2):
-        assert (await fetch(asgi, "GET", "/", {}))[2] == {"found": "unset", "now": "set"}
-    assert VARIABLE.get() == "unset"
 
 
 @pytest.mark.parametrize(("kind", "name"), [(web.Application, "_handle"), (UrlDispatcher, "resolve")])

@@ -1,4 +1,4 @@
-"""What `usersvc.asgi.private_parts` relies on beyond aiohttp's documented API: a failure shows what an upgrade changed.
+"""What `usersvc.asgi.private_parts` relies on in aiohttp, and what could change without failing another test.
 
 The oldest and the newest aiohttp that pyproject.toml admits pass all of `tests/asgi`; so should any other:
 
@@ -14,39 +14,12 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from aiohttp import hdrs, web
-from aiohttp.abc import AbstractStreamWriter
-from aiohttp.base_protocol import BaseProtocol
-from aiohttp.compression_utils import ZLibCompressor
-from aiohttp.helpers import must_be_empty_body
-from aiohttp.http import HttpVersion, RawRequestMessage
+from aiohttp import web
 from aiohttp.http_parser import DeflateBuffer
 from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 from aiohttp.test_utils import make_mocked_request
-from aiohttp.web_app import _cached_build_middleware
 from aiohttp.web_request import BaseRequest
-from aiohttp.web_urldispatcher import PlainResource, UrlDispatcher, UrlMappingMatchInfo
-from multidict import CIMultiDict, CIMultiDictProxy, istr
-from yarl import URL
-
-
-@pytest.mark.parametrize(
-    ("function", "parameters"),
-    [
-        (StreamReader._wait, ["func_name"]),  # Body._wait
-        (BaseProtocol.resume_reading, ["resume_parser"]),  # Receiver.resume_reading
-        (DeflateBuffer.__init__, ["out", "encoding", "max_decompress_size"]),  # Body.__init__
-        (DeflateBuffer.feed_data, ["chunk", "size"]),  # Body._feed
-        (StreamReader.feed_data, ["data", "size"]),  # Body._feed
-        (web.Application._make_request, ["message", "payload", "protocol", "writer", "task", "_cls"]),  # Request.of
-        (web.Application._handle, ["request"]),  # AiohttpASGI.__call__
-        (web.Request._finish, []),  # close_files
-        (_cached_build_middleware, ["handler", "apps"]),  # fixed_routes
-        (UrlMappingMatchInfo.__init__, ["match_dict", "route"]),  # Request._match_info
-    ],
-)
-def test_signatures(function: Callable[..., Any], parameters: list[str]) -> None:
-    assert [name for name in inspect.signature(function).parameters if name != "self"] == parameters
+from aiohttp.web_urldispatcher import PlainResource, UrlDispatcher
 
 
 @pytest.mark.parametrize(
@@ -102,14 +75,6 @@ def test_attributes_used(sources: tuple[Any, ...], names: tuple[str, ...], known
     assert used(sources, *names) == known
 
 
-def test_request_message_has_ten_parts() -> None:
-    message = RawRequestMessage(
-        "GET", "/", HttpVersion(1, 1), CIMultiDictProxy(CIMultiDict()), (), False, None, False, False, URL("/")
-    )
-    assert (message.method, message.path, message.should_close, message.compression) == ("GET", "/", False, None)
-    assert (message.upgrade, message.chunked, message.url) == (False, False, URL("/"))
-
-
 async def test_request_has_the_attributes_that_are_set_or_created_lazily() -> None:
     known = {
         "_message", "_protocol", "_payload_writer", "_payload", "_headers", "_method", "_version", "_cache", "_rel_url",
@@ -122,18 +87,6 @@ async def test_request_has_the_attributes_that_are_set_or_created_lazily() -> No
     request = make_mocked_request("POST", "/", payload=EMPTY_PAYLOAD)
     request._read_bytes = b"kept"
     assert await request.read() == b"kept"
-
-
-def test_writer_has_these_methods() -> None:
-    known = {"write", "write_eof", "drain", "enable_compression", "enable_chunking", "write_headers"}
-    assert AbstractStreamWriter.__abstractmethods__ == known
-    assert hasattr(AbstractStreamWriter, "send_headers")
-    assert "encoding" in inspect.signature(ZLibCompressor).parameters
-
-
-def test_responses_without_a_body() -> None:
-    assert all(must_be_empty_body(*response) for response in (("HEAD", 404), ("CONNECT", 200), ("GET", 199)))
-    assert not must_be_empty_body("CONNECT", 404)
 
 
 def test_response_has_no_other_attributes() -> None:
@@ -160,15 +113,3 @@ def test_response_has_no_other_attributes() -> None:
     assert all(hasattr(response, name) for name in read)
     response._eof_sent = True
     assert response.prepared
-
-
-def test_applications_know_their_sub_applications_and_limits() -> None:
-    app, sub = web.Application(client_max_size=5), web.Application()
-    app.add_subapp("/sub", sub)
-    assert app._subapps == [sub]
-    assert app._client_max_size == 5
-
-
-def test_header_names_are_known() -> None:
-    assert len([name for name in vars(hdrs).values() if isinstance(name, istr)]) > 50
-    assert EMPTY_PAYLOAD.at_eof()

@@ -96,8 +96,6 @@ simple("a stream", "GET", "/stream")
 simple("a stream of a known length", "GET", "/sized_stream")
 simple("chunked encoding", "GET", "/chunked")
 simple("an async generator", "GET", "/generator")
-simple("a body without a type", "GET", "/untyped")
-simple("a multipart writer", "GET", "/multipart")
 simple("compression", "GET", "/compressed", headers={"Accept-Encoding": "gzip"})
 simple("compression not wanted", "GET", "/compressed", headers={"Accept-Encoding": "identity"})
 simple("a compressed stream", "GET", "/compressed_stream")
@@ -110,22 +108,11 @@ simple("a static file", "GET", "/static/big.bin")
 simple("an empty static file", "GET", "/static/empty.txt")
 simple("a missing static file", "GET", "/static/none.txt")
 simple("a traversal out of the static files", "GET", "/static/%2e%2e/secret")
-for name, value in {
-    "bytes=0-9": "the first bytes", "bytes=-5": "the last bytes", "bytes=100-": "the rest",
-    "bytes=10000-": "beyond the end", "bytes=5-2": "backwards", "lines=1-2": "another unit",
-}.items():  # fmt: skip
-    simple(f"a range: {value}", "GET", "/static/hello.txt", headers={"Range": name})
+simple("a range", "GET", "/static/hello.txt", headers={"Range": "bytes=2-9"})
 simple("HEAD of a range", "HEAD", "/static/hello.txt", headers={"Range": "bytes=0-9"})
-for header, value in {
-    "If-Modified-Since": "Tue, 14 Nov 2023 22:13:20 GMT", "If-Unmodified-Since": "Thu, 01 Jan 1970 00:00:00 GMT",
-    "If-None-Match": "*", "If-Match": '"other"', "If-Range": "Thu, 01 Jan 1970 00:00:00 GMT",
-}.items():  # fmt: skip
-    simple(f"a condition: {header}", "GET", "/static/hello.txt", headers={header: value, "Range": "bytes=0-3"})
-simple("a precompressed file", "GET", "/static/packed.js", headers={"Accept-Encoding": "gzip"})
-simple("a precompressed file that is not accepted", "GET", "/static/packed.js", headers={"Accept-Encoding": "identity"})
+simple("a condition", "GET", "/static/hello.txt", headers={"If-None-Match": "*"})
 simple("an unknown path", "GET", "/unknown")
 simple("a wrong method", "POST", "/items/1")
-simple("a redirection", "GET", "/redirect")
 simple("a raised HTTP exception", "GET", "/teapot")
 simple("a failing handler", "GET", "/fail")
 simple("a failing handler that has not read", "POST", "/fail", content=HELLO)
@@ -133,7 +120,6 @@ simple("a time-out", "GET", "/time_out")
 simple("a connection to be closed", "GET", "/force_close")
 simple("a sub-application and its signals", "GET", "/sub/json")
 simple("a stream of a sub-application", "GET", "/sub/stream")
-simple("what is stored in requests and applications", "GET", "/sub/storage")
 simple("a failing sub-application", "GET", "/sub/fail")
 simple("an unknown path of a sub-application", "GET", "/sub/none")
 simple("a class-based view", "GET", "/items/a%20b")

@@ -112,7 +112,6 @@ class AiohttpASGI:
             raise ConnectionAbortedError("the handler has closed the connection or abandoned a write")
 
     async def _respond(self, request: web.Request, exchange: Exchange, response: object) -> None:
-        """Send what a handler has returned, or the HTTP exception that it has raised."""
         try:
             if not isinstance(response, web.StreamResponse):
                 raise TypeError(f"A handler has returned {response!r}, which is not a response")

@@ -30,7 +30,6 @@ class Exchange(Receiver, AbstractStreamWriter):
     compressor: Compressor | None = None
 
     async def refuse(self, error: Exception) -> None:
-        """Respond to a request that cannot be passed to the application."""
         text = str(error).encode("utf-8", "replace")
         headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", b"%d" % len(text))]
         self.close_after(headers)
@@ -83,8 +82,7 @@ class Exchange(Receiver, AbstractStreamWriter):
         await run_in_context(self.outer, self._emit(start))
 
     def close_after(self, headers: RawHeaders) -> None:
-        """Ask the server to close the connection after the response; HTTP/2 connections serve other requests too."""
-        if self.scope["http_version"] in HTTP_1:
+        if self.scope["http_version"] in HTTP_1:  # HTTP/2 connections serve other requests too
             headers.append((b"connection", b"close"))
 
     def send_headers(self) -> None:

@@ -114,7 +114,9 @@ def _encode_header(name: str, value: str) -> tuple[bytes, bytes]:
     raw = _encode_name(name)
     header = raw, _encode(value).strip()  # some servers abort at white space around a value
     # Most headers are the same in each response. A cookie may be a secret, which nothing may keep.
-    if len(_ENCODED) < _CACHED_HEADERS and len(value) <= _CACHED_VALUE and raw != b"set-cookie":
+    if len(value) <= _CACHED_VALUE and raw != b"set-cookie":
+        if len(_ENCODED) >= _CACHED_HEADERS:
+            _ENCODED.clear()  # else values that are never used again, as request ids, would fill it for good
         _ENCODED[name, value] = header
     return header
 

@@ -1,6 +1,6 @@
 """Everything in this package that uses aiohttp beyond its documented API.
 
-`tests/asgi/test_private_parts.py` fails if an upgrade of aiohttp changes any of it.
+`tests/asgi` fails if an upgrade of aiohttp changes any of it.
 """
 
 # pyright: reportPrivateUsage=false
@@ -41,8 +41,6 @@ ASGI_SCOPE: Final = web.RequestKey("ASGI_SCOPE", dict[str, Any])
 
 CODINGS: Final = {"gzip", "deflate", *(["br"] if HAS_BROTLI else []), *(["zstd"] if HAS_ZSTD else [])}
 _BUFFER: Final = 2**18  # bytes; aiohttp buffers twice as much of a body at most
-_METHODS_WITHOUT_BODY: Final = frozenset({"HEAD", "CONNECT"})
-_STATUSES_WITHOUT_BODY: Final = frozenset({*range(100, 200), 204, 304})  # RFC 9110, section 6.4.1
 _ESCAPES: Final = frozenset("%?#")  # a request target has these characters escaped
 
 
@@ -95,16 +93,11 @@ class Body(StreamReader):
         await super().wait_eof()
 
 
-def lazy(function: Callable[[Any], Any]) -> Any:
-    """An attribute whose value is created when it is first used."""
-    return cached_property(function)
+lazy: Any = cached_property
 
 
 class Request(web.Request):
-    """A request that creates on first use what few handlers use.
-
-    Private: the attributes that `BaseRequest.__init__` sets, and that its methods read.
-    """
+    """A request that creates the private attributes of `BaseRequest`, which its methods read, on first use."""
 
     _application: web.Application
     _route: web.AbstractRoute | None = None  # found without aiohttp's router
@@ -175,21 +168,12 @@ def payload_of(exchange: "Receiver") -> StreamReader:
 
 def raw_message(exchange: "Receiver") -> RawRequestMessage:
     """What aiohttp's parser would make of the head of the request."""
-    headers = exchange.headers
+    method, version, headers = exchange.scope["method"], exchange.version, CIMultiDictProxy(exchange.headers)
     target, url = exchange.target
     connection = headers.get(hdrs.CONNECTION, "").lower()
-    return RawRequestMessage(
-        exchange.scope["method"],
-        target,
-        exchange.version,
-        CIMultiDictProxy(headers),
-        exchange.raw_headers,
-        "keep-alive" not in connection if exchange.version is HttpVersion10 else "close" in connection,
-        None,  # compression; as the next two, it is of no use here
-        False,  # upgrade
-        False,  # chunked
-        url,
-    )
+    closes = "keep-alive" not in connection if version is HttpVersion10 else "close" in connection
+    # None, False and False are compression, upgrade and chunked, which are of no use here.
+    return RawRequestMessage(method, target, version, headers, exchange.raw_headers, closes, None, False, False, url)
 
 
 def request_class(app: web.Application) -> type[Request]:
@@ -271,8 +255,7 @@ def whole_response(method: str, response: web.Response) -> tuple[Message, bytes]
         or response._keep_alive is False  # noqa: SLF001
         or response._payload_writer is not None  # noqa: SLF001
         or response._eof_sent  # noqa: SLF001
-        or status in _STATUSES_WITHOUT_BODY
-        or method in _METHODS_WITHOUT_BODY
+        or is_bodiless(method, status)
         or hdrs.CONTENT_LENGTH in headers
         or hdrs.CONNECTION in headers
         or (body and hdrs.CONTENT_TYPE not in headers)

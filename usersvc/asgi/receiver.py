@@ -70,7 +70,6 @@ class Receiver:
         return DISCONNECT if message["type"] == "http.disconnect" else message
 
     def opened_body(self) -> Body:
-        """The stream of the body, created when it is first used."""
         if self.body is None:
             self.unread = False
             coding = self.headers.get(hdrs.CONTENT_ENCODING, "").lower()
@@ -99,7 +98,6 @@ class Receiver:
             self._resumed.set()
 
     async def next_message(self, func_name: str) -> Message:
-        """Receive in the server's context, not in the handler's."""
         if self._receiving:
             raise RuntimeError(f"{func_name}() called while another coroutine is already waiting for incoming data")
         self._receiving = True
@@ -113,7 +111,6 @@ class Receiver:
                 self._start_watcher()
 
     def take(self, message: Message) -> None:
-        """Process a message of the server."""
         self.expected = False  # servers send `100 Continue` when they are asked for the body
         if message["type"] == "http.disconnect":
             self.lose()

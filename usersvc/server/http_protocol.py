@@ -23,23 +23,16 @@ log = logging.getLogger("usersvc.access")
 MAX_HEAD, MAX_FIELDS, MAX_TARGET = 32 * 1024, 100, 8 * 1024
 """Limits of a request: bytes and number of its header and trailer fields together, and bytes of its target (RFC 9110,
 section 4.1, requires at least 8000)."""
-FRAMES = 8
-"""The most bytes that a chunked body may take on the wire, as a multiple of its size: one-byte chunks take 6."""
-MAX_WAITING = 8
-"""How many pipelined requests may wait on a connection, which is closed after the last of them."""
-HEAD_TIMEOUT = 10.0
-"""How long the head of a request may take, in seconds: the first on a connection from its beginning."""
-KEEP_ALIVE = 5
-"""How long a connection may be idle between two requests, in seconds."""
-WRITE_TIMEOUT = 30.0
-"""How long a client may leave a response unread, in seconds."""
-LINGER = 2.0
-"""How long a connection stays half-open after a refusal, in seconds, so that the client can read the response."""
-EVICTION_GRACE = 2.0
-"""How long, in seconds, a connection must have been idle to be evicted first, and a client must have stopped reading
-for its connection to be evicted at all."""
-EVICTED_AT_ONCE = 0.1
-"""The largest share of the connections that is evicted at once: looking for candidates takes time."""
+FRAMES = 8  # times its size that a chunked body may take on the wire at most: one-byte chunks take 6
+MAX_WAITING = 8  # pipelined requests that may wait on a connection, which is closed after the last of them
+
+# Times are in seconds.
+HEAD_TIMEOUT = 10.0  # for the head of a request: the first on a connection from its beginning
+KEEP_ALIVE = 5  # between two requests
+WRITE_TIMEOUT = 30.0  # how long a client may leave a response unread
+LINGER = 2.0  # how long a connection stays half-open after a refusal, so that the client can read the response
+EVICTION_GRACE = 2.0  # idle for so long, it is evicted first; if its client stopped reading, only after so long
+EVICTED_AT_ONCE = 0.1  # the largest share of the connections evicted at once: looking for candidates takes time
 
 
 class HardenedProtocol(HttpToolsProtocol):
@@ -138,7 +131,7 @@ class HardenedProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._in_head = self._extended = False
-        self._refused = self._broken_limit() or self._broken_rule()
+        self._refused = self._refusal()
         if self._refused is not None:
             raise self._refused  # stops the parser with an error
         self._unset_keepalive_if_required()
@@ -161,15 +154,14 @@ class HardenedProtocol(HttpToolsProtocol):
             raise self._refused
         super().on_message_complete()
 
-    def _broken_limit(self) -> problems.RequestRefused | None:
+    def _refusal(self) -> problems.RequestRefused | None:  # noqa: PLR0911  # one return for each rule
         if len(self.pipeline) >= MAX_WAITING:
             # uvicorn stops reading while a request waits, but parses all that it has read: maybe thousands of requests.
             return problems.TooManyWaiting()
         if len(self.url) > MAX_TARGET:
             return problems.TargetTooLong()
-        return problems.HeadTooLarge() if _is_too_large(self.headers) else None
-
-    def _broken_rule(self) -> problems.RequestRefused | None:
+        if _is_too_large(self.headers):
+            return problems.HeadTooLarge()
         version = self.parser.get_http_version()
         if version not in {"1.0", "1.1"}:
             # The parser takes a request line without a version for HTTP/0.9.
@@ -235,7 +227,6 @@ class HardenedProtocol(HttpToolsProtocol):
             self._write_timer = self.loop.call_later(WRITE_TIMEOUT, self.transport.abort)
 
     def _refuse(self, refusal: problems.RequestRefused) -> None:
-        """Respond to a request that the application does not see, and close."""
         self._refused = refusal
         self._unset_keepalive_if_required()
         if self.pipeline and self.cycle.more_body:
