@@ -127,6 +127,7 @@ REFUSED = {
         "one field too many": get(numbered(99, b"y")),
         "megabytes": get(b"X-Long: " + b"y" * 3_000_000 + b"\r\n"),
         "one trailer field too many": with_trailer(b"X-1: y\r\n" * 97),
+        "endless chunk extensions": CHUNKED + b"1;" + b"x=y;" * 250_000,
         "many trailer fields": with_trailer(b"X-1: y\r\n" * 2500),
         "a long trailer field": with_trailer(b"X-1: " + b"y" * 33_000 + b"\r\n"),
     },
