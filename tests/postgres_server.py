@@ -22,11 +22,11 @@ DATABASE = "usersvc"
 def _programs() -> Path:
     """The folder of the server's programs, which Debian does not add to the PATH; skips if there is none."""
     folders = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda folder: int(folder.parent.name))
-    on_path = shutil.which("initdb")
-    for folder in [*([Path(on_path).parent] if on_path else []), *reversed(folders)]:
-        if all((folder / program).exists() for program in ("initdb", "pg_ctl", "pg_basebackup")):
-            return folder
-    pytest.skip("there is no initdb: the programs of a PostgreSQL server are not installed")
+    found = shutil.which("initdb", path=os.pathsep.join([os.environ["PATH"], *map(str, reversed(folders))]))
+    if found is None:
+        pytest.skip("there is no initdb: the programs of a PostgreSQL server are not installed")
+    # It may be a link from a folder without the other programs.
+    return Path(found).resolve().parent
 
 
 def _system_user() -> dict[str, str]:
@@ -98,11 +98,9 @@ class Server:
         postmaster = int((self.folder / "data" / "postmaster.pid").read_text().split()[0])
         # First the postmaster, so that it starts no more processes.
         os.kill(postmaster, number)
-        for stat in Path("/proc").glob("[0-9]*/stat"):
-            with suppress(OSError):
-                pid, parent = stat.parent.name, stat.read_text().rpartition(")")[2].split()[1]
-                if int(parent) == postmaster:
-                    os.kill(int(pid), number)
+        for pid in Path(f"/proc/{postmaster}/task/{postmaster}/children").read_text().split():
+            with suppress(ProcessLookupError):
+                os.kill(int(pid), number)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from secrets import token_hex
 
@@ -33,34 +33,28 @@ class RedisServer:
             options += f" --port 0 --tls-port {self.port} --tls-auth-clients no"
             options += f" --tls-cert-file {certificate} --tls-key-file {certificate}"
         self._command = ["redis-server", *shlex.split(options), "--logfile", str(self._log)]
-        self._process: subprocess.Popen[bytes] | None = None
+        self.start()
 
     def start(self) -> None:
         self._process = subprocess.Popen(self._command)
         deadline = time.monotonic() + DEADLINE
-        while not self._is_listening():
+        while True:
+            with suppress(ConnectionRefusedError), socket.create_connection(("127.0.0.1", self.port)):
+                return
             assert self._process.poll() is None, self._log.read_text("utf-8")
             assert time.monotonic() < deadline
             time.sleep(0.01)
 
     def kill(self) -> None:
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait(DEADLINE)
-            self._process = None
+        self._process.kill()
+        self._process.wait(DEADLINE)
 
     def freeze(self) -> None:
         """Stop the process: the kernel still accepts connections for it, but nothing is answered."""
-        assert self._process is not None
         self._process.send_signal(signal.SIGSTOP)
 
     def thaw(self) -> None:
-        assert self._process is not None
         self._process.send_signal(signal.SIGCONT)
-
-    def _is_listening(self) -> bool:
-        with socket.socket() as connection:
-            return connection.connect_ex(("127.0.0.1", self.port)) == 0
 
 
 @contextmanager
@@ -68,7 +62,6 @@ def redis_server(folder: Path, certificate: Path | None = None) -> Iterator[Redi
     """Run a server; it is killed at the end."""
     server = RedisServer(folder, certificate)
     try:
-        server.start()
         yield server
     finally:
         server.kill()

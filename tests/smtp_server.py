@@ -112,13 +112,12 @@ def _authenticate(_server: SMTP, _session: Session, _envelope: Envelope, _mechan
 
 @asynccontextmanager
 async def smtp_server(
-    moods: Mapping[str, str] | None = None, *, port: int = 0, tls: Any = None, **options: Any
+    moods: Mapping[str, str] | None = None, *, tls: Any = None, **options: Any
 ) -> AsyncIterator[Mailbox]:
     """Run a server on the loopback interface.
 
     Args:
         moods: a reply, ``STALL`` or ``HANG_UP`` for the greeting (``connect``), a command, or the ``message``.
-        port: 0 for a free one.
         tls: a context for TLS from the first byte.
         options: aiosmtpd's.
     """
@@ -129,7 +128,7 @@ async def smtp_server(
         connections.append(MoodyServer(mailbox, authenticator=_authenticate, **options))
         return connections[-1]
 
-    server = await asyncio.get_running_loop().create_server(connect, "127.0.0.1", port, ssl=tls)
+    server = await asyncio.get_running_loop().create_server(connect, "127.0.0.1", 0, ssl=tls)
     mailbox.port = server.sockets[0].getsockname()[1]
     try:
         yield mailbox

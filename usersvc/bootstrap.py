@@ -35,9 +35,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-WEAK_COST = 10
-"""Under this bcrypt is too fast (OWASP Password Storage Cheat Sheet, "bcrypt")."""
-
 
 def create_service_app(settings: Settings) -> web.Application:
     """The whole service, which opens its resources when it starts; an invalid OTEL_... raises ``InvalidSetting``."""
@@ -99,8 +96,8 @@ def create_service_app(settings: Settings) -> web.Application:
 
 def _log_warnings(settings: Settings) -> None:
     """Log the settings that are accepted but weak or unknown."""
-    if settings.bcrypt_cost < WEAK_COST:
-        log.warning("USERSVC_BCRYPT_COST is under %d: the hashes are too fast to compute", WEAK_COST)
+    if settings.bcrypt_cost < 10:  # noqa: PLR2004  # OWASP Password Storage Cheat Sheet, "bcrypt"
+        log.warning("USERSVC_BCRYPT_COST is under 10: the hashes are too fast to compute")
     if settings.smtp is not None and settings.smtp.exposes_password:
         log.warning("USERSVC_SMTP_URL sends the password unencrypted: use smtps:// or smtp+starttls://")
     for name in settings.without_effect:
@@ -116,11 +113,9 @@ def _tracing(settings: Settings) -> "OpenTelemetryTracing | None":
         return None
     try:
         # The library reads some of its variables when it is imported.
-        from usersvc.adapters.telemetry.opentelemetry import (  # noqa: PLC0415  # an extra, slow to import
-            OpenTelemetryTracing,
-        )
+        from usersvc.adapters.telemetry import opentelemetry  # noqa: PLC0415  # an extra, slow to import
 
-        return OpenTelemetryTracing()
+        return opentelemetry.OpenTelemetryTracing()
     except ValueError as error:
         raise InvalidSetting(f"USERSVC_TRACING accepts otlp only with valid OTEL_... variables: {error}") from None
 
@@ -139,9 +134,9 @@ def _limits(
 
         shared_counts = RedisCounts(settings.rate_limit_store, secret=settings.password_pepper)
     limit = partial(RateLimit, trusted_proxies=settings.trusted_proxies, shared=shared_counts)
-    rates = {"register": settings.register_rate}
-    on_fallback = metrics.rate_limit_fallbacks.inc
-    by_name = {name: limit(name, rate, on_fallback=on_fallback) for name, rate in rates.items() if rate}
+    by_name = {}
+    if settings.register_rate is not None:
+        by_name["register"] = limit("register", settings.register_rate, on_fallback=metrics.rate_limit_fallbacks.inc)
     failures = limit("admin-token", parse(MAX_FAILURES)) if settings.admin_token else None
     return by_name, failures, shared_counts
 
@@ -173,11 +168,7 @@ async def check_storage(settings: Settings) -> None:
 
 
 def create_asgi_app() -> AiohttpASGI:
-    """The whole service from the environment, for ``uvicorn --factory``; when started, it calls ``gc.freeze``.
-
-    Raises:
-        SystemExit: with code 2, after a message on standard error, for an invalid setting.
-    """
+    """The whole service from the environment, for ``uvicorn --factory``; exits with code 2 for an invalid setting."""
     with exit_if_invalid():
         settings = Settings.from_environment()
         configure_logging(settings.log_level, settings.log_format)

@@ -9,15 +9,12 @@ from dataclasses import dataclass, field, fields
 from importlib.util import find_spec
 from itertools import compress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from usersvc import setting_parsers as parsers
 from usersvc.adapters.server_url import SmtpServer
 from usersvc.domain.password import Password
 from usersvc.setting_parsers import Parser, integer, one_of
-
-if TYPE_CHECKING:
-    from limits import RateLimitItem
 
 T = TypeVar("T")
 
@@ -34,11 +31,8 @@ def cores() -> int:
 def setting(parser: Parser[T], default: str | None = None, *, name: str | None = None, secret: bool = False) -> T:
     """A field of ``Settings`` with the variable that sets it: ``USERSVC_`` and ``name``, or the field's, in capitals.
 
-    Args:
-        parser: of its text.
-        default: the text that is parsed if the variable is not set or empty; without one, the value is None.
-        name: given if it is not the field's.
-        secret: it may hold a secret: it is not in the repr, and may be in a file that ``USERSVC_<name>_FILE`` names.
+    ``default`` is the text that is parsed if the variable is not set or empty; without one, the value is None.
+    A ``secret`` is not in the repr, and may be in a file that ``USERSVC_<name>_FILE`` names.
     """
     made: T = field(
         default_factory=lambda: None if default is None else parser.parse(default),
@@ -65,7 +59,7 @@ class Settings:
     password_min_length: int = setting(integer(Password.MIN_LENGTH, 64), str(Password.MIN_LENGTH))
     password_pepper: bytes | None = setting(parsers.PEPPER, secret=True)
     admin_token: str | None = setting(parsers.TOKEN, secret=True)
-    register_rate: "RateLimitItem | None" = setting(parsers.RATE, "60/minute")
+    register_rate: parsers.Rate = setting(parsers.RATE, "60/minute")
     rate_limit_store: str | None = setting(parsers.REDIS_URL, secret=True)
     trusted_proxies: tuple[parsers.Network, ...] = setting(parsers.NETWORKS, "")
     cors_origins: tuple[str, ...] = setting(parsers.ORIGINS, "")
@@ -83,8 +77,7 @@ class Settings:
     def from_environment(cls, environ: Mapping[str, str] | None = None, *, check_extras: bool = True) -> "Settings":
         """Read the settings, by default from the variables of the process and, for those not set, of ``.env``.
 
-        Raises:
-            InvalidSetting: a value is not accepted or, with ``check_extras``, its optional dependency is not installed.
+        Raises ``InvalidSetting`` for a value that is not accepted, or whose extra is missing (with ``check_extras``).
         """
         environ = _with_secret_files(read_dotenv() | dict(os.environ) if environ is None else environ)
         values: dict[str, Any] = {}

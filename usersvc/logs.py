@@ -103,6 +103,5 @@ def configure_logging(level: str, log_format: str) -> None:
         logger = logging.getLogger(name)
         logger.handlers.clear()
         logger.setLevel("NOTSET")
+        # It logs query strings, which may contain addresses; usersvc.web has an access log of its own.
         logger.propagate = name != "uvicorn.access"
-    # It logs query strings, which may contain addresses; usersvc.web has an access log of its own.
-    logging.getLogger("uvicorn.access").setLevel("CRITICAL")

@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeAlias, TypeVar
 
 from usersvc.adapters.server_url import SmtpServer, check_postgres_url, check_redis_url
 from usersvc.domain.email_address import EmailAddress
@@ -21,6 +21,7 @@ MIN_TOKEN_LENGTH = 22
 """Characters of the admin token if other hosts can connect: 22 of base64 hold 128 bits (OWASP ASVS 5.0, 11.5.1)."""
 LAST_PORT = 65535
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+Rate: TypeAlias = "RateLimitItem | None"
 
 
 class MemoryDatabase:
@@ -124,7 +125,7 @@ def _pepper(text: str) -> bytes:
     return text.encode("utf-8", "surrogateescape")
 
 
-def _rate(text: str) -> "RateLimitItem | None":
+def _rate(text: str) -> Rate:
     if not text:
         return None
     from limits import parse  # noqa: PLC0415  # slow to import, and not needed without a limit

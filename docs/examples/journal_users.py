@@ -165,9 +165,6 @@ class JournalUsers:
 
         return await self._journal.run(work)
 
-    async def count(self) -> int:
-        return await self._journal.run(lambda: len(self._positions))
-
     # --- in the journal's thread ---
 
     def _open(self) -> None:

@@ -12,12 +12,10 @@ from usersvc.adapters.sqlite import SqliteUsers
 from usersvc.application.ports import Store
 
 Views = tuple[Store, Store]
-"""One and the same store as two processes see it; one that only one process can have, twice."""
+"""One store as two processes see it; twice the same object if only one process can have the store."""
 
 Open = Callable[[pytest.FixtureRequest], AbstractAsyncContextManager[Views]]
-"""Opens a store without users, and closes it. It may ask for fixtures: a folder, a database; one that cannot be had
-here skips the test, and says why.
-"""
+"""Opens an empty store and closes it. A fixture that it requests skips the test if it is not available here."""
 
 
 @asynccontextmanager

@@ -1,4 +1,4 @@
-"""The service with a store that fails with an unexpected error; a separate module, imported at the start."""
+"""The service with a store that raises an unexpected exception."""
 
 from usersvc import bootstrap
 from usersvc.adapters.memory import InMemoryUsers

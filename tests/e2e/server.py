@@ -98,9 +98,6 @@ class Service:
         limits = httpx.Limits(keepalive_expiry=2)
         return httpx.Client(base_url=self.url, trust_env=False, timeout=DEADLINE, limits=limits)
 
-    def async_client(self) -> httpx.AsyncClient:
-        return httpx.AsyncClient(base_url=self.url, trust_env=False, timeout=DEADLINE)
-
     def wait_for_output(self, pattern: str | re.Pattern[str], count: int = 1) -> list[str]:
         """Wait until a pattern has matched ``count`` times, and return the matches."""
         deadline = time.monotonic() + DEADLINE

@@ -72,14 +72,9 @@ def test_every_user_is_exported_once_and_in_order(crowded: Service) -> None:
         cursor = httpx.URL(page["links"]["next"]).params["cursor"]
         assert export(client, cursor=cursor) == users[3:]
         assert page["data"] == users[:3]
-
-
-def test_head_and_errors_of_an_export(crowded: Service) -> None:
-    with crowded.client() as client:
         head = client.head("/users", headers=NDJSON)
         assert (head.status_code, head.headers["Content-Type"], head.content) == (200, "application/x-ndjson", b"")
         assert_problem(client.get("/users?limit=0", headers=NDJSON), 422, "validation-failed")
-        assert_problem(client.get("/livez", headers=NDJSON), 406, "not-acceptable")
 
 
 def connect(service: Service) -> socket.socket:

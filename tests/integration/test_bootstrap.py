@@ -79,15 +79,3 @@ async def test_the_asgi_application_is_made_from_the_environment_and_excluded_fr
         assert gc.get_freeze_count() > 0
     finally:
         gc.unfreeze()
-
-
-def test_an_invalid_setting_exits_with_one_line_and_2(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("USERSVC_BCRYPT_COST", "99")
-    with pytest.raises(SystemExit) as ended:
-        create_asgi_app()
-
-    assert ended.value.code == 2
-    assert capsys.readouterr().err == "usersvc: USERSVC_BCRYPT_COST accepts a whole number from 4 to 16.\n"

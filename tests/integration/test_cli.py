@@ -97,9 +97,6 @@ def test_retry_all_reschedules_dead_lettered_mails_on_all_pages(
     usersvc.register(*(f"{name}@example.com" for name in "abcde"))
     for dead_letter in (True, False, True, True):
         fail_first(usersvc, dead_letter=dead_letter)
-    listed = [line.split("\t")[1] for line in usersvc("outbox", "list").out.splitlines()]
-    due = (NOW + timedelta(days=9999)).strftime("%Y-%m-%dT%H:%M:%S.000000Z")
-    assert listed == ["dead-lettered", due, "dead-lettered", "dead-lettered", "2026-01-31T09:30:00.000000Z"]
     assert usersvc("outbox", "retry", "--all") == (0, "3 rescheduled\n", "")
     assert [entry.attempts for entry in usersvc.outbox()] == [0, 1, 0, 0, 0]
     assert usersvc("outbox", "retry", "--all") == (0, "0 rescheduled\n", "")
@@ -118,6 +115,7 @@ def test_retry_of_a_leased_mail_is_refused(usersvc: Commands) -> None:
 
 @pytest.mark.parametrize("arguments", ["", "outbox retry", "outbox retry 1 --all", "outbox drop", "db check users.db"])
 def test_wrong_arguments_exit_with_2(usersvc: Commands, arguments: str) -> None:
+    usersvc.register()
     code, out, err = usersvc(*arguments.split())
     assert (code, out) == (2, "")
     assert err.startswith("Usage: usersvc")

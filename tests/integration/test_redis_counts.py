@@ -63,15 +63,15 @@ async def test_an_unavailable_redis_is_logged_once_until_it_returns(
         await hits(counts)
         server.kill()
         assert [await hits(counts) for _ in range(3)] == [[None]] * 3
-        assert re.findall(r"Redis does not answer \((\w+)\)", caplog.text) == ["ConnectionError"]
+        assert re.findall(r"Redis does not respond \((\w+)\)", caplog.text) == ["ConnectionError"]
         server.start()
         [hit] = await hits(counts)
         assert hit is not None
         assert hit[1] == MANY.amount - 1
-        assert caplog.text.count("Redis answers again") == 1
+        assert caplog.text.count("Redis responds again") == 1
         server.kill()
         assert [await hits(counts) for _ in range(2)] == [[None]] * 2
-        assert caplog.text.count("Redis does not answer") == 2
+        assert caplog.text.count("Redis does not respond") == 2
     assert server.password not in caplog.text
 
 
@@ -85,11 +85,7 @@ async def test_requests_do_not_wait_for_a_redis_that_hangs(
         for _ in range(2):
             # More than there are connections.
             assert await hits(counts, 100) == [None] * 100
-        assert caplog.text.count("Redis does not answer") == 1
-        server.thaw()
-        deadline = time.monotonic() + DEADLINE
-        while await hits(counts) == [None]:
-            assert time.monotonic() < deadline
+        assert caplog.text.count("Redis does not respond") == 1
 
 
 async def test_a_single_failure_does_not_suspend_redis(
@@ -107,7 +103,7 @@ async def test_a_single_failure_does_not_suspend_redis(
         async with asyncio.timeout(DEADLINE):
             await counts._redis.ping()
         assert await hits(counts) != [None]
-    assert "Redis does not answer" not in caplog.text
+    assert "Redis does not respond" not in caplog.text
 
 
 async def test_after_two_failures_one_request_per_pause_tries_redis(
@@ -129,16 +125,11 @@ async def test_after_two_failures_one_request_per_pause_tries_redis(
     assert sum(hit is not None for hit in found) == 1
 
 
-@pytest.mark.parametrize("fault", ["killed", "wrong password"])
-async def test_an_unavailable_redis_is_logged_at_the_start(
-    server: RedisServer, caplog: pytest.LogCaptureFixture, fault: str
+async def test_an_unavailable_redis_is_logged_at_the_start_and_not_used(
+    server: RedisServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    url, error = server.url.replace(server.password, "hunter2"), "AuthenticationError"
-    if fault == "killed":
-        server.kill()
-        error = "ConnectionError"
-    async with RedisCounts(url) as counts:
-        assert f"Redis does not answer ({error})" in caplog.text
+    async with RedisCounts(server.url.replace(server.password, "hunter2")) as counts:
+        assert "Redis does not respond (AuthenticationError)" in caplog.text
         assert await hits(counts) == [None]
     assert "hunter2" not in caplog.text
 

@@ -31,14 +31,6 @@ async def test_a_missing_directory_is_unavailable(tmp_path: Path) -> None:
         await open_and_close(tmp_path / "missing" / "users.db")
 
 
-async def test_a_file_that_is_not_a_database_is_refused_and_unchanged(tmp_path: Path) -> None:
-    file = tmp_path / "users.db"
-    file.write_bytes(b"this is no database" * 100)
-    with pytest.raises(StorageUnavailable, match=r"cannot open .*: file is not a database"):
-        await open_and_close(file)
-    assert file.read_bytes() == b"this is no database" * 100
-
-
 async def test_a_lost_table_is_unavailable(tmp_path: Path) -> None:
     async with SqliteUsers(tmp_path / "users.db") as users:
         with sqlite3.connect(tmp_path / "users.db") as file:

@@ -2,41 +2,23 @@
 
 import asyncio
 import logging
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from uuid import UUID
 
-import httpx
 import pytest
-from aiohttp.test_utils import TestServer
+from aiohttp import web
+from aiohttp.test_utils import TestClient, TestServer
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 
 from tests.collector import Collector, collecting
-from tests.e2e.api import PASSWORD, person, register
-from tests.e2e.server import DEADLINE, break_reads, free_port
+from tests.e2e.api import PASSWORD, person
+from tests.e2e.server import break_reads, free_port
 from usersvc.adapters.telemetry.opentelemetry import OpenTelemetryTracing
 from usersvc.bootstrap import create_service_app
 from usersvc.config import Settings
 
-
-@contextmanager
-def serving(settings: Settings) -> Iterator[httpx.Client]:
-    """Run the service in a thread of this process, and connect a client to it."""
-    loop = asyncio.new_event_loop()
-    server = TestServer(create_service_app(settings))
-    thread = threading.Thread(target=loop.run_forever)
-    thread.start()
-    try:
-        asyncio.run_coroutine_threadsafe(server.start_server(), loop).result(DEADLINE)
-        with httpx.Client(base_url=str(server.make_url("/")), trust_env=False, timeout=DEADLINE) as client:
-            yield client
-        asyncio.run_coroutine_threadsafe(server.close(), loop).result(DEADLINE)
-    finally:
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join()
-        loop.close()
+Client = TestClient[web.Request, web.Application]
 
 
 @pytest.fixture
@@ -46,35 +28,44 @@ def collector() -> Iterator[Collector]:
 
 
 @pytest.fixture
-def client(
+async def client(
     collector: Collector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
-) -> Iterator[httpx.Client]:
+) -> AsyncIterator[Client]:
     """A client of the service, whose spans the collector receives; the parameter has further settings."""
     monkeypatch.chdir(tmp_path)
     settings = {"USERSVC_BCRYPT_COST": "4", "USERSVC_REGISTER_RATE": ""} | getattr(request, "param", {})
     for name, value in (collector.settings | settings).items():
         monkeypatch.setenv(name, value)
-    with serving(Settings.from_environment()) as client:
+    async with TestClient(TestServer(create_service_app(Settings.from_environment()))) as client:
         yield client
 
 
-def test_spans_contain_no_personal_data(client: httpx.Client, collector: Collector) -> None:
-    user = register(client, email="alice.secret@example.com")
-    client.get("/users?email=alice.secret@example.com")
-    client.get(f"/users/{user['id']}")
-    client.get("/nothing/alice.secret@example.com?alice.secret")
-    client.request("PROPFIND", "/users")
-    client.post("/register", json=person(email="alice.secret@example.com"))
-    spans = collector.wait_for(
+async def register(client: Client, **changes: object) -> str:
+    """Register a user, and return its id."""
+    response = await client.post("/register", json=person(**changes))
+    assert response.status == 201
+    user_id: str = (await response.json())["data"]["id"]
+    return user_id
+
+
+async def test_spans_contain_no_personal_data(client: Client, collector: Collector) -> None:
+    user_id = await register(client, email="alice.secret@example.com")
+    await client.get("/users?email=alice.secret@example.com")
+    await client.get(f"/users/{user_id}")
+    await client.get("/nothing/alice.secret@example.com?alice.secret")
+    await client.request("PROPFIND", "/users")
+    await client.post("/register", json=person(email="alice.secret@example.com"))
+    spans = await asyncio.to_thread(
+        collector.wait_for,
         lambda spans: (
             {"GET", "HTTP", "notification"} <= {span.name for span in spans}
             and sum(span.name == "storage add" for span in spans) == 2
             and sum(span.name == "POST /register" for span in spans) == 2
-        )
+        ),
     )
 
     for span in spans:
-        for secret in (b"alice", b"secret", user["id"].encode(), UUID(user["id"]).bytes, PASSWORD.encode(), b"127.0.0"):
+        for secret in (b"alice", b"secret", user_id.encode(), UUID(user_id).bytes, PASSWORD.encode(), b"127.0.0"):
             assert secret not in span.raw.lower(), span
     names = {span.name for span in spans}
     assert {"GET /users", "GET /users/{user_id}", "GET", "HTTP", "storage page", "storage find"} <= names
@@ -90,12 +81,12 @@ def test_spans_contain_no_personal_data(client: httpx.Client, collector: Collect
     [{"USERSVC_SMTP_URL": f"smtp://127.0.0.1:{free_port()}", "USERSVC_MAIL_FROM": "usersvc@example.com"}],
     indirect=True,
 )
-def test_failures_are_reported_by_type(client: httpx.Client, collector: Collector, tmp_path: Path) -> None:
-    register(client)
-    notification = collector.wait_for_names("notification")["notification"]
+async def test_failures_are_reported_by_type(client: Client, collector: Collector, tmp_path: Path) -> None:
+    await register(client)
+    notification = (await asyncio.to_thread(collector.wait_for_names, "notification"))["notification"]
     break_reads(tmp_path / "usersvc.db")
-    assert client.get("/users").status_code == 503
-    spans = collector.wait_for_names("storage page", "GET /users")
+    assert (await client.get("/users")).status == 503
+    spans = await asyncio.to_thread(collector.wait_for_names, "storage page", "GET /users")
 
     failed = [notification, spans["storage page"], spans["GET /users"]]
     assert all(span.failed for span in failed)
@@ -103,10 +94,10 @@ def test_failures_are_reported_by_type(client: httpx.Client, collector: Collecto
     assert types == ["SMTPConnectError", "StorageUnavailable", "503"]
 
 
-def test_a_streamed_list_is_one_span_that_contains_every_read(client: httpx.Client, collector: Collector) -> None:
-    register(client)
-    client.get("/users", headers={"Accept": "application/x-ndjson"})
-    spans = collector.wait_for_names("storage page", "GET /users")
+async def test_a_streamed_list_is_one_span_that_contains_every_read(client: Client, collector: Collector) -> None:
+    await register(client)
+    await (await client.get("/users", headers={"Accept": "application/x-ndjson"})).read()
+    spans = await asyncio.to_thread(collector.wait_for_names, "storage page", "GET /users")
 
     request, batch = spans["GET /users"], spans["storage page"]
     assert (batch.trace_id, batch.parent_id) == (request.trace_id, request.span_id)

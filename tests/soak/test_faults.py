@@ -1,8 +1,6 @@
 """The real service while its disk is full, its file is locked or gone, and when it is stopped under load."""
 
 import os
-import resource
-import shutil
 import sqlite3
 import subprocess
 import threading
@@ -17,16 +15,16 @@ import pytest
 
 from tests.e2e.api import assert_problem, person, register
 from tests.e2e.launch import SHORT_LOCKS
-from tests.e2e.server import SERVE, Service, StartService, run_to_end, running
+from tests.e2e.server import Service, StartService, run_to_end, running
 from usersvc.application.readiness import CHECK_INTERVAL
 
 BOUND = 15.0
-"""Seconds within which everything is answered, whatever happens: the service promises four, machines may be slow."""
+"""Seconds within which every request gets a response: the service promises four, machines may be slow."""
 
 
 @contextmanager
 def bounded_client(service: Service) -> Iterator[httpx.Client]:
-    """A client for which an answer that does not come in bounded time is an error."""
+    """A client for which a response after ``BOUND`` is an error."""
     with httpx.Client(base_url=service.url, trust_env=False, timeout=BOUND) as client:
         yield client
 
@@ -37,7 +35,7 @@ def assert_unavailable(response: httpx.Response) -> None:
 
 
 def assert_readiness(client: httpx.Client, status: int) -> None:
-    """Wait until ``/readyz`` responds with a status; what is sent after the interval of the checks has to have it."""
+    """Wait until ``/readyz`` responds with a status, at the latest after the interval of the checks."""
     begun = sent = time.monotonic()
     while (response := client.get("/readyz")).status_code != status:
         assert sent < begun + CHECK_INTERVAL, response.text
@@ -48,17 +46,17 @@ def assert_readiness(client: httpx.Client, status: int) -> None:
 
 
 def assert_fault_is_reported(service: Service) -> None:
-    """Concurrent registrations get 503, nothing is stored, and the process keeps running."""
-    with bounded_client(service) as client, ThreadPoolExecutor(24) as crowd:
-        answers = list(crowd.map(lambda sent: client.post("/register", json=sent), [person() for _ in range(24)]))
-        for answer in answers:
-            assert_unavailable(answer)
+    """Concurrent registrations and ``/readyz`` get 503, and the process lives."""
+    with bounded_client(service) as client, ThreadPoolExecutor(24) as executor:
+        responses = list(executor.map(lambda sent: client.post("/register", json=sent), [person() for _ in range(24)]))
+        for response in responses:
+            assert_unavailable(response)
         assert_readiness(client, 503)
         assert client.get("/livez").status_code == 200
 
 
 def assert_well(service: Service, registered: list[str]) -> None:
-    """The service registers a new user, and has exactly the users who were registered before."""
+    """The service registers a user, and has exactly those registered before and this one."""
     with bounded_client(service) as client:
         assert_readiness(client, 200)
         registered.append(register(client)["id"])
@@ -78,35 +76,33 @@ def ids_in(path: Path) -> list[str]:
 # --- the disk -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="only Linux can limit another process")
-def test_a_file_that_cannot_grow_is_unavailable_until_it_can(start: StartService) -> None:
-    service = start()
-    registered: list[str] = []
-    assert_well(service, registered)
-
-    def limit(size: int) -> None:
-        resource.prlimit(service._process.pid, resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
-
-    limit(0)
-    assert_fault_is_reported(service)
-    with bounded_client(service) as client:
-        assert ids(client) == registered
-    limit(resource.RLIM_INFINITY)
-    assert_well(service, registered)
-
-
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """The folder of a file system with little room."""
+    """The folder of a small file system."""
     folder = tmp_path / "disk"
     folder.mkdir()
     options = ["-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)]
     if os.geteuid() != 0 or subprocess.run(["mount", *options], capture_output=True, check=False).returncode != 0:
-        pytest.skip("this user may not mount")
+        pytest.skip("this user cannot mount a file system")
     try:
         yield folder
     finally:
         subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def test_a_full_disk_is_unavailable_until_there_is_space(small_disk: Path) -> None:
+    registered: list[str] = []
+    with running(small_disk) as service:
+        assert_well(service, registered)
+        filler = small_disk / "filler"
+        with suppress(OSError), filler.open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(4096))
+        assert_fault_is_reported(service)
+        with bounded_client(service) as client:
+            assert ids(client) == registered
+        filler.unlink()
+        assert_well(service, registered)
 
 
 def test_a_read_only_disk_stops_the_start_in_one_line(small_disk: Path) -> None:
@@ -117,7 +113,7 @@ def test_a_read_only_disk_stops_the_start_in_one_line(small_disk: Path) -> None:
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
     refused = run_to_end(small_disk, {})
     assert refused.returncode != 0
-    assert "StorageUnavailable: cannot open the database: the file cannot be written to" in refused.stderr
+    assert "cannot open the database: the file cannot be written to" in refused.stderr
     assert "Traceback" not in refused.stderr
     subprocess.run(["mount", "-o", "remount,rw", small_disk], check=True)
     with running(small_disk) as service:
@@ -134,32 +130,24 @@ def impatient(tmp_path: Path) -> Iterator[Service]:
         yield service
 
 
-def test_a_lock_held_for_long_is_unavailable_until_it_is_released(impatient: Service) -> None:
-    registered: list[str] = []
-    assert_well(impatient, registered)
-    with closing(sqlite3.connect(impatient.folder / "usersvc.db", isolation_level=None)) as other:
-        other.execute("BEGIN IMMEDIATE")
-        assert_fault_is_reported(impatient)
-        with bounded_client(impatient) as client:
-            assert ids(client) == registered
-    assert_well(impatient, registered)
-
-
-def test_stopping_while_the_file_is_locked_responds_and_ends(impatient: Service) -> None:
+def test_a_locked_file_is_unavailable_and_the_service_stops_in_time(impatient: Service) -> None:
     with (
         closing(sqlite3.connect(impatient.folder / "usersvc.db", isolation_level=None)) as other,
         bounded_client(impatient) as client,
-        ThreadPoolExecutor(8) as crowd,
+        ThreadPoolExecutor(8) as executor,
     ):
         other.execute("BEGIN IMMEDIATE")
-        answers = [crowd.submit(client.post, "/register", json=person()) for _ in range(8)]
+        assert_fault_is_reported(impatient)
+        assert ids(client) == []
+        reported = impatient.output.count("storage-unavailable")
+        responses = [executor.submit(client.post, "/register", json=person()) for _ in range(8)]
         # One line for the first that has waited for the lock: the others are waiting by then.
-        impatient.wait_for_output("storage-unavailable")
-        late = crowd.submit(client.post, "/register", json=person())
+        impatient.wait_for_output("storage-unavailable", reported + 1)
+        late = executor.submit(client.post, "/register", json=person())
         impatient.ask_to_stop()
-        for answer in answers:
-            assert_unavailable(answer.result())
-        # Unless it came when nothing new was taken any more.
+        for response in responses:
+            assert_unavailable(response.result())
+        # Unless no new connection was accepted any more.
         with suppress(httpx.TransportError):
             assert_unavailable(late.result())
         assert impatient.ended() == 0
@@ -168,14 +156,13 @@ def test_stopping_while_the_file_is_locked_responds_and_ends(impatient: Service)
 # --- the file goes --------------------------------------------------------------------------------------------------
 
 
-def test_moved_storage_is_unavailable_until_it_is_back_and_a_copy_until_a_restart(tmp_path: Path) -> None:
-    """In each of the ways in which it may go: tests/integration/test_faults.py."""
+def test_moved_storage_is_unavailable_until_it_is_back(tmp_path: Path) -> None:
     folder, elsewhere = tmp_path / "volume", tmp_path / "elsewhere"
     folder.mkdir()
     path = folder / "usersvc.db"
     settings = {"USERSVC_DATABASE_URL": f"sqlite:///{path}"}
     registered: list[str] = []
-    # Its working folder is another one, as that would stay whatever its name.
+    # Not in its working directory, which it could use under any name.
     with running(tmp_path, settings) as service:
         assert_well(service, registered)
         folder.rename(elsewhere)
@@ -184,18 +171,6 @@ def test_moved_storage_is_unavailable_until_it_is_back_and_a_copy_until_a_restar
         assert not path.exists()
         folder.rmdir()
         elsewhere.rename(folder)
-        assert_well(service, registered)
-
-        saved = run_to_end(tmp_path, settings, (*SERVE[:-1], "db", "backup", "saved.db"))
-        assert saved.returncode == 0, saved.stderr
-        assert_well(service, registered.copy())
-        shutil.rmtree(folder)
-        assert_fault_is_reported(service)
-        folder.mkdir()
-        (tmp_path / "saved.db").rename(path)
-        assert_fault_is_reported(service)
-        assert service.stop() == 0
-    with running(tmp_path, settings) as service:
         assert_well(service, registered)
         assert service.stop() == 0
     assert ids_in(path) == registered
@@ -207,11 +182,11 @@ def test_moved_storage_is_unavailable_until_it_is_back_and_a_copy_until_a_restar
 def test_stopping_under_load_keeps_all_acknowledged_users(start: StartService) -> None:
     service = start()
     enough = threading.Event()
-    answered: list[str] = []
-    unanswered: list[str] = []
+    acknowledged: list[str] = []
+    unacknowledged: list[str] = []
 
-    def register_on_and_on(*, keep_alive: bool) -> None:
-        """Until the service takes no more."""
+    def register_repeatedly(*, keep_alive: bool) -> None:
+        """Register until the service accepts no connection."""
         headers = {} if keep_alive else {"Connection": "close"}
         with bounded_client(service) as client:
             while True:
@@ -221,26 +196,26 @@ def test_stopping_under_load_keeps_all_acknowledged_users(start: StartService) -
                 except httpx.ConnectError:
                     return
                 except httpx.TransportError:
-                    unanswered.append(sent["email"])
+                    unacknowledged.append(sent["email"])
                     continue
                 assert response.status_code == 201, response.text
-                answered.append(sent["email"])
-                if len(answered) > 100:
+                acknowledged.append(sent["email"])
+                if len(acknowledged) > 100:
                     enough.set()
 
-    with ThreadPoolExecutor(8) as crowd:
-        people = [crowd.submit(register_on_and_on, keep_alive=bool(n % 2)) for n in range(8)]
+    with ThreadPoolExecutor(8) as executor:
+        people = [executor.submit(register_repeatedly, keep_alive=bool(n % 2)) for n in range(8)]
         assert enough.wait(30)
         service.ask_to_stop()
         assert service.ended() == 0
-        for client in people:
-            client.result()
+        for each in people:
+            each.result()
 
     assert "Application shutdown complete" in service.output
     assert "Traceback" not in service.output
     assert [file.name for file in service.folder.iterdir()] == ["usersvc.db"]
     with closing(sqlite3.connect(service.folder / "usersvc.db")) as database:
         stored = [email for (email,) in database.execute("SELECT email FROM users")]
-    # Who got no answer had come too late to be taken, and so is not there either.
-    assert sorted(stored) == sorted(answered)
-    assert not set(stored) & set(unanswered)
+    # A request without a response came too late to be accepted, so its user is not stored.
+    assert sorted(stored) == sorted(acknowledged)
+    assert not set(stored) & set(unacknowledged)

@@ -106,11 +106,6 @@ def test_an_import_that_waits_for_input_stops_at_once(tmp_path: Path, number: si
         process.send_signal(number)
         # Its input is still open.
         assert process.wait(DEADLINE) == 128 + number
-        assert process.stderr is not None
-        assert process.stderr.read() == (
-            f"usersvc: stopped; {2 * STORED_AT_ONCE} imported, 0 already there, 0 rejected; "
-            "run the command again to import the rest\n"
-        )
     assert count_users(tmp_path) == 2 * STORED_AT_ONCE
 
 

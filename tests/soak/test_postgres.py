@@ -5,7 +5,6 @@
 import asyncio
 import os
 import shutil
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,9 +17,9 @@ import pytest
 
 from tests.e2e.api import assert_problem
 from tests.e2e.launch import SHORT_LEASE
-from tests.e2e.server import DEADLINE, SERVE, Service, free_port, run_to_end, running
+from tests.e2e.server import DEADLINE, Service, free_port, run_to_end, running
 from tests.fakes import person
-from tests.postgres import on_ports, query
+from tests.postgres import on_ports, open_and_close, query
 from tests.postgres_server import Server, own_server, standby_of
 from tests.soak.many_hosts import MAIL, Clients, registrations
 from usersvc.adapters.postgres import PostgresUsers
@@ -161,7 +160,7 @@ def test_a_missing_server_stops_the_start_in_one_line_without_its_address(tmp_pa
         assert absent not in output
 
 
-def test_with_verify_full_the_certificate_of_the_server_is_verified(server: Server, tmp_path: Path) -> None:
+async def test_with_verify_full_the_certificate_of_the_server_is_verified(server: Server, tmp_path: Path) -> None:
     pem = server.folder / "server.pem"
     shutil.copy(CERTIFICATE, pem)
     pem.chmod(0o600)
@@ -171,21 +170,16 @@ def test_with_verify_full_the_certificate_of_the_server_is_verified(server: Serv
     no_authority.touch()
     for setting, value in {"ssl_cert_file": str(pem), "ssl_key_file": str(pem), "ssl": "on"}.items():
         server.set(setting, value)
-
-    def connect(host: str, authorities: Path) -> subprocess.CompletedProcess[str]:
-        url = f"{server.url}?sslmode=verify-full&sslrootcert={authorities}".replace("127.0.0.1", host)
-        return run_to_end(tmp_path, {"USERSVC_DATABASE_URL": url}, (*SERVE[:-1], "outbox", "list"))
-
+    url = f"{server.url}?sslmode=verify-full&sslrootcert="
+    by_name = url.replace("127.0.0.1", "localhost")
     try:
-        assert connect("localhost", CERTIFICATE).returncode == 0
-        for host, authorities, error in (
-            ("127.0.0.1", CERTIFICATE, "SSLCertVerificationError"),
-            ("localhost", no_authority, "SSLError"),
-            ("localhost", tmp_path / "missing", "FileNotFoundError"),
+        await open_and_close(f"{by_name}{CERTIFICATE}")
+        for refused, error in (
+            (f"{url}{CERTIFICATE}", "SSLCertVerificationError"),
+            (f"{by_name}{no_authority}", "SSLError"),
+            (f"{by_name}{tmp_path}/missing", "FileNotFoundError"),
         ):
-            refused = connect(host, authorities)
-            assert refused.returncode != 0
-            assert f"PostgreSQL: {error}" in refused.stdout + refused.stderr
-            assert str(server.port) not in refused.stdout + refused.stderr
+            with pytest.raises(StorageUnavailable, match=f"^PostgreSQL: {error}$"):
+                await open_and_close(refused)
     finally:
         server.set("ssl", "off")

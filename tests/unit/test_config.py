@@ -248,6 +248,10 @@ def test_a_setting_is_read_from_a_file_only_if_it_is_a_secret_without_a_variable
 def test_a_setting_that_needs_a_missing_extra_names_it(
     monkeypatch: pytest.MonkeyPatch, name: str, value: str, extra: str, missing: str
 ) -> None:
+    for loaded in [*sys.modules]:
+        # An earlier test may have imported it.
+        if loaded.startswith(f"{missing}."):
+            monkeypatch.delitem(sys.modules, loaded)
     monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(
         InvalidSetting, match=rf"USERSVC_{name.upper()} accepts .* the extra {extra}: pip install 'usersvc\[{extra}\]'"

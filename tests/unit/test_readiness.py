@@ -29,16 +29,6 @@ class CheckedUsers(InMemoryUsers):
 
 
 @in_fake_time
-async def test_the_store_is_checked_at_most_once_a_second() -> None:
-    users = CheckedUsers()
-    readiness = Readiness(users)
-    for number in range(300):
-        await readiness.check()
-        assert users.checks == 1 + number // 100
-        await asyncio.sleep(0.0100001)
-
-
-@in_fake_time
 async def test_concurrent_callers_share_one_check_however_long_it_takes() -> None:
     users = CheckedUsers(duration=4.0)
     readiness = Readiness(users)

@@ -204,6 +204,8 @@ def test_all_violations_are_reported_at_once_with_those_of_rules() -> None:
         ("age", True, "wrong-type"),
         ("password_hash", {"hash": HASH}, "wrong-type"),
         ("id", 1, "invalid-uuid"),
+        ("id", "{0b9f6f1c-58ab-4f5c-9d5f-0f6b9a3a3a3a}", "invalid-uuid"),
+        ("id", "0b9f6f1c58ab4f5c9d5f0f6b9a3a3a3a", "invalid-uuid"),
         ("registered_at", 981173106, "invalid-time"),
         ("registered_at", "2001-02-03T04:05:06", "invalid-time"),
         ("registered_at", "2001-02-30T04:05:06Z", "invalid-time"),

@@ -2,7 +2,6 @@ import sys
 import unicodedata
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
-from uuid import UUID
 
 import pytest
 from hypothesis import example, given
@@ -264,10 +263,6 @@ class TestImporting:
         assert user.password_hash == FOREIGN["password_hash"]
         assert (user.registered_at, user.events, user.id.version) == (NOW, (), 7)
         assert "$2y$" not in repr(user)
-
-    def test_keeps_the_id(self) -> None:
-        old = UUID("0b9f6f1c-58ab-4f5c-9d5f-0f6b9a3a3a3a")
-        assert User.imported(**FOREIGN, user_id=old).id == old
 
     def test_reports_every_broken_rule_at_once(self) -> None:
         with pytest.raises(ValidationFailed) as refused:

@@ -104,12 +104,9 @@ class SmtpServer:
         [only] = one_url_per_host(url)
         parts = urlsplit(only)
         security = Security(parts.scheme)
-        if (
-            not parts.hostname
-            or parts.path not in {"", "/"}
-            or parts.query
-            or bool(parts.username) != bool(parts.password)
-        ):
+        if not parts.hostname or parts.path not in {"", "/"} or parts.query:
+            raise ValueError
+        if bool(parts.username) != bool(parts.password):
             raise ValueError
         user, password = (unquote(part) if part else None for part in (parts.username, parts.password))
         return cls(parts.hostname, parts.port or _SMTP_PORTS[security], security, user, password)

@@ -16,15 +16,10 @@ async def in_pages(
     after: int | None = None,
     limit: int | None = None,
 ) -> AsyncGenerator[PageT, None]:
-    """Yield a collection of at most ``limit`` items after position ``after`` page by page, without empty pages.
+    """Yield at most ``limit`` items (None: all) after position ``after`` (None: from the first) in pages, none empty.
 
     Each page is a query of its own: between two, a slow consumer holds no transaction, connection or memory.
-
-    Args:
-        read: as ``UserQueries.page``, and raises the same.
-        next_after: the position after which the next page begins; None if the page was the last.
-        after: None: begin with the first item.
-        limit: None: all items.
+    ``read`` is as ``UserQueries.page`` and raises the same; ``next_after`` returns None for the last page.
     """
     while limit is None or limit > 0:
         size = BATCH if limit is None else min(BATCH, limit)

@@ -27,8 +27,8 @@ class Users(Protocol):
     async def add(self, user: User, *, key: IdempotencyKey | None = None) -> None:
         """Store a new user, its events and the key in one transaction; when this returns, all are durable.
 
-        The events are stored with the current ``request_context``. The mail about each is due as soon as the limits on
-        its mailbox and its domain allow (``usersvc.domain.mail_limits``). The key lives ``KEY_LIFETIME``.
+        The events are stored with the current ``request_context``; the mail about each is due as soon as
+        ``usersvc.domain.mail_limits`` allow. The key lives ``KEY_LIFETIME``.
 
         Raises:
             IdempotencyKeyUsed: the key has been used; this is checked before the mailbox.
@@ -38,7 +38,7 @@ class Users(Protocol):
     async def add_all(self, users: Sequence[User]) -> list[bool]:
         """Store many users with their events in one transaction, in this order, and return whether each was stored.
 
-        One is not stored if its mailbox or id belongs to another user, stored or earlier in ``users``.
+        A user is not stored if its mailbox or id belongs to another, stored or earlier in ``users``.
         """
 
     async def remove(self, user_id: UUID) -> bool:
@@ -58,10 +58,7 @@ class UserQueries(Protocol):
         """The user with this id; None if there is none."""
 
     async def page(self, *, limit: int, order: Order, after: int | None, mailbox: str | None) -> Page:
-        """At most ``limit`` users (at least 1) in ``order`` of position, after the position ``after``.
-
-        Only the user with ``mailbox``, if that is given.
-        """
+        """At most ``limit`` users (at least 1) after position ``after`` in ``order``, or only that of ``mailbox``."""
 
 
 class Outbox(Protocol):
@@ -126,10 +123,7 @@ class Store(Users, UserQueries, Protocol):
 
 
 class PasswordHasher(Protocol):
-    """Hashes and verifies passwords without blocking the event loop.
-
-    Both methods raise ``QueueFull`` immediately, before any computation, if the queue is full.
-    """
+    """Hashes and verifies passwords outside the event loop; both raise ``QueueFull`` at once if the queue is full."""
 
     async def hash(self, password: Password) -> PasswordHash:
         """A salted hash of the whole password, which names its own scheme."""

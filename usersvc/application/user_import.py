@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import compress
 from typing import Literal
 from uuid import UUID
 
@@ -15,17 +16,14 @@ from usersvc.domain.password import PasswordHash
 from usersvc.domain.user import User
 
 STORED_AT_ONCE = 500
-"""Users per transaction: enough to make its fixed cost negligible, and few enough to delay concurrent registrations by
-less than 100 ms on SQLite."""
+"""Users per transaction, few enough to delay concurrent registrations by less than 100 ms on SQLite."""
 
 MAX_HASH_COST = 16
 """The highest accepted cost of bcrypt: verifying takes about five seconds, and twice as long per further step."""
 
 EMAIL_TAKEN = Violation("email", "email-taken", "The mailbox belongs to an existing user with other data.")
 ID_TAKEN = Violation("id", "id-taken", "The id belongs to another existing user.")
-UNKNOWN_HASH = Violation(
-    "password_hash", "unknown-hash", "Must be a complete bcrypt hash: $2a$, $2b$ or $2y$, with its cost."
-)
+UNKNOWN_HASH = Violation("password_hash", "unknown-hash", "Must be a complete bcrypt hash: $2a$, $2b$ or $2y$.")
 COST_TOO_HIGH = Violation("password_hash", "cost-too-high", f"The cost must be at most {MAX_HASH_COST}.")
 
 _HASH = re.compile(
@@ -90,8 +88,7 @@ class ImportRow:
 
 
 Outcome = Literal["imported", "already there"] | ValidationFailed
-"""The result of importing one row: a user with the same data may exist already; an error has the reasons for
-rejecting it."""
+"""The result of importing one row; "already there" is a user with the same data, an error means that it is rejected."""
 
 
 class UserImport:
@@ -104,9 +101,7 @@ class UserImport:
         self._clock = clock
 
     async def take(self, rows: Sequence[ImportRow | ValidationFailed]) -> list[Outcome]:
-        """Store the users of all valid rows who do not exist yet, usually in one transaction; returns each outcome.
-
-        An error stands for a row that could not be read, and is its outcome.
+        """Store the users who do not exist yet, usually in one transaction; returns each outcome.
 
         Raises:
             StorageUnavailable: it is not known whether the users were stored.
@@ -141,21 +136,15 @@ class UserImport:
             same_mailbox, same_id = existing.get(user.email.mailbox), existing.get(user.id)
             if same_mailbox is None and same_id is None:
                 added[index] = user
+            elif same_mailbox is not None and row.matches(same_mailbox):
+                outcomes[index] = "already there"
             else:
-                outcomes[index] = _compare(row, same_mailbox, same_id)
+                violations = [EMAIL_TAKEN] if same_mailbox is not None else []
+                # If one user has both the mailbox and the id, the id is right: the other data differ.
+                if same_id is not None and same_id is not same_mailbox:
+                    violations.append(ID_TAKEN)
+                outcomes[index] = ValidationFailed(violations)
         stored = await self._users.add_all([*added.values()]) if added else []
-        for index, is_stored in zip(added, stored, strict=True):
-            if is_stored:
-                outcomes[index] = "imported"
+        for index in compress(added, stored):
+            outcomes[index] = "imported"
         return outcomes
-
-
-def _compare(row: ImportRow, same_mailbox: UserRecord | None, same_id: UserRecord | None) -> Outcome:
-    """The outcome of a row whose mailbox or id belongs to an existing user."""
-    if same_mailbox is not None and row.matches(same_mailbox):
-        return "already there"
-    violations = [EMAIL_TAKEN] if same_mailbox is not None else []
-    # If one user has both the mailbox and the id, the id is right: the other data differ.
-    if same_id is not None and same_id is not same_mailbox:
-        violations.append(ID_TAKEN)
-    return ValidationFailed(violations)

@@ -157,7 +157,7 @@ class AiohttpASGI:
             if self._server is None or self._stopped:
                 await self._start(scope.get("state"))
         except (Exception, SystemExit) as error:
-            await send({"type": "lifespan.startup.failed", "message": f"{type(error).__name__}: {error}"})
+            await send({"type": "lifespan.startup.failed", "message": _one_line(error)})
             return
         await send({"type": "lifespan.startup.complete"})
         stopped = {"type": "lifespan.shutdown.complete"}
@@ -168,7 +168,7 @@ class AiohttpASGI:
                 await self._stop()
             except Exception as error:
                 _LOG.exception("The clean-up of the application has failed")
-                stopped = {"type": "lifespan.shutdown.failed", "message": f"{type(error).__name__}: {error}"}
+                stopped = {"type": "lifespan.shutdown.failed", "message": _one_line(error)}
         await send(stopped)
 
     async def _start(self, state: dict[str, Any] | None) -> None:
@@ -191,3 +191,7 @@ class AiohttpASGI:
     async def _stop(self) -> None:
         self._stopped = True
         await self._runner.cleanup()
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())

@@ -34,10 +34,7 @@ def check(*, as_json: bool) -> None:
     """
     environ = read_dotenv() | dict(os.environ)
     settings = Settings.from_environment(environ)
-    shown: dict[str, dict[str, str | None]] = {}
-    for name in sorted(VARIABLES):
-        value, source = _shown(name, environ)
-        shown[name] = {"value": value, "source": source}
+    shown = {name: _shown(name, environ) for name in sorted(VARIABLES)}
     if as_json:
         print_json({"settings": shown, "without_effect": settings.without_effect})
         return
@@ -48,19 +45,19 @@ def check(*, as_json: bool) -> None:
         print_message(f"usersvc: {name} has no effect in this version")
 
 
-def _shown(name: str, environ: Mapping[str, str]) -> tuple[str | None, str]:
-    """The text and the source of a setting, without secrets and control characters."""
+def _shown(name: str, environ: Mapping[str, str]) -> dict[str, str | None]:
+    """The value and the source of a setting, without secrets and control characters."""
     from usersvc.logs import plain  # takes longer to import than most commands need
 
     if file := environ.get(f"{name}_FILE"):
-        return HIDDEN, plain(file)
+        return {"value": HIDDEN, "source": plain(file)}
     metadata = VARIABLES[name].metadata
     text = environ.get(name, "")
     source = "environment" if name in os.environ else ".env"
     if not text and not (name in environ and metadata["parser"].accepts_empty):
         text, source = metadata["default"] or "", "default"
     if text and _SECRET.search(name):
-        return HIDDEN, source
-    if "://" in text:
+        text = HIDDEN
+    elif "://" in text:
         text = _PASSWORDS.sub(lambda found: f"{found[1] or found[2]}{HIDDEN}", text)
-    return plain(text) or None, source
+    return {"value": plain(text) or None, "source": source}

@@ -4,14 +4,10 @@ from pathlib import Path
 
 import click
 
-from usersvc.cli.atomic_file import atomic_file
-from usersvc.cli.output import Failure
+from usersvc.cli.output import Failure, atomic_file
 from usersvc.cli.stores import check_exists
 from usersvc.config import Settings
 from usersvc.setting_parsers import SqliteDatabase
-
-MAX_FINDINGS = 5
-"""Findings that are printed."""
 
 
 @click.group(name="db", short_help="Back up and check a SQLite database.")
@@ -42,8 +38,8 @@ def check() -> None:
 
     damage = maintenance.damage(_database_file())
     if damage:
-        # Some findings have several lines.
-        found = "; ".join(" ".join(finding.split()) for finding in damage[:MAX_FINDINGS])
+        # The first five, and without the line breaks that some have.
+        found = "; ".join(" ".join(finding.split()) for finding in damage[:5])
         raise Failure(f"the database is damaged ({len(damage)} findings): {found}")
     print("ok")
 

@@ -1,7 +1,6 @@
 """``usersvc outbox``."""
 
 from collections.abc import AsyncIterator
-from functools import partial
 from typing import Any
 
 import click
@@ -11,7 +10,7 @@ from usersvc.application.keyset import in_pages
 from usersvc.application.outbox_entries import OutboxEntry
 from usersvc.application.ports import Store
 from usersvc.cli.output import Failure, print_json, print_message
-from usersvc.cli.stores import MAX_POSITION, on_store, run_on_store
+from usersvc.cli.stores import MAX_POSITION, on_store
 
 
 @click.group(name="outbox", short_help="Inspect and retry mails that are not sent yet.")
@@ -53,7 +52,8 @@ async def show(store: Store, entry_id: int) -> None:
 @commands.command(short_help="Send a mail now, also a dead-lettered one.")
 @click.argument("entry_id", metavar="[ID]", type=int, required=False)
 @click.option("--all", "all_", is_flag=True, help="Retry all dead-lettered mails.")
-def retry(entry_id: int | None, *, all_: bool) -> None:
+@on_store
+async def retry(store: Store, entry_id: int | None, *, all_: bool) -> None:
     """Send the mail ID now, also a dead-lettered one, and reset its number of attempts.
 
     The running service notices it within 30 seconds.
@@ -65,18 +65,14 @@ def retry(entry_id: int | None, *, all_: bool) -> None:
     """
     if all_ == (entry_id is not None):
         raise click.UsageError("Give either an ID or --all.")
-    print(f"{run_on_store(partial(_retry, entry_id=entry_id))} rescheduled")
-
-
-async def _retry(store: Store, *, entry_id: int | None) -> int:
-    """Retry a mail, or all dead-lettered ones; returns their number."""
     if entry_id is None:
-        dead_lettered = [entry.id async for entry in _entries(store) if entry.due_at is None]
-        return sum([await store.outbox.retry(each, now=utc_now()) for each in dead_lettered])
-    entry = await _entry(store, entry_id)
-    if not await store.outbox.retry(entry.id, now=utc_now()):
+        ids = [entry.id async for entry in _entries(store) if entry.due_at is None]
+    else:
+        ids = [(await _entry(store, entry_id)).id]
+    count = sum([await store.outbox.retry(each, now=utc_now()) for each in ids])
+    if not count and not all_:
         raise Failure(f"mail {entry_id} is being sent")
-    return 1
+    print(f"{count} rescheduled")
 
 
 async def _entries(store: Store) -> AsyncIterator[OutboxEntry]:

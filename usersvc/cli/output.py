@@ -1,8 +1,12 @@
-"""What commands print, and how they fail: data on standard output, messages on standard error, and exit codes."""
+"""What commands write, and how they fail: data on standard output or in files, messages, and exit codes."""
 
 import json
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import IO, Any
 
 import click
@@ -26,13 +30,6 @@ class Failure(click.ClickException):
         print_message(f"usersvc: {plain(self.message)}")
 
 
-class Stopped(Failure):
-    """A signal stopped a command; as in shells, the exit code is 128 plus the number of the signal."""
-
-    def __init__(self, signal_number: int) -> None:
-        super().__init__("stopped", 128 + signal_number)
-
-
 def print_message(text: str) -> None:
     """Print a message for a person, apart from the data."""
     print(text, file=sys.stderr)
@@ -47,3 +44,36 @@ def print_json(document: Any, *, indent: int | None = 2) -> None:
 def discard_output() -> None:
     """Discard what standard output still buffers, so that it does not fail again at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """A new file, readable by its owner only, that appears at ``path`` when the block ends without an error.
+
+    It is written in a temporary folder, with any journal of its writer. Raises ``Failure`` if ``path`` exists, or the
+    file cannot be written.
+    """
+    folder = path.absolute().parent
+    try:
+        if path.exists():
+            raise FileExistsError
+        with TemporaryDirectory(prefix=f".{path.name}.", dir=folder) as own_folder:
+            unfinished = Path(own_folder, path.name)
+            unfinished.touch(0o600)
+            yield unfinished
+            _sync(unfinished)
+            # Unlike a rename, this never replaces a file.
+            os.link(unfinished, path)
+            _sync(folder)
+    except FileExistsError:
+        raise Failure(f"{path} exists already") from None
+    except OSError as error:
+        raise Failure(f"cannot write {path}: {error.strerror}") from None
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -50,11 +50,7 @@ def serve() -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a command.
-
-    Raises:
-        SystemExit: unless it succeeds, with a code of ``usersvc.cli.output`` or that of uvicorn for a failed start.
-    """
+    """Run a command; raises ``SystemExit`` with a code of ``usersvc.cli.output`` or of uvicorn unless it succeeds."""
     for name, mode, flags in (("stdin", "r", os.O_WRONLY), ("stdout", "w", os.O_RDONLY), ("stderr", "w", os.O_WRONLY)):
         if getattr(sys, name) is None:
             # The caller has closed it. Messages are discarded; using one of the other two fails.
@@ -77,12 +73,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         code = 128 + signal.SIGINT if isinstance(error.__cause__, KeyboardInterrupt) else FAILED
     except OSError as error:
         if error.filename is not None:
-            raise
-        # A standard stream failed, not a file.
-        discard_output()
-        if not isinstance(error, BrokenPipeError):
-            Failure(f"standard output or input failed: {error.strerror}").show()
-        # Otherwise the reader, such as `head`, has closed the pipe.
+            Failure(f"cannot open {error.filename}: {error.strerror}").show()
+        else:
+            # A standard stream failed. For a broken pipe: its reader, such as `head`, has closed it.
+            discard_output()
+            if not isinstance(error, BrokenPipeError):
+                Failure(f"standard output or input failed: {error.strerror}").show()
         code = FAILED
     if code:
         raise SystemExit(code)

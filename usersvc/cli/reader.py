@@ -19,7 +19,6 @@ from usersvc.domain.user import User
 from usersvc.strict_json import InvalidJson, loads
 
 MAX_RECORD_BYTES = 64 * 1024
-"""Bytes. A usual record has a few hundred."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,9 +29,7 @@ class Record:
     last: int
     """The numbers of its first and last line; the first of the file is 1."""
     text: str = field(repr=False)
-    """As in the file."""
     row: ImportRow | ValidationFailed
-    """Its values, or the reasons why it is invalid."""
 
 
 class Source:
@@ -48,8 +45,7 @@ class Source:
         """The lines with their line feeds.
 
         Raises:
-            Failure: the record has more than ``MAX_RECORD_BYTES``. With an unclosed quotation mark, ``csv`` would read
-                the rest of the file as one cell.
+            Failure: the record is too long: ``csv`` would read all that follows an unclosed quotation mark.
         """
         while line := self._stream.readline(MAX_RECORD_BYTES + 1 + len(BOM_UTF8)):
             # Some programs begin a file with a byte order mark.
@@ -180,6 +176,14 @@ def load_row(values: Mapping[str, Any]) -> ImportRow:
     return ImportRow(**parsed)
 
 
+def _parse_id(text: str) -> UUID:
+    user_id = UUID(text)
+    # UUID() also accepts braces, missing hyphens and digits of other scripts.
+    if str(user_id) != text.lower():
+        raise ValueError
+    return user_id
+
+
 def _parse_time(text: str) -> datetime:
     moment = datetime.fromisoformat(text.upper())
     if moment.tzinfo is None:
@@ -193,7 +197,7 @@ FIELDS: dict[str, tuple[type, Callable[[Any], Any], str, str]] = {
     "email": (str, str, "wrong-type", "Must be text."),
     "age": (int, int, "wrong-type", "Must be a whole number."),
     "password_hash": (str, str, "wrong-type", "Must be text."),
-    "id": (str, UUID, "invalid-uuid", "Must be a UUID."),
+    "id": (str, _parse_id, "invalid-uuid", "Must be a UUID."),
     "registered_at": (str, _parse_time, "invalid-time", "Must be an RFC 3339 time."),
 }
 """For each field: the type of its value, what converts it, and the code and message if that fails."""

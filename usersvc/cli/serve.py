@@ -27,12 +27,10 @@ from usersvc.logs import configure_logging
 from usersvc.server.http_protocol import KEEP_ALIVE
 
 GRACEFUL_TIMEOUT = 5
-"""Seconds that a stop waits for running requests. With the stop of mail delivery, less than the ten seconds after which
-container engines kill a process."""
+"""Seconds that a stop waits for requests: container engines kill a process after ten, and mail delivery stops later."""
 
 WORKER_TIMEOUT = 10
-"""Seconds without a sign of life after which a worker is replaced. On a busy machine, the imports at its start may take
-longer than uvicorn's default of five."""
+"""Seconds without a sign of life after which a worker is replaced: imports may take longer than uvicorn's five."""
 
 OTHER_FILES = 256
 """The maximum number of open files besides connections: database, mail servers, logs."""
@@ -57,14 +55,8 @@ def serve() -> None:
     base = f"http://{f'[{settings.host}]' if ':' in settings.host else settings.host}:{port}"
     try:
         # Flushed, so that it is not lost if the process is killed.
-        print(
-            f"usersvc {usersvc.__version__}",
-            f"  service   {base}",
-            f"  docs      {base}/docs",
-            f"  database  {settings.database}",
-            sep="\n",
-            flush=True,
-        )
+        print(f"usersvc {usersvc.__version__}\n  service   {base}\n  docs      {base}/docs")
+        print(f"  database  {settings.database}", flush=True)
     except OSError:
         # A closed standard output is not a reason to fail.
         discard_output()

@@ -5,9 +5,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Never
 
-from usersvc.cli.output import Stopped
+from usersvc.cli.output import Failure
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Stopped(Failure):
+    """A signal stopped a command."""
 
 
 @contextmanager
@@ -34,4 +38,5 @@ def interruptible() -> Iterator[None]:
 
 
 def _stop(number: int, _: object) -> Never:
-    raise Stopped(number)
+    # As in shells.
+    raise Stopped("stopped", exit_code=128 + number)

@@ -2,15 +2,14 @@
 
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
-from functools import update_wrapper
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from functools import wraps
+from typing import Any, TypeVar
 
 from usersvc.application.ports import Store
 from usersvc.cli.output import Failure
 from usersvc.config import Settings
 from usersvc.setting_parsers import MemoryDatabase, SqliteDatabase
 
-P = ParamSpec("P")
 T = TypeVar("T")
 
 MAX_POSITION = 2**63 - 1
@@ -53,10 +52,11 @@ def run_on_store(work: Callable[[Store], Coroutine[Any, Any, T]]) -> T:
     return asyncio.run(run())
 
 
-def on_store(command: Callable[Concatenate[Store, P], Coroutine[Any, Any, T]]) -> Callable[P, T]:
+def on_store(command: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
     """Make a coroutine function, whose first argument is the store of the environment, the callback of a command."""
 
-    def callback(*args: P.args, **kwargs: P.kwargs) -> T:
-        return run_on_store(lambda store: command(store, *args, **kwargs))
+    @wraps(command)
+    def callback(*args: Any, **kwargs: Any) -> None:
+        run_on_store(lambda store: command(store, *args, **kwargs))
 
-    return update_wrapper(callback, command)
+    return callback

@@ -9,16 +9,16 @@ from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
-from typing import IO, TextIO
+from typing import TextIO
 
 import click
 
 from usersvc.application import user_import
 from usersvc.application.errors import StorageUnavailable
 from usersvc.application.user_import import Outcome, UserImport
-from usersvc.cli.output import SOME_REJECTED, Failure, Stopped, print_message
+from usersvc.cli.output import SOME_REJECTED, Failure, print_message
 from usersvc.cli.reader import Record, Source, line_numbers, read_records
-from usersvc.cli.signals import delayed_signals, interruptible
+from usersvc.cli.signals import Stopped, delayed_signals, interruptible
 from usersvc.cli.stores import open_store
 from usersvc.cli.user_files import FORMATS, format_of
 from usersvc.config import Settings
@@ -26,7 +26,6 @@ from usersvc.domain.errors import ValidationFailed, Violation
 from usersvc.setting_parsers import MemoryDatabase, SqliteDatabase
 
 MAX_SHOWN_REJECTIONS = 10
-"""Rejected lines that are printed; --rejected writes all."""
 
 
 @click.command(name="import", short_help="Import users from a CSV or NDJSON file.")
@@ -67,7 +66,7 @@ def command(file: Path, *, chosen: str | None, dry_run: bool, rejected: Path | N
     settings = Settings.from_environment()
     with ExitStack() as stack:
         stack.enter_context(delayed_signals())
-        stream = stack.enter_context(_open(file))
+        stream = stack.enter_context(click.open_file(file, "rb"))
         report = _Report(dry_run, None if rejected is None else stack.enter_context(_open_rejected(rejected, file)))
         size = file.stat().st_size if file.is_file() else 0
         hidden = not size or not sys.stderr.isatty()
@@ -128,13 +127,15 @@ class _Report:
 
     def add(self, batch: Sequence[Record], outcomes: Sequence[Outcome]) -> None:
         for record, outcome in zip(batch, outcomes, strict=True):
-            self.counts[outcome if isinstance(outcome, str) else "rejected"] += 1
             if isinstance(outcome, ValidationFailed):
                 self._reject(record, outcome.violations)
+            else:
+                self.counts[outcome] += 1
         if self._file is not None:
             self._file.flush()
 
     def _reject(self, record: Record, violations: Sequence[Violation]) -> None:
+        self.counts["rejected"] += 1
         if len(self._shown) < MAX_SHOWN_REJECTIONS:
             # Never the values: one may be a hash.
             codes = ", ".join(f"{each.field} {each.code}" for each in violations)
@@ -155,20 +156,10 @@ class _Report:
         return f"{imported} {self._would_be}imported, {there} already there, {rejected} {self._would_be}rejected"
 
 
-def _open(file: Path) -> IO[bytes]:
-    try:
-        return click.open_file(file, "rb")
-    except OSError as error:
-        raise Failure(f"cannot read {file}: {error.strerror}") from None
-
-
 def _open_rejected(file: Path, source: Path) -> TextIO:
     """Open a file that only its owner can read: whole lines are written to it, with hashes."""
-    try:
-        if file.is_file():
-            if source.exists() and file.samefile(source):
-                raise Failure("--rejected would replace the file that is imported")
-            file.chmod(0o600)
-        return open(file, "w", encoding="utf-8", opener=lambda path, flags: os.open(path, flags, 0o600))
-    except OSError as error:
-        raise Failure(f"cannot write {file}: {error.strerror}") from None
+    if file.is_file():
+        if source.exists() and file.samefile(source):
+            raise Failure("--rejected would replace the file that is imported")
+        file.chmod(0o600)
+    return open(file, "w", encoding="utf-8", opener=lambda path, flags: os.open(path, flags, 0o600))

@@ -65,12 +65,10 @@ def _refuse(code: str, message: str) -> ValidationFailed:
 
 def _is_reachable(address: IPv4Address | IPv6Address) -> bool:
     """Whether an address is unicast, globally reachable (RFC 6890) and embeds no IPv4 address."""
-    if not address.is_global or address.is_multicast:
-        return False
     if isinstance(address, IPv4Address):
-        return True
+        return address.is_global and not address.is_multicast
     # 6to4 and Teredo addresses (RFC 3056, RFC 4380) embed an IPv4 address.
-    return address in _GLOBAL_UNICAST and not (address.sixtofour or address.teredo)
+    return address.is_global and address in _GLOBAL_UNICAST and not (address.sixtofour or address.teredo)
 
 
 def caseless(text: str) -> str:

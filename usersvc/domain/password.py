@@ -30,11 +30,8 @@ class Password:
     def choose(cls, typed: str, *, email: str | None = None, min_length: int = MIN_LENGTH) -> Self:
         """Check a new password: any character is allowed, and there are no composition rules.
 
-        It is normalized to NFC before its length is checked, in code points. It must not repeat the user's address,
-        which is given as typed, valid or not.
-
-        Raises:
-            ValidationFailed: with every violated rule.
+        Its length is counted in code points after normalization. It must not repeat the user's address, which is given
+        as typed, valid or not. Raises ``ValidationFailed`` with every violated rule.
         """
         violations: list[Violation] = []
 

@@ -1,7 +1,4 @@
-"""The user: the aggregate that holds every business rule about users.
-
-The rules are constants and methods of ``User`` and its value objects; the OpenAPI document reads the constants.
-"""
+"""The user: the aggregate that holds every rule about users, as constants and methods of it and its value objects."""
 
 import sys
 from dataclasses import dataclass, field
@@ -59,16 +56,13 @@ class User:
     ) -> "Registration":
         """Check the data of a new user, as typed; the user exists after ``Registration.complete``.
 
-        ``password_min_length`` is in code points, and at least ``Password.MIN_LENGTH``.
-
-        Raises:
-            ValidationFailed: with the violations of all three fields.
+        ``password_min_length`` is in code points. Raises ``ValidationFailed`` with the violations of all three fields.
         """
         violations = User.violations(email=email, password=password, age=age, password_min_length=password_min_length)
         if violations:
             raise ValidationFailed(violations)
         chosen = Password.choose(password, email=email, min_length=password_min_length)
-        return Registration(email=EmailAddress(email), password=chosen, age=Age(age))
+        return Registration(EmailAddress(email), chosen, Age(age))
 
     @classmethod
     def imported(
@@ -84,9 +78,7 @@ class User:
         """Create a user who has registered with another system; there is no event, so no mail is sent.
 
         ``at`` is the current time in UTC, and the default of ``registered_at``; that of ``user_id`` is a new UUIDv7.
-
-        Raises:
-            ValidationFailed: with all violations.
+        Raises ``ValidationFailed`` with all violations.
         """
         violations = User.violations(email=email, age=age)
         since = registered_at or at

@@ -5,7 +5,6 @@ import math
 import os
 import sys
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -27,9 +26,10 @@ class BoundedExecutor:
     """
 
     def __init__(self, *, workers: int, queue: int, job_seconds: float) -> None:
-        """Create an executor, without threads yet; ``job_seconds`` estimates how long the first job takes."""
+        """Create an executor, without threads yet; ``job_seconds`` estimates how long a job takes."""
         self._slots = threading.Semaphore(workers + queue)
-        self._job_seconds, self._jobs_per_worker = job_seconds, (workers + queue) / workers
+        # Until all jobs are done: a slot is free earlier, but others compete for it.
+        self._retry_after = max(1, math.ceil((workers + queue) / workers * job_seconds))
         self._threads = ThreadPoolExecutor(workers, thread_name_prefix="bcrypt", initializer=_lower_priority)
 
     async def run(self, work: Callable[[], T]) -> T:
@@ -41,17 +41,12 @@ class BoundedExecutor:
             asyncio.CancelledError: the executor was closed before the job began.
         """
         if not self._slots.acquire(blocking=False):
-            # Until all jobs are done: a slot is free earlier, but others compete for it.
-            raise QueueFull(max(1, math.ceil(self._jobs_per_worker * self._job_seconds)))
+            raise QueueFull(self._retry_after)
         # A cancelled job stays in the queue until a thread takes it, but without its password.
         job = [work]
 
         def work_once() -> T:
-            began = time.monotonic()
-            result = job.pop()()
-            # A moving average of all threads; an update that one thread overwrites does no harm.
-            self._job_seconds += (time.monotonic() - began - self._job_seconds) / 5
-            return result
+            return job.pop()()
 
         def release(_: object = None) -> None:
             job.clear()

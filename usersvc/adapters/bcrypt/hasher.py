@@ -37,11 +37,8 @@ class BcryptPasswordHasher:
     def __init__(self, *, cost: int, workers: int, queue: int = 64, pepper: bytes | None = None) -> None:
         """Create a hasher, without threads yet.
 
-        Args:
-            cost: bcrypt's, from ``MIN_COST`` to ``MAX_COST``.
-            workers: how many threads hash at once; more than there are cores only adds waiting.
-            queue: how many passwords may wait for a thread; more are rejected.
-            pepper: a secret key that is stored apart from the hashes.
+        At most ``workers`` threads hash at once, and ``queue`` passwords wait; more are rejected. The ``pepper`` is a
+        secret key that is stored apart from the hashes.
         """
         self._cost = cost
         self._pepper = pepper

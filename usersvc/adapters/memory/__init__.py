@@ -1,7 +1,6 @@
 """Users and outbox in memory."""
 
-from usersvc.adapters.memory.archive import InMemoryArchive
 from usersvc.adapters.memory.outbox import InMemoryOutbox
-from usersvc.adapters.memory.users import InMemoryUsers
+from usersvc.adapters.memory.users import InMemoryArchive, InMemoryUsers
 
 __all__ = ("InMemoryArchive", "InMemoryOutbox", "InMemoryUsers")

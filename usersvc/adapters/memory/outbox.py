@@ -3,7 +3,6 @@
 from dataclasses import replace
 from datetime import datetime
 from heapq import nsmallest
-from itertools import islice
 from uuid import UUID, uuid4
 
 from usersvc.application.outbox_entries import LAST, RATE_LIMITED, OutboxEntry, OutboxState
@@ -17,13 +16,13 @@ class InMemoryOutbox:
 
     def __init__(self) -> None:
         self._entries: dict[int, OutboxEntry] = {}
+        # At most two for each user, so expired ones may stay.
         self._reserved: dict[str, Reserved] = {}
         self._last_id = 0
 
     def put(self, event: UserRegistered) -> None:
         """Add an event, due as soon as the mail limits allow."""
         due_at, reserved = reserve(event, self._reserved)
-        self._delete_expired_limits(event.occurred_at)
         self._reserved |= reserved
         self._last_id += 1
         self._entries[self._last_id] = OutboxEntry(
@@ -34,13 +33,6 @@ class InMemoryOutbox:
             reason=RATE_LIMITED if due_at > event.occurred_at else None,
             context=request_context.get(),
         )
-
-    def _delete_expired_limits(self, now: datetime) -> None:
-        # A few each time, more than a mail adds; the others move to the end.
-        for digest, reserved in [*islice(self._reserved.items(), 4)]:
-            del self._reserved[digest]
-            if reserved.until > now:
-                self._reserved[digest] = reserved
 
     async def lease(self, *, now: datetime, until: datetime, limit: int, latest: datetime = LAST) -> list[OutboxEntry]:
         due = [

@@ -4,32 +4,33 @@ import json
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from datetime import datetime
+from operator import attrgetter
 from uuid import UUID
 
-from usersvc.adapters.memory.archive import InMemoryArchive, position_of
 from usersvc.adapters.memory.outbox import InMemoryOutbox
 from usersvc.application.idempotency import KEY_LIFETIME, EarlierRegistration, IdempotencyKey, IdempotencyKeyUsed
 from usersvc.application.read_models import Order, Page, UserRecord, UserView
 from usersvc.domain.errors import EmailAlreadyRegistered
 from usersvc.domain.user import User
 
+_position = attrgetter("position")
+
 
 class InMemoryUsers:
     """A ``Users`` that lives as long as the process.
 
-    No method awaits anything, so none needs a lock.
+    No method waits for anything, so none needs a lock.
     """
 
     def __init__(self) -> None:
         self._last_position = 0
-        # User and time of use by the digest of the key, in order of use and therefore of expiry.
+        # User and time of use by the digest of the key; at most one for each user, so expired keys may stay.
         self._keys: dict[str, tuple[UUID, datetime]] = {}
         self.outbox = InMemoryOutbox()
         self.archive = InMemoryArchive()
 
     async def add(self, user: User, *, key: IdempotencyKey | None = None) -> None:
-        self._delete_expired_keys(user.registered_at)
-        if key is not None and key.digest in self._keys:
+        if key is not None and await self.registered_with(key, at=user.registered_at):
             raise IdempotencyKeyUsed
         if not self._put(user):
             raise EmailAlreadyRegistered
@@ -65,13 +66,6 @@ class InMemoryUsers:
         user = self.archive.by_id[user_id]
         return EarlierRegistration(user.view, user.password_hash)
 
-    def _delete_expired_keys(self, at: datetime) -> None:
-        while self._keys:
-            digest, (_, used_at) = next(iter(self._keys.items()))
-            if used_at + KEY_LIFETIME > at:
-                return
-            del self._keys[digest]
-
     async def find(self, user_id: UUID) -> UserView | None:
         user = self.archive.by_id.get(user_id)
         return None if user is None else user.view
@@ -83,10 +77,10 @@ class InMemoryUsers:
             users = [user for user in [self.archive.by_mailbox.get(mailbox)] if user is not None]
         # One row more than requested shows whether there is a next page.
         if order is Order.ASC:
-            begin = bisect_right(users, after or 0, key=position_of)
+            begin = bisect_right(users, after or 0, key=_position)
             shown = users[begin : begin + limit + 1]
         else:
-            end = len(users) if after is None else bisect_left(users, after, key=position_of)
+            end = len(users) if after is None else bisect_left(users, after, key=_position)
             shown = users[max(0, end - limit - 1) : end][::-1]
         lines = (json.dumps(user.view, separators=(",", ":"), ensure_ascii=False) for user in shown[:limit])
         return Page(
@@ -95,3 +89,21 @@ class InMemoryUsers:
 
     async def check(self) -> None:
         """Return: memory is always available."""
+
+
+class InMemoryArchive:
+    """An ``Archive`` that lives as long as the process; ``InMemoryUsers`` fills it."""
+
+    def __init__(self) -> None:
+        # In order of position.
+        self.by_id: dict[UUID, UserRecord] = {}
+        self.by_mailbox: dict[str, UserRecord] = {}
+
+    async def users(self, *, after: int | None, limit: int) -> list[UserRecord]:
+        users = list(self.by_id.values())
+        begin = bisect_right(users, after or 0, key=_position)
+        return users[begin : begin + limit]
+
+    async def find_matching(self, *, mailboxes: Sequence[str], ids: Sequence[UUID]) -> list[UserRecord]:
+        found = [self.by_mailbox.get(mailbox) for mailbox in mailboxes] + [self.by_id.get(user_id) for user_id in ids]
+        return sorted({user for user in found if user is not None}, key=_position)

@@ -1,24 +1,28 @@
-"""The outbox in PostgreSQL."""
+"""The outbox in PostgreSQL, and notifications of its entries by LISTEN and NOTIFY."""
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractAsyncContextManager
-from dataclasses import astuple
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from datetime import datetime
 from typing import cast
 
 import asyncpg
 
-from usersvc.adapters.postgres.listener import CHANNEL, listening
-from usersvc.adapters.postgres.pool import PostgresPool
+from usersvc.adapters.postgres import pool as postgres_pool
 from usersvc.application.errors import StorageUnavailable
-from usersvc.application.outbox_entries import LAST, RATE_LIMITED, OutboxEntry, OutboxState
-from usersvc.application.request_context import RequestContext, request_context
+from usersvc.application.outbox_entries import LAST, OutboxEntry, OutboxState
+from usersvc.application.request_context import RequestContext
 from usersvc.domain.events import UserRegistered
-from usersvc.domain.mail_limits import limits
-from usersvc.domain.user import User
 
-EXPIRED_BATCH = 100
-"""The maximum number of expired keys, and of expired mail limits, that one registration deletes."""
+log = logging.getLogger(__name__)
+
+CHANNEL = "usersvc_outbox"
+"""Where processes announce entries that are due."""
+
+DEBOUNCE, MAX_SILENCE, RECONNECT_PAUSE = 0.1, 15.0, 1.0
+"""Seconds during which notifications are combined, so that not every registration makes every process query the
+outbox; seconds without any after which the connection is checked; seconds between two attempts to connect."""
 
 _ENTRY = "id, user_id, email, occurred_at, attempts, due_at, reason, lease::text, request_id, trace_id, span_id"
 
@@ -29,12 +33,41 @@ _UNLIMITED = "(attempts > 0 OR reason IS NULL)"
 class PostgresOutbox:
     """An ``Outbox`` in the database of a ``PostgresUsers``."""
 
-    def __init__(self, pool: PostgresPool) -> None:
+    def __init__(self, pool: postgres_pool.PostgresPool) -> None:
         self._pool = pool
 
-    def listen(self, wake: Callable[[], None]) -> AbstractAsyncContextManager[None]:
-        """Call ``wake`` when a process on any host has made an entry due; notifications may be lost."""
-        return listening(self._pool, wake)
+    @asynccontextmanager
+    async def listen(self, wake: Callable[[], None]) -> AsyncIterator[None]:
+        """Call ``wake`` when a process on any host has made an entry due, and when notifications may have been lost."""
+        task = asyncio.create_task(self._listen(wake))
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.wait([task])
+
+    async def _listen(self, wake: Callable[[], None]) -> None:
+        is_logged, received = False, asyncio.Event()
+        while True:
+            try:
+                async with self._pool.session() as connection:
+                    connection.add_termination_listener(lambda *_: received.set())
+                    async with asyncio.timeout(postgres_pool.RESPONSE_TIMEOUT):
+                        await connection.add_listener(CHANNEL, lambda *_: received.set())
+                    is_logged = False
+                    while True:
+                        wake()
+                        received.clear()
+                        await asyncio.sleep(DEBOUNCE)
+                        with suppress(TimeoutError):
+                            await asyncio.wait_for(received.wait(), MAX_SILENCE)
+                        # It fails if the connection is lost, which looks like silence.
+                        await connection.execute("SELECT 1", timeout=postgres_pool.RESPONSE_TIMEOUT)
+            except StorageUnavailable as error:
+                if not is_logged:
+                    log.warning("cannot listen for notifications, retrying: %s", error)
+                is_logged = True
+            await asyncio.sleep(RECONNECT_PAUSE)
 
     async def lease(self, *, now: datetime, until: datetime, limit: int, latest: datetime = LAST) -> list[OutboxEntry]:
         # Concurrent calls skip each other's rows. Each half reads the first rows of an index, and the ids are an array
@@ -97,11 +130,10 @@ class PostgresOutbox:
         return bool(changed)
 
     async def state(self) -> OutboxState:
-        # Ids follow the time of registration. The counts are read separately: they may exceed STATEMENT_TIMEOUT.
-        first = await self._pool.run(
-            f"SELECT occurred_at FROM outbox WHERE due_at IS NOT NULL AND {_UNLIMITED} ORDER BY id LIMIT 1"  # noqa: S608  # a constant
+        # Ids follow the time of registration. The counts are read separately: they may exceed statement_timeout.
+        [[oldest]] = await self._pool.run(
+            f"SELECT (SELECT occurred_at FROM outbox WHERE due_at IS NOT NULL AND {_UNLIMITED} ORDER BY id LIMIT 1)"  # noqa: S608  # a constant
         )
-        oldest = first[0]["occurred_at"] if first else None
         try:
             [[pending, total]] = await self._pool.run(
                 "SELECT (SELECT count(*) FROM outbox WHERE due_at IS NOT NULL), (SELECT count(*) FROM outbox)"
@@ -120,67 +152,3 @@ def _entry_of(row: asyncpg.Record) -> OutboxEntry:
     return OutboxEntry(
         entry_id, event, attempts, due_at, reason, lease, RequestContext(*context) if context[0] else None
     )
-
-
-INSERT_EVENTS = f"""
-events AS (
-    SELECT * FROM stored JOIN unnest($1::uuid[], $2::text[], $3::text[], $4::timestamptz[])
-        WITH ORDINALITY AS given (user_id, mailbox, email, occurred_at, number) USING (user_id, mailbox)
-),
-limited AS (
-    SELECT number, occurred_at, digest, gap, burst
-    FROM events JOIN unnest($8::bigint[], $9::text[], $10::interval[], $11::interval[])
-        AS given (number, digest, gap, burst) USING (number)
-),
-expired_limits AS (
-    DELETE FROM mail_limits WHERE digest = ANY (ARRAY(
-        SELECT digest FROM mail_limits
-        WHERE until <= (SELECT min(occurred_at) FROM limited) AND digest <> ALL ($9::text[])
-        ORDER BY until LIMIT {EXPIRED_BATCH} FOR UPDATE SKIP LOCKED
-    ))
-),
-reserved AS (
-    INSERT INTO mail_limits AS before (digest, since, until)
-    SELECT digest, min(occurred_at), min(occurred_at) + sum(gap) FROM limited GROUP BY digest ORDER BY digest
-    ON CONFLICT (digest) DO UPDATE SET
-        since = CASE WHEN before.until <= excluded.since THEN excluded.since
-            ELSE least(before.since, excluded.since) END,
-        until = greatest(excluded.since, before.until - greatest(before.since - excluded.since, interval '0'))
-            + (excluded.until - excluded.since)
-    RETURNING digest, until
-),
-due AS (
-    SELECT number, greatest(occurred_at, max(until - behind - burst)) AS due_at FROM (
-        SELECT *, sum(gap) OVER (PARTITION BY digest ORDER BY number DESC) - gap AS behind FROM limited
-    ) AS each JOIN reserved USING (digest) GROUP BY number, occurred_at
-),
-inserted AS (
-    INSERT INTO outbox (user_id, email, occurred_at, due_at, reason, request_id, trace_id, span_id)
-    SELECT user_id, email, occurred_at, due_at, CASE WHEN due_at > occurred_at THEN '{RATE_LIMITED}' END,
-        $5::text, $6::text, $7::text
-    FROM events JOIN due USING (number) ORDER BY number
-    RETURNING pg_notify('{CHANNEL}', '')
-)
-"""  # noqa: S608  # constants
-"""The CTEs that store the events of the users in the CTE ``stored (user_id, mailbox)``, and announce them.
-
-They contain ``mail_limits.reserve`` in SQL, for all events at once. The parameters are those of ``event_parameters``.
-"""
-
-
-def event_parameters(users: Sequence[User]) -> list[object]:
-    """The parameters $1 to $11 of ``INSERT_EVENTS``: the events, the request context, and the limits on the mails."""
-    given = [(user.email.mailbox, event) for user in users for event in user.events]
-    events = [(event.user_id, mailbox, event.email, event.occurred_at) for mailbox, event in given]
-    limited = [
-        (number, digest, limit.gap, limit.burst * limit.gap)
-        for number, (_, event) in enumerate(given, start=1)
-        for digest, limit in limits(event).items()
-    ]
-    context = request_context.get()
-    return [*columns(events, 4), *(astuple(context) if context else (None, None, None)), *columns(limited, 4)]
-
-
-def columns(rows: Sequence[tuple[object, ...]], count: int) -> Sequence[Sequence[object]]:
-    """The columns of rows, as arrays for ``unnest``; ``count`` empty ones if there is no row."""
-    return list(zip(*rows, strict=True)) or [()] * count

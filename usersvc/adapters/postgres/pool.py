@@ -16,26 +16,23 @@ Connection = asyncpg.Connection
 CALL_TIMEOUT = 5.0
 """The maximum time of any call, with waiting for a connection and all retries, in seconds."""
 
-STATEMENT_TIMEOUT, LOCK_TIMEOUT = 2.0, 1.5
-"""After how many seconds the server itself cancels a statement, or one that waits for a lock."""
-
 RESPONSE_TIMEOUT, CONNECT_TIMEOUT = 2.5, 2.0
 """Seconds after which a server is unreachable; the sum leaves time to fail over within ``CALL_TIMEOUT``."""
 
 MAX_IDLE_TIME = 60.0
 """How long an unused connection is kept, in seconds: other processes need the server's slots too."""
 
-FIRST_PAUSE, LONGEST_PAUSE = 0.02, 0.5
-"""Between two attempts, in seconds; each pause is twice the one before."""
+RETRY_PAUSE = 0.1
+"""Seconds between two attempts."""
 
 SETTINGS = {
     # Acknowledged means durable, with synchronous_standby_names also on another server.
     "synchronous_commit": "on",
     "default_transaction_isolation": "read committed",
-    "statement_timeout": f"{STATEMENT_TIMEOUT * 1000:.0f}",
-    "lock_timeout": f"{LOCK_TIMEOUT * 1000:.0f}",
+    "statement_timeout": "2s",
+    "lock_timeout": "1500ms",
     # Only migrations keep a transaction open from one statement to the next.
-    "idle_in_transaction_session_timeout": f"{CALL_TIMEOUT * 1000:.0f}",
+    "idle_in_transaction_session_timeout": "5s",
     # Firewalls drop idle connections silently, and a server should notice clients that are gone.
     "tcp_keepalives_idle": "60",
     # Compiling takes longer than these statements do.
@@ -84,7 +81,7 @@ class PostgresPool:
             min_size=0,
             max_size=self._size,
             max_inactive_connection_lifetime=MAX_IDLE_TIME,
-            connect=lambda *_, **__: self.connect(),
+            connect=lambda *_, **__: self._connect(),
             reset=_keep_session,
         )
 
@@ -104,8 +101,8 @@ class PostgresPool:
         Raises:
             StorageUnavailable: it is unknown whether it was committed; or it violates a constraint and was not.
         """
-        pause, last = FIRST_PAUSE, None
-        with storage_errors():
+        last = None
+        with _storage_errors():
             try:
                 async with asyncio.timeout(CALL_TIMEOUT):
                     while True:
@@ -116,16 +113,27 @@ class PostgresPool:
                                 return await connection.fetch(statement, *values, timeout=RESPONSE_TIMEOUT)
                         except FAILURES as error:
                             last = error
-                            if not (isinstance(error, ROLLED_BACK) or (is_repeatable and _is_transient(error))):
+                            # asyncpg's errors about values and settings are ValueErrors.
+                            is_permanent = isinstance(error, (ValueError, asyncpg.PostgresError))
+                            is_transient = isinstance(error, SERVER_LOST) or not is_permanent
+                            if not (isinstance(error, ROLLED_BACK) or (is_repeatable and is_transient)):
                                 raise
-                        await asyncio.sleep(pause)
-                        pause = min(2 * pause, LONGEST_PAUSE)
+                        await asyncio.sleep(RETRY_PAUSE)
             except TimeoutError as timeout:
                 # The last failure says more than the timeout.
                 raise last or timeout from None
 
-    async def connect(self) -> Connection:
-        """Connect to a server that accepts writes; raises one of ``FAILURES``, of the host that was tried last."""
+    @asynccontextmanager
+    async def session(self) -> AsyncIterator[Connection]:
+        """A connection outside the pool, in which every failure is a ``StorageUnavailable``."""
+        with _storage_errors():
+            connection = await self._connect()
+            try:
+                yield connection
+            finally:
+                connection.terminate()
+
+    async def _connect(self) -> Connection:
         last: Exception = TimeoutError()
         for address in self._addresses.copy():
             try:
@@ -162,24 +170,16 @@ class PostgresPool:
 
 
 async def _keep_session(_: Connection) -> None:
-    """Replaces the statements with which asyncpg resets a session: here they would reset nothing."""
+    """Replaces asyncpg's reset of a session, which would reset nothing here."""
 
 
 @contextmanager
-def storage_errors() -> Iterator[None]:
-    """Translate every failure of PostgreSQL into ``StorageUnavailable``."""
+def _storage_errors() -> Iterator[None]:
+    """Report only the kind of a failure: messages of the server contain values, those of the network addresses."""
     try:
         yield
+    except TimeoutError as error:
+        raise StorageUnavailable("PostgreSQL: timed out") from error
     except FAILURES as error:
-        raise StorageUnavailable(f"PostgreSQL: {reason(error)}") from error
-
-
-def reason(error: Exception) -> str:
-    """The kind of failure only: messages of the server contain values, those of the network addresses."""
-    state = f" ({error.sqlstate})" if isinstance(error, asyncpg.PostgresError) and error.sqlstate else ""
-    return f"{type(error).__name__}{state}"
-
-
-def _is_transient(error: Exception) -> bool:
-    # asyncpg's errors about values and settings are ValueErrors; of the server's, only its loss is transient.
-    return isinstance(error, SERVER_LOST) or not isinstance(error, (ValueError, asyncpg.PostgresError))
+        state = f" ({error.sqlstate})" if isinstance(error, asyncpg.PostgresError) and error.sqlstate else ""
+        raise StorageUnavailable(f"PostgreSQL: {type(error).__name__}{state}") from error

@@ -1,6 +1,8 @@
 """The schema in PostgreSQL: its versions, and how it is brought from one to the next."""
 
-from usersvc.adapters.postgres.pool import Connection, PostgresPool, storage_errors
+import asyncpg
+
+from usersvc.adapters.postgres.pool import Connection, PostgresPool
 from usersvc.application.errors import StorageUnavailable
 
 UPGRADING, ADDING = 0x75736572_7376_0001, 0x75736572_7376_0002
@@ -64,18 +66,15 @@ async def upgrade(pool: PostgresPool) -> None:
     """Migrate the schema, in one transaction and one process at a time.
 
     Raises:
-        StorageUnavailable: the server cannot be reached, or its encoding or the version of the schema is unsuitable.
+        StorageUnavailable: the server cannot be reached, or its encoding or the version of the schema is unsuitable, or
+            it has tables of a pre-release version or of another program.
     """
-    with storage_errors():
-        connection = await pool.connect()
-        try:
-            if await connection.fetchval("SHOW server_encoding") != "UTF8":
-                raise StorageUnavailable("the encoding of the database is not UTF8")
-            # Reading the version needs neither a lock nor the right to create tables.
-            if await _version(connection) < len(MIGRATIONS):
-                await _upgrade(connection)
-        finally:
-            connection.terminate()
+    async with pool.session() as connection:
+        if await connection.fetchval("SHOW server_encoding") != "UTF8":
+            raise StorageUnavailable("the encoding of the database is not UTF8")
+        # Reading the version needs neither a lock nor the right to create tables.
+        if await _version(connection) < len(MIGRATIONS):
+            await _upgrade(connection)
 
 
 async def _upgrade(connection: Connection) -> None:
@@ -91,8 +90,13 @@ async def _upgrade(connection: Connection) -> None:
         )
         # Read again: another process may have migrated meanwhile.
         for version in range(await _version(connection), len(MIGRATIONS)):
-            # Tables of a pre-release version, or of another program, raise DuplicateTableError.
-            await connection.execute(MIGRATIONS[version])
+            try:
+                await connection.execute(MIGRATIONS[version])
+            except asyncpg.DuplicateTableError:
+                raise StorageUnavailable(
+                    "the database has tables of a pre-release usersvc or of another program; export the users with the "
+                    "version that made them, and import them into a new database: docs/moving.md"
+                ) from None
             await connection.execute("INSERT INTO usersvc_schema_version VALUES ($1)", version + 1)
 
 

@@ -2,20 +2,27 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import astuple
 from datetime import datetime
 from typing import Self
 from uuid import UUID
 
 import asyncpg
 
-from usersvc.adapters.postgres.outbox import EXPIRED_BATCH, INSERT_EVENTS, PostgresOutbox, columns, event_parameters
+from usersvc.adapters.postgres.outbox import CHANNEL, PostgresOutbox
 from usersvc.adapters.postgres.pool import PostgresPool
 from usersvc.adapters.postgres.schema import ADDING, upgrade
 from usersvc.application.errors import StorageUnavailable
 from usersvc.application.idempotency import KEY_LIFETIME, EarlierRegistration, IdempotencyKey, IdempotencyKeyUsed
+from usersvc.application.outbox_entries import RATE_LIMITED
 from usersvc.application.read_models import Order, Page, UserRecord, UserView
+from usersvc.application.request_context import request_context
 from usersvc.domain.errors import EmailAlreadyRegistered
+from usersvc.domain.mail_limits import limits
 from usersvc.domain.user import User
+
+EXPIRED_BATCH = 100
+"""The maximum number of expired keys, and of expired mail limits, that one registration deletes."""
 
 POOL_SIZE = 5
 """The number of connections of a process, without the one that listens for notifications."""
@@ -31,53 +38,87 @@ _RECORD = "SELECT position, id, email, mailbox, age, password_hash, registered_a
 # Writes to the WAL, so that the commit waits for the disk and for synchronous_standby_names.
 _WRITE_TO_WAL = "pg_logical_emit_message(true, 'usersvc', ''::text)"
 
-# The lock makes positions follow the order in which users become visible: it is taken before the position is drawn and
-# held until the commit. So transactions that add users run one after the other; all others run concurrently. An
-# addition is one statement and one transaction, so a client that hangs cannot hold the lock.
-_LOCK = f"locked AS MATERIALIZED (SELECT pg_advisory_xact_lock({ADDING}))"
 
-# Constraints decide about keys and mailboxes, because the statement's snapshot is older than the lock. A key whose user
-# is not added, since the mailbox is taken, violates the constraint key_of_a_user, and nothing is stored.
-_CLAIM_KEY = f"""
-expired_keys AS (
-    DELETE FROM idempotency_keys WHERE digest IN (
-        SELECT digest FROM idempotency_keys WHERE used_at <= $19 AND digest <> $18
-        ORDER BY used_at LIMIT {EXPIRED_BATCH} FOR UPDATE SKIP LOCKED
-    )
-),
-claimed AS (
-    INSERT INTO idempotency_keys (digest, user_id, used_at)
-    SELECT $18, ($12::uuid[])[1], ($17::timestamptz[])[1] FROM locked
-    ON CONFLICT (digest) DO UPDATE SET user_id = excluded.user_id, used_at = excluded.used_at
-    WHERE idempotency_keys.used_at <= $19
-    RETURNING digest
-)
-"""  # noqa: S608  # a constant
-
-
-def _insert(allowed: str, conflict: str) -> str:
-    """The CTEs that insert users in their order if the CTE ``allowed`` has a row; returns the rows of those added."""
+def _addition(conflict: str) -> str:
+    """The statement that adds users, in their order; returns the id and mailbox of each user that was added."""
+    # The lock makes positions follow the order in which users become visible: it is taken before the position is drawn
+    # and held until the commit. So transactions that add users run one after the other; all others run concurrently.
+    # One statement is one transaction, so a client that hangs cannot hold the lock.
+    # Constraints decide about keys and mailboxes, because the statement's snapshot is older than the lock. A key whose
+    # user is not added, since the mailbox is taken, violates the constraint key_of_a_user, and nothing is stored.
+    # `limited` to `due` are mail_limits.reserve for all events at once.
     return f"""
+    WITH locked AS MATERIALIZED (SELECT pg_advisory_xact_lock({ADDING})),
+    expired_keys AS (
+        DELETE FROM idempotency_keys WHERE digest IN (
+            SELECT digest FROM idempotency_keys WHERE used_at <= $19 AND digest <> $18
+            ORDER BY used_at LIMIT {EXPIRED_BATCH} FOR UPDATE SKIP LOCKED
+        )
+    ),
+    claimed AS (
+        INSERT INTO idempotency_keys (digest, user_id, used_at)
+        SELECT $18, ($12::uuid[])[1], ($17::timestamptz[])[1] FROM locked WHERE $18::text IS NOT NULL
+        ON CONFLICT (digest) DO UPDATE SET user_id = excluded.user_id, used_at = excluded.used_at
+        WHERE idempotency_keys.used_at <= $19
+        RETURNING digest
+    ),
     stored (user_id, mailbox) AS (
         INSERT INTO users (position, id, mailbox, email, age, password_hash, registered_at)
         SELECT nextval('users_position'), id, mailbox, email, age, password_hash, registered_at FROM (
-            SELECT given.* FROM {allowed},
+            SELECT given.* FROM locked,
                 unnest($12::uuid[], $13::text[], $14::text[], $15::integer[], $16::text[], $17::timestamptz[])
                 WITH ORDINALITY AS given (id, mailbox, email, age, password_hash, registered_at, number)
+            WHERE $18 IS NULL OR EXISTS (SELECT FROM claimed)
             ORDER BY number
         ) AS ordered
         ON CONFLICT {conflict} DO NOTHING
         RETURNING id, mailbox
     ),
-    {INSERT_EVENTS}
-    SELECT user_id, mailbox FROM stored
+    events AS (
+        SELECT * FROM stored JOIN unnest($1::uuid[], $2::text[], $3::text[], $4::timestamptz[])
+            WITH ORDINALITY AS given (user_id, mailbox, email, occurred_at, number) USING (user_id, mailbox)
+    ),
+    limited AS (
+        SELECT number, occurred_at, digest, gap, burst
+        FROM events JOIN unnest($8::bigint[], $9::text[], $10::interval[], $11::interval[])
+            AS given (number, digest, gap, burst) USING (number)
+    ),
+    expired_limits AS (
+        DELETE FROM mail_limits WHERE digest = ANY (ARRAY(
+            SELECT digest FROM mail_limits
+            WHERE until <= (SELECT min(occurred_at) FROM limited) AND digest <> ALL ($9::text[])
+            ORDER BY until LIMIT {EXPIRED_BATCH} FOR UPDATE SKIP LOCKED
+        ))
+    ),
+    reserved AS (
+        INSERT INTO mail_limits AS before (digest, since, until)
+        SELECT digest, min(occurred_at), min(occurred_at) + sum(gap) FROM limited GROUP BY digest ORDER BY digest
+        ON CONFLICT (digest) DO UPDATE SET
+            since = CASE WHEN before.until <= excluded.since THEN excluded.since
+                ELSE least(before.since, excluded.since) END,
+            until = greatest(excluded.since, before.until - greatest(before.since - excluded.since, interval '0'))
+                + (excluded.until - excluded.since)
+        RETURNING digest, until
+    ),
+    due AS (
+        SELECT number, greatest(occurred_at, max(until - behind - burst)) AS due_at FROM (
+            SELECT *, sum(gap) OVER (PARTITION BY digest ORDER BY number DESC) - gap AS behind FROM limited
+        ) AS each JOIN reserved USING (digest) GROUP BY number, occurred_at
+    ),
+    inserted AS (
+        INSERT INTO outbox (user_id, email, occurred_at, due_at, reason, request_id, trace_id, span_id)
+        SELECT user_id, email, occurred_at, due_at, CASE WHEN due_at > occurred_at THEN '{RATE_LIMITED}' END,
+            $5::text, $6::text, $7::text
+        FROM events JOIN due USING (number) ORDER BY number
+        RETURNING pg_notify('{CHANNEL}', '')
+    )
+    SELECT * FROM stored
     """  # noqa: S608  # constants
 
 
-_ADD = f"WITH {_LOCK}, {_insert('locked', '(mailbox)')}"
-_ADD_WITH_KEY = f"WITH {_LOCK}, {_CLAIM_KEY}, {_insert('claimed', '(mailbox)')}"
+_ADD = _addition("(mailbox)")
 # The first of several users with one mailbox or id is stored.
-_ADD_ALL = f"WITH {_LOCK}, {_insert('locked', '')}"
+_ADD_ALL = _addition("")
 
 
 class PostgresUsers:
@@ -103,11 +144,8 @@ class PostgresUsers:
         await self._pool.close()
 
     async def add(self, user: User, *, key: IdempotencyKey | None = None) -> None:
-        statement, values = _ADD, _parameters([user])
-        if key is not None:
-            statement, values = _ADD_WITH_KEY, [*values, key.digest, user.registered_at - KEY_LIFETIME]
         try:
-            added = await self._pool.run(statement, *values)
+            added = await self._pool.run(_ADD, *_parameters([user], key))
         except StorageUnavailable as error:
             violation = error.__cause__
             if isinstance(violation, asyncpg.ForeignKeyViolationError) and violation.constraint_name == "key_of_a_user":
@@ -199,10 +237,29 @@ class PostgresArchive:
         return [UserRecord(*row) for row in await self._pool.run(f"{_RECORD} {matching}", mailboxes, ids)]
 
 
-def _parameters(users: Sequence[User]) -> list[object]:
-    """The parameters of ``INSERT_EVENTS``, and $12 to $17: those of ``_insert``."""
+def _parameters(users: Sequence[User], key: IdempotencyKey | None = None) -> list[object]:
+    """The parameters of ``_addition``: the events, their request context, the limits on mails, the users, the key."""
+    given = [(user.email.mailbox, event) for user in users for event in user.events]
+    events = [(event.user_id, mailbox, event.email, event.occurred_at) for mailbox, event in given]
+    context = request_context.get()
+    limited = [
+        (number, digest, limit.gap, limit.burst * limit.gap)
+        for number, (_, event) in enumerate(given, start=1)
+        for digest, limit in limits(event).items()
+    ]
     rows = [
         (user.id, user.email.mailbox, user.email.typed, user.age.years, user.password_hash, user.registered_at)
         for user in users
     ]
-    return [*event_parameters(users), *columns(rows, 6)]
+    return [
+        *_columns(events, 4),
+        *(astuple(context) if context else (None, None, None)),
+        *_columns(limited, 4),
+        *_columns(rows, 6),
+        *((key.digest, users[0].registered_at - KEY_LIFETIME) if key else (None, None)),
+    ]
+
+
+def _columns(rows: Sequence[tuple[object, ...]], count: int) -> Sequence[Sequence[object]]:
+    """The columns of rows, as arrays for ``unnest``; ``count`` empty ones if there is no row."""
+    return list(zip(*rows, strict=True)) or [()] * count

@@ -16,10 +16,8 @@ from redis.exceptions import RedisError
 
 log = logging.getLogger(__name__)
 
-TIMEOUT = 0.25
-"""The maximum time of a call, with connecting and waiting for a connection, in seconds."""
-PAUSE = 5.0
-"""How long Redis is not used after two failures in a row, in seconds."""
+TIMEOUT, PAUSE = 0.25, 5.0
+"""Seconds of a call, with waiting for a connection; and for which Redis is not used after two failures in a row."""
 CONNECTIONS = 16
 """The maximum number of connections of a process."""
 
@@ -33,9 +31,7 @@ class RedisCounts:
     def __init__(self, url: str, *, secret: bytes | None = None) -> None:
         """Create the counts, without a connection.
 
-        Args:
-            url: as ``check_redis_url`` accepts it.
-            secret: keys the digests of client addresses. Without it, an address can be found by trying all of them.
+        ``secret`` keys the digests of client addresses; without it, an address can be found by trying all of them.
         """
         # Retries of the client would take longer than TIMEOUT.
         pool: BlockingConnectionPool = BlockingConnectionPool.from_url(
@@ -84,10 +80,10 @@ class RedisCounts:
         self._failed_at = None
         if self._retry_at is not None:
             self._retry_at = None
-            log.info("Redis answers again: all processes count together")
+            log.info("Redis responds again: all processes count together")
         return admitted, left, ends - time.time()
 
     def _suspend(self, error: Exception) -> None:
         self._retry_at = time.monotonic() + PAUSE
         # Only the type: the message may contain an address or a name.
-        log.warning("Redis does not answer (%s): each process counts by itself", type(error).__name__)
+        log.warning("Redis does not respond (%s): each process counts by itself", type(error).__name__)

@@ -1,7 +1,6 @@
 """Users and outbox in an SQLite file."""
 
-from usersvc.adapters.sqlite.archive import SqliteArchive
 from usersvc.adapters.sqlite.outbox import SqliteOutbox
-from usersvc.adapters.sqlite.users import SqliteUsers
+from usersvc.adapters.sqlite.users import SqliteArchive, SqliteUsers
 
 __all__ = ("SqliteArchive", "SqliteOutbox", "SqliteUsers")

@@ -4,14 +4,16 @@ import asyncio
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from contextvars import copy_context
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from usersvc.adapters.sqlite.coalesced_reads import CoalescedReads
+import aiosqlite
+
+from usersvc.adapters.sqlite.coalesced_reads import CoalescedReads, run_in_thread
 from usersvc.adapters.sqlite.schema import migrate, schema_version
 from usersvc.application.errors import StorageUnavailable
 
@@ -36,13 +38,12 @@ QUICK_CHECK_LIMIT = 64 * 1024 * 1024
 class DatabaseFile:
     """The open file: a connection for reads and one for writes, so that reads never wait for a write.
 
-    Each has a thread of its own. When ``write`` returns, the data is on the disk, in the file at the path. If that file
-    was moved or replaced, writes fail until it is back; another file in its place is used only after a restart.
+    When ``write`` returns, the data is on the disk, in the file at the path. If that file was moved or replaced, writes
+    fail until it is back; another file in its place is used only after a restart.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._writing = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sqlite-writes")
 
     async def open(self) -> None:
         """Open the file, create it if it is missing, and migrate its schema.
@@ -51,27 +52,18 @@ class DatabaseFile:
             StorageUnavailable: it cannot be opened, is not an SQLite database, is damaged, or has a newer schema.
         """
         with storage_errors("cannot open the database"):
-            await asyncio.to_thread(self._open)
-
-    def _open(self) -> None:
-        _create(self._path)
-        with ExitStack() as opened:
-            writer = opened.enter_context(closing(connect(self._path, OPENING_TIMEOUT)))
-            _prepare(writer, self._path)
-            writer.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT * 1000:.0f}")
-            writer.execute(f"PRAGMA journal_size_limit = {WAL_LIMIT}")
-            reader = opened.enter_context(closing(connect(self._path, BUSY_TIMEOUT)))
-            reader.execute("PRAGMA query_only = ON")
-            # The first read opens the -wal and the -shm, which stay for as long as a connection is open.
-            schema_version(reader)
-            self._identities = self._current_identities()
-            self._writer, self._reads = writer, CoalescedReads(reader)
-            opened.pop_all()
+            await asyncio.to_thread(_create, self._path)
+            async with AsyncExitStack() as opened:
+                writer = _connection(self._path, OPENING_TIMEOUT, partial(_prepare_writer, path=self._path))
+                self._writer = await opened.enter_async_context(writer)
+                reader = _connection(self._path, BUSY_TIMEOUT, _prepare_reader)
+                self._reads = CoalescedReads(await opened.enter_async_context(reader))
+                self._identities = self._current_identities()
+                self._opened = opened.pop_all()
 
     async def close(self) -> None:
-        """Wait for running statements and close the file; the last process that closes it removes the WAL."""
-        await self._reads.close()
-        await asyncio.get_running_loop().run_in_executor(self._writing, self._writer.close)
+        """Close the file, after running statements; the last process that closes it removes the WAL."""
+        await self._opened.aclose()
 
     async def read(self, query: str, values: Sequence[int | str] = ()) -> list[Any]:
         """The rows of a query.
@@ -90,21 +82,25 @@ class DatabaseFile:
     async def write(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Run ``work`` in a transaction that holds the write lock from its beginning, and return its result.
 
-        It runs in the writing thread. An exception rolls the transaction back, and so does cancelling the caller before
-        the commit.
+        It runs in the connection's thread. An exception rolls the transaction back, and so does cancelling the caller
+        before the commit.
 
         Raises:
             StorageUnavailable: it is unknown whether the transaction was committed.
         """
         is_cancelled = False
 
-        def transaction() -> T:
-            with self._writer as connection:
+        def check_caller() -> None:
+            if is_cancelled:
+                raise TimeoutError
+
+        def transaction(connection: sqlite3.Connection) -> T:
+            with connection:
+                # Before waiting for the lock, and before the commit.
+                check_caller()
                 connection.execute("BEGIN IMMEDIATE")
                 result = work(connection)
-                if is_cancelled:
-                    # The caller has been cancelled or has timed out.
-                    raise TimeoutError
+                check_caller()
                 # Right before the commit: a file that was moved during the transaction is noticed as well.
                 self._check_file()
             return result
@@ -112,8 +108,9 @@ class DatabaseFile:
         with storage_errors("cannot write"):
             try:
                 async with asyncio.timeout(CALL_TIMEOUT):
+                    # Events are stored with the context of the request.
                     run = copy_context().run
-                    return await asyncio.get_running_loop().run_in_executor(self._writing, run, transaction)
+                    return await run_in_thread(self._writer, lambda connection: run(transaction, connection))
             finally:
                 is_cancelled = True
 
@@ -138,7 +135,7 @@ def storage_errors(what: str) -> Iterator[None]:
     except StorageUnavailable as error:
         raise StorageUnavailable(f"{what}: {error}") from None
     except TimeoutError:
-        raise StorageUnavailable(f"{what}: no answer in time") from None
+        raise StorageUnavailable(f"{what}: timed out") from None
     except sqlite3.Error as error:
         raise StorageUnavailable(f"{what}: {error}") from error
     except OSError as error:
@@ -146,16 +143,24 @@ def storage_errors(what: str) -> Iterator[None]:
         raise StorageUnavailable(f"{what}: {error.strerror}") from error
 
 
-def connect(path: Path, timeout: float) -> sqlite3.Connection:
-    """Connect to an existing file; transactions begin only where the code says so.
+def file_uri(path: Path) -> str:
+    """The URI of an existing file: SQLite never creates an empty one in place of a missing one ("URI Filenames")."""
+    return f"{path.absolute().as_uri()}?mode=rw"
 
-    Args:
-        path: the file; an empty one is never created in place of a missing one (SQLite, "URI Filenames").
-        timeout: how long a statement waits for a lock, in seconds.
-    """
-    uri = f"{path.absolute().as_uri()}?mode=rw"
-    # One thread opens the connection and another one uses it.
-    return sqlite3.connect(uri, uri=True, timeout=timeout, isolation_level=None, check_same_thread=False)
+
+@asynccontextmanager
+async def _connection(
+    path: Path, busy_timeout: float, prepare: Callable[[sqlite3.Connection], None]
+) -> AsyncIterator[aiosqlite.Connection]:
+    # Transactions begin only where the code says so.
+    connection = await aiosqlite.connect(file_uri(path), uri=True, timeout=busy_timeout, isolation_level=None)
+    try:
+        await run_in_thread(connection, prepare)
+        yield connection
+    finally:
+        # Unlike `close`, which would wait for as long as a statement hangs. It closes the connection afterwards.
+        if stopped := connection.stop():
+            await asyncio.wait([stopped], timeout=CALL_TIMEOUT)
 
 
 def _create(path: Path) -> None:
@@ -171,7 +176,7 @@ def _create(path: Path) -> None:
     path.touch(mode=0o600)
 
 
-def _prepare(connection: sqlite3.Connection, path: Path) -> None:
+def _prepare_writer(connection: sqlite3.Connection, path: Path) -> None:
     """Check the file, switch it to WAL and migrate its schema."""
     schema_version(connection)
     if _size(path) <= QUICK_CHECK_LIMIT and connection.execute("PRAGMA quick_check(1)").fetchone() != ("ok",):
@@ -179,6 +184,14 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
     connection.execute("PRAGMA synchronous = FULL")
     _use_wal(connection)
     migrate(connection)
+    connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT * 1000:.0f}")
+    connection.execute(f"PRAGMA journal_size_limit = {WAL_LIMIT}")
+
+
+def _prepare_reader(connection: sqlite3.Connection) -> None:
+    connection.execute("PRAGMA query_only = ON")
+    # The first read opens the -wal and the -shm, which stay for as long as a connection is open.
+    schema_version(connection)
 
 
 def _size(path: Path) -> int:

@@ -125,14 +125,7 @@ def _reserve(connection: sqlite3.Connection, event: UserRegistered) -> datetime:
     )
     before = {digest: Reserved(*map(datetime.fromisoformat, times)) for digest, *times in rows}
     due_at, after = reserve(event, before)
-    connection.execute(
-        """
-        DELETE FROM mail_limits WHERE digest IN (
-            SELECT digest FROM mail_limits WHERE until <= ? ORDER BY until LIMIT ?
-        )
-        """,
-        (timestamp(event.occurred_at), EXPIRED_BATCH),
-    )
+    delete_expired(connection, "mail_limits", "until", timestamp(event.occurred_at))
     connection.executemany(
         "INSERT OR REPLACE INTO mail_limits (digest, since, until) VALUES (?, ?, ?)",
         [(digest, timestamp(limit.since), timestamp(limit.until)) for digest, limit in after.items()],
@@ -140,17 +133,20 @@ def _reserve(connection: sqlite3.Connection, event: UserRegistered) -> datetime:
     return due_at
 
 
-def _entry(row: tuple[Any, ...]) -> OutboxEntry:
-    entry_id, user_id, email, occurred_at, attempts, due_at, reason, lease, request_id, trace_id, span_id = row
-    return OutboxEntry(
-        id=entry_id,
-        event=UserRegistered(UUID(user_id), email, datetime.fromisoformat(occurred_at)),
-        attempts=attempts,
-        due_at=_time(due_at),
-        reason=reason,
-        lease=lease,
-        context=None if request_id is None else RequestContext(request_id, trace_id, span_id),
+def delete_expired(connection: sqlite3.Connection, table: str, column: str, until: str) -> None:
+    """Delete some rows of a table of digests whose ``column`` has a time up to ``until``."""
+    connection.execute(
+        f"DELETE FROM {table} WHERE digest IN"  # noqa: S608  # constants
+        f" (SELECT digest FROM {table} WHERE {column} <= ? ORDER BY {column} LIMIT {EXPIRED_BATCH})",
+        [until],
     )
+
+
+def _entry(row: Sequence[Any]) -> OutboxEntry:
+    entry_id, user_id, email, occurred_at, attempts, due_at, reason, lease, *context = row
+    event = UserRegistered(UUID(user_id), email, datetime.fromisoformat(occurred_at))
+    origin = RequestContext(*context) if context[0] else None
+    return OutboxEntry(entry_id, event, attempts, _time(due_at), reason, lease, origin)
 
 
 def _time(stored: str | None) -> datetime | None:

@@ -1,19 +1,19 @@
 """Users in the SQLite file: the embedded default."""
 
 import asyncio
+import json
 import sqlite3
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 from uuid import UUID
 
-from usersvc.adapters.sqlite.archive import SqliteArchive
 from usersvc.adapters.sqlite.database import DatabaseFile
-from usersvc.adapters.sqlite.outbox import EXPIRED_BATCH, SqliteOutbox, insert_events
+from usersvc.adapters.sqlite.outbox import SqliteOutbox, delete_expired, insert_events
 from usersvc.application.clock import timestamp
 from usersvc.application.idempotency import KEY_LIFETIME, EarlierRegistration, IdempotencyKey, IdempotencyKeyUsed
-from usersvc.application.read_models import Order, Page, UserView, view_of
+from usersvc.application.read_models import Order, Page, UserRecord, UserView, view_of
 from usersvc.domain.errors import EmailAlreadyRegistered
 from usersvc.domain.user import User
 
@@ -70,18 +70,13 @@ class SqliteUsers:
         return await self._file.write(delete)
 
     async def registered_with(self, key: IdempotencyKey, *, at: datetime) -> EarlierRegistration | None:
-        rows = await self._file.read(
-            f"""
-            SELECT {_VIEW}, password_hash FROM users
-            WHERE id = (SELECT user_id FROM idempotency_keys WHERE digest = ? AND used_at > ?)
-            """,  # noqa: S608  # a constant
-            [key.digest, timestamp(at - KEY_LIFETIME)],
-        )
-        return EarlierRegistration(_view(rows[0]), rows[0][4]) if rows else None
+        condition = "WHERE id = (SELECT user_id FROM idempotency_keys WHERE digest = ? AND used_at > ?)"
+        records = await _records(self._file, condition, key.digest, timestamp(at - KEY_LIFETIME))
+        return EarlierRegistration(records[0].view, records[0].password_hash) if records else None
 
     async def find(self, user_id: UUID) -> UserView | None:
-        rows = await self._file.read(f"SELECT {_VIEW} FROM users WHERE id = ?", [str(user_id)])  # noqa: S608  # a constant
-        return _view(rows[0]) if rows else None
+        records = await _records(self._file, "WHERE id = ?", str(user_id))
+        return records[0].view if records else None
 
     async def page(self, *, limit: int, order: Order, after: int | None, mailbox: str | None) -> Page:
         conditions: dict[str, int | str] = {}
@@ -117,6 +112,23 @@ class SqliteUsers:
         await asyncio.gather(self._file.read("SELECT 1 FROM users LIMIT 1"), self._file.write(rewrite_version))
 
 
+class SqliteArchive:
+    """An ``Archive`` in the file of a ``SqliteUsers``."""
+
+    def __init__(self, file: DatabaseFile) -> None:
+        self._file = file
+
+    async def users(self, *, after: int | None, limit: int) -> list[UserRecord]:
+        return await _records(self._file, "WHERE position > ? ORDER BY position LIMIT ?", after or 0, limit)
+
+    async def find_matching(self, *, mailboxes: Sequence[str], ids: Sequence[UUID]) -> list[UserRecord]:
+        condition = """
+            WHERE mailbox IN (SELECT value FROM json_each(?)) OR id IN (SELECT value FROM json_each(?))
+            ORDER BY position
+        """
+        return await _records(self._file, condition, json.dumps([*mailboxes]), json.dumps([*map(str, ids)]))
+
+
 def _insert(connection: sqlite3.Connection, user: User, *, conflict: str = "") -> bool:
     """Store a user with the events, and return True; return False on a ``conflict`` (by default, any)."""
     cursor = connection.execute(
@@ -135,14 +147,7 @@ def _insert(connection: sqlite3.Connection, user: User, *, conflict: str = "") -
 def _use_key(connection: sqlite3.Connection, key: IdempotencyKey, user: User) -> None:
     """Store the key of a user who is about to be stored, and delete some expired keys."""
     expired = timestamp(user.registered_at - KEY_LIFETIME)
-    connection.execute(
-        """
-        DELETE FROM idempotency_keys WHERE digest IN (
-            SELECT digest FROM idempotency_keys WHERE used_at <= ? ORDER BY used_at LIMIT ?
-        )
-        """,
-        (expired, EXPIRED_BATCH),
-    )
+    delete_expired(connection, "idempotency_keys", "used_at", expired)
     cursor = connection.execute(
         """
         INSERT INTO idempotency_keys (digest, user_id, used_at) VALUES (?, ?, ?)
@@ -154,5 +159,12 @@ def _use_key(connection: sqlite3.Connection, key: IdempotencyKey, user: User) ->
         raise IdempotencyKeyUsed
 
 
-def _view(row: Sequence[Any]) -> UserView:
-    return {"id": row[0], "email": row[1], "age": row[2], "registered_at": row[3]}
+async def _records(file: DatabaseFile, condition: str, *values: int | str) -> list[UserRecord]:
+    rows = await file.read(
+        f"SELECT position, id, email, mailbox, age, password_hash, registered_at FROM users {condition}",  # noqa: S608  # constants
+        values,
+    )
+    return [
+        UserRecord(position, UUID(user_id), email, mailbox, age, password_hash, datetime.fromisoformat(registered_at))
+        for position, user_id, email, mailbox, age, password_hash, registered_at in rows
+    ]

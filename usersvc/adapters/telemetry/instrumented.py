@@ -9,12 +9,9 @@ P = TypeVar("P")
 
 
 def observed(port: P, around: Callable[[str], AbstractContextManager[object]], *, prefix: str = "") -> P:
-    """The same port, with ``around`` entered for each call.
+    """The same port, with ``around(operation)`` entered for each call; all its methods are coroutine functions.
 
-    Args:
-        port: an object all of whose public methods are coroutine functions.
-        around: given the name of an operation, returns a context manager to enter around one call of it.
-        prefix: of the names of operations, which are those of the port's methods.
+    An operation has the name of the method, with ``prefix`` before it.
     """
 
     def instrumented(name: str) -> Callable[..., Awaitable[object]]:

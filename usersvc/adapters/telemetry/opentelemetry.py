@@ -87,7 +87,6 @@ class OpenTelemetryTracing:
 
         ``route`` is the template of the path, if a route matches; the header ``traceparent`` names the parent.
         """
-        # Clients can send any other method.
         name, kind = (method, method) if method in HTTPMethod.__members__ else ("HTTP", "_OTHER")
         attributes = {HTTP_REQUEST_METHOD: kind, URL_SCHEME: scheme}
         if route is not None:
@@ -140,7 +139,7 @@ class RequestSpan:
 
 
 def _without_values(record: logging.LogRecord) -> bool:
-    """Remove the value from warnings about invalid settings: a header for the collector may contain a key."""
+    # The original message contains the header, which may have a key for the collector.
     record.msg = "OTEL_EXPORTER_OTLP_HEADERS or a similar variable has an entry that is not name=value"
     record.args = ()
     return True

@@ -38,8 +38,6 @@ OUTCOMES = {"outbox_delivered": "delivered", "outbox_reschedule": "retried", "ou
 METHODS = frozenset({"GET", "HEAD", "POST", "OPTIONS", "PUT", "PATCH", "DELETE"})
 """Methods with a label of their own; clients can send any other."""
 
-_FILE = re.compile(r"(counter|gauge_[a-z]+|histogram)_(?P<pid>[0-9]{1,9})\.db", re.ASCII)
-
 
 class PrometheusMetrics:
     """The metrics of this process, or of all processes that share ``DIRECTORY``."""
@@ -51,55 +49,51 @@ class PrometheusMetrics:
             # These describe a single process.
             for collector in (ProcessCollector, PlatformCollector, GCCollector):
                 collector(registry=registry)
-        counter = partial(Counter, registry=registry)
-        histogram = partial(Histogram, registry=registry)
+        counter = partial(Counter, namespace="usersvc", registry=registry)
+        histogram = partial(Histogram, namespace="usersvc", registry=registry)
         # These describe the storage or the program, not a process: the most recent value counts.
-        gauge = partial(Gauge, registry=registry, multiprocess_mode="mostrecent")
+        gauge = partial(Gauge, namespace="usersvc", registry=registry, multiprocess_mode="mostrecent")
 
-        requests = counter("usersvc_http_requests", "Requests that got a response.", ["method", "route", "status"])
+        requests = counter("http_requests", "Requests that got a response.", ["method", "route", "status"])
         request_seconds = histogram(
-            "usersvc_http_request_duration_seconds",
+            "http_request_duration_seconds",
             "From the head of a request to the end of its response.",
             ["method", "route"],
             buckets=QUICK,
         )
         self._hashing_seconds = histogram(
-            "usersvc_hashing_duration_seconds",
+            "hashing_duration_seconds",
             "Time to hash or verify a password, including the wait for a thread.",
             ["operation"],
             buckets=SLOW,
         )
         self._hashing_pending = gauge(
-            "usersvc_hashing_pending",
-            "Passwords that are being hashed or wait for a thread.",
-            multiprocess_mode="livesum",
+            "hashing_pending", "Passwords that are being hashed or wait for a thread.", multiprocess_mode="livesum"
         )
-        self._hashing_refused = counter(
-            "usersvc_hashing_refused", "Registrations rejected because the hashing queue was full."
-        )
+        self._hashing_refused = counter("hashing_refused", "Registrations rejected because the hashing queue was full.")
         self.rate_limit_fallbacks = counter(
-            "usersvc_rate_limit_fallbacks",
+            "rate_limit_fallbacks",
             "Registrations counted by one process only, because the shared rate limit was unavailable.",
         )
         storage_seconds = histogram(
-            "usersvc_storage_call_duration_seconds", "Duration of a storage call.", ["operation"], buckets=QUICK
+            "storage_call_duration_seconds", "Duration of a storage call.", ["operation"], buckets=QUICK
         )
-        self._storage_failures = counter("usersvc_storage_failures", "Storage calls that failed.", ["operation"])
+        self._storage_failures = counter("storage_failures", "Storage calls that failed.", ["operation"])
         self._deliveries = counter(
-            "usersvc_outbox_deliveries",
+            "outbox_deliveries",
             "Attempts to deliver a notification, by outcome: delivered, retried, dead-lettered.",
             ["outcome"],
         )
         self._notification_seconds = histogram(
-            "usersvc_notification_duration_seconds", "Duration of an attempt to deliver a notification.", buckets=MAIL
+            "notification_duration_seconds", "Duration of an attempt to deliver a notification.", buckets=MAIL
         )
-        self._outbox_pending = gauge("usersvc_outbox_pending", "Notifications waiting for delivery.")
-        self._outbox_dead_lettered = gauge("usersvc_outbox_dead_lettered", "Notifications that are no longer retried.")
+        self._outbox_pending = gauge("outbox_pending", "Notifications waiting for delivery.")
+        self._outbox_dead_lettered = gauge("outbox_dead_lettered", "Notifications that are no longer retried.")
         self._outbox_oldest_seconds = gauge(
-            "usersvc_outbox_oldest_age_seconds",
+            "outbox_oldest_age_seconds",
             "Age of the oldest notification waiting for delivery, except those delayed by mail limits; 0 without any.",
         )
-        build = gauge("usersvc_build_info", "Always 1.", ["version", "python"])
+        build = gauge("build_info", "Always 1.", ["version", "python"])
 
         build.labels(usersvc.__version__, platform.python_version()).set(1)
         for outcome in OUTCOMES.values():
@@ -124,7 +118,10 @@ class PrometheusMetrics:
         oldest_age = pending = dead_lettered = nan
         # The other metrics matter most when the storage is unavailable.
         with suppress(StorageUnavailable):
-            state = await self._state_of(outbox)
+            # Concurrent scrapes share one query, as counting may be slow.
+            if self._reading_state is None or self._reading_state.done():
+                self._reading_state = asyncio.create_task(outbox.state())
+            state = await asyncio.shield(self._reading_state)
             oldest_age = 0.0 if state.oldest is None else max(0.0, (utc_now() - state.oldest).total_seconds())
             pending = nan if state.pending is None else state.pending
             dead_lettered = nan if state.dead_lettered is None else state.dead_lettered
@@ -133,19 +130,13 @@ class PrometheusMetrics:
         self._outbox_dead_lettered.set(dead_lettered)
         if self._shared is None:
             return generate_latest(self._registry)
-        for file in _files_of_ended_processes(Path(self._shared)):
-            # Their counters stay in the sums. Another process may have deleted the file.
-            if file.name.startswith("gauge_live"):
+        for file, pid in _files(Path(self._shared)):
+            # The counters of ended processes stay in the sums.
+            if file.name.startswith("gauge_live") and _has_ended(pid):
                 file.unlink(missing_ok=True)
         all_processes = CollectorRegistry()
         MultiProcessCollector(all_processes, self._shared)  # type: ignore[no-untyped-call]  # untyped in the library
         return generate_latest(all_processes)
-
-    async def _state_of(self, outbox: Outbox) -> OutboxState:
-        """The state of the outbox; concurrent callers share one query, as counting may be slow."""
-        if self._reading_state is None or self._reading_state.done():
-            self._reading_state = asyncio.create_task(outbox.state())
-        return await asyncio.shield(self._reading_state)
 
     @contextmanager
     def storage_call(self, operation: str) -> Iterator[None]:
@@ -182,24 +173,23 @@ def delete_old_metrics(directory: Path) -> None:
     """
     with TemporaryFile(dir=directory):
         pass
-    for file in _files_of_ended_processes(directory, own=True):
-        file.unlink(missing_ok=True)
+    for file, pid in _files(directory):
+        # In a container, process ids repeat at each start.
+        if pid == os.getpid() or _has_ended(pid):
+            file.unlink(missing_ok=True)
 
 
-def _files_of_ended_processes(directory: Path, *, own: bool = False) -> Iterator[Path]:
-    """The library's files of ended processes, and if ``own``, of those that had this process's id."""
+def _files(directory: Path) -> Iterator[tuple[Path, int]]:
+    """The library's files, each with the id of its process."""
     for file in directory.iterdir():
-        if found := _FILE.fullmatch(file.name):
-            pid = int(found["pid"])
-            if own if pid == os.getpid() else not _is_running(pid):
-                yield file
+        if found := re.fullmatch(r"(?:counter|gauge_[a-z]+|histogram)_([0-9]{1,9})\.db", file.name):
+            yield file, int(found[1])
 
 
-def _is_running(pid: int) -> bool:
+def _has_ended(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True  # it belongs to another user
-    return True
+    except OSError as error:
+        # A PermissionError means that the process belongs to another user.
+        return isinstance(error, ProcessLookupError)
+    return False
