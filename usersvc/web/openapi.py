@@ -15,7 +15,7 @@ from apispec.ext.marshmallow.openapi import OpenAPIConverter
 import usersvc
 from usersvc.web import problems
 from usersvc.web.problems import PROBLEMS, Problem
-from usersvc.web.schemas.operations import FieldErrorSchema, ProblemSchema
+from usersvc.web.schemas.operations import ProblemSchema
 
 # Of every operation.
 _COMMON_PROBLEMS = ("not-acceptable", "internal-error", "overloaded")
@@ -139,19 +139,15 @@ def _failures(codes: Iterable[str]) -> dict[str, Any]:
 
 def _failure(alike: Sequence[Problem]) -> dict[str, Any]:
     sent = {name: value for problem in alike for name, value in problem.headers.items()}
-    examples = {problem.code: {"value": _problem_example(problem)} for problem in alike}
+    examples = {
+        problem.code: {"value": problems.members(problem, problem.description, _EXAMPLE_REQUEST_ID)}
+        for problem in alike
+    }
     return {
         "description": " ".join(f"`{problem.code}`: {problem.description}" for problem in alike),
         "headers": {name: header("Sent with this status.", value) for name, value in sent.items()} | _COMMON_HEADERS,
         "content": {problems.MEDIA_TYPE: {"schema": ProblemSchema, "examples": examples}},
     }
-
-
-def _problem_example(problem: Problem) -> dict[str, Any]:
-    members = problems.members(problem, problem.description, _EXAMPLE_REQUEST_ID)
-    if problem.code == "validation-failed":
-        members["errors"] = [{name: field.metadata["example"] for name, field in FieldErrorSchema().fields.items()}]
-    return members
 
 
 def _schema_name(schema: Any) -> str:
