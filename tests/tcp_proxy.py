@@ -14,6 +14,8 @@ class Proxy:
         self.port = 0
         self.lost = asyncio.Event()
         """Set when a response was lost."""
+        self.refused = asyncio.Semaphore(0)
+        """Released for each refused connection."""
         self._connect = connect
         self._open: set[asyncio.StreamWriter] = set()
         self._flowing = asyncio.Event()
@@ -48,6 +50,7 @@ class Proxy:
     async def forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if self._refuses:
             writer.transport.abort()
+            self.refused.release()
             return
         server_reader, server_writer = await self._connect()
         self._open |= {writer, server_writer}

@@ -439,7 +439,10 @@ async def test_a_listener_reconnects_and_logs_a_failure_once(
         await next_time(heard)
         for _ in range(2):
             network.refuse()
-            await asyncio.sleep(0.2)
+            async with asyncio.timeout(DEADLINE):
+                # Several failures in a row; asyncpg connects twice, with TLS and without.
+                for _ in range(6):
+                    await network.refused.acquire()
             network.recover()
             # Notified at once, since notifications may have been missed.
             await next_time(heard)
